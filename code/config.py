@@ -1,0 +1,268 @@
+"""Settings of the three stages: one dataclass each, whose defaults are the paper's run; presets; the command line.
+
+Usage in a script: `cfg = from_cli(PretrainConfig)`. Both `name=value` and `--name value` set a field.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runtime.errors import UserError
+
+T = TypeVar("T")
+PAPER, PUBLISHED, OURS = "paper", "published code", "ours"
+
+
+def setting(default: Any, about: str, source: str = OURS) -> Any:
+    """A field with its explanation (unit included) and where the default comes from; both are shown by --help."""
+    return field(default=default, metadata={"about": about, "source": source})
+
+
+@dataclass
+class PretrainConfig:
+    """Stage A: masked modelling of unlabelled EEG."""
+
+    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
+    name: str = setting("", "run name; empty: the preset's")
+    root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
+    eeg_path: str = setting("datasets/eeg_train", "folder of .npy recordings, (C, T) or (n, C, T)", PUBLISHED)
+    eeg_scale: float = setting(1.0, "factor on the recordings; published code: 0.1 in stage A only")
+    held_out: float = setting(0.1, "share of the recordings kept out of training to report the loss on")
+    n_chans: int = setting(128, "electrodes after replication or cropping", PUBLISHED)
+    n_times: int = setting(512, "samples in a window", PAPER)
+    patch_size: int = setting(4, "samples in a token", PAPER)
+    embed_dim: int = setting(1024, "width of the encoder", PAPER)
+    depth: int = setting(24, "blocks of the encoder", PAPER)
+    num_heads: int = setting(16, "heads of the encoder", PAPER)
+    mlp_ratio: float = setting(4.0, "hidden over outer width of an MLP; published code: 1", PAPER)
+    decoder_embed_dim: int = setting(512, "width of the decoder", PUBLISHED)
+    decoder_depth: int = setting(8, "blocks of the decoder", PUBLISHED)
+    decoder_num_heads: int = setting(16, "heads of the decoder", PUBLISHED)
+    mask_ratio: float = setting(0.75, "share of the tokens masked; published code: 0.1", PAPER)
+    lr: float = setting(2.5e-4, "peak learning rate, not scaled by the batch", PUBLISHED)
+    min_lr: float = setting(0.0, "learning rate at the end of the cosine", PUBLISHED)
+    weight_decay: float = setting(0.05, "AdamW, on everything but biases and norms", PUBLISHED)
+    num_epoch: int = setting(500, "epochs", PAPER)
+    warmup_epochs: float = setting(40.0, "epochs of linear warm-up", PUBLISHED)
+    batch_size: int = setting(100, "windows in a batch, over all processes together", PUBLISHED)
+    accum_iter: int = setting(1, "batches in an optimizer step", PUBLISHED)
+    clip_grad: float = setting(0.8, "largest global gradient norm", PUBLISHED)
+    precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
+    validate_every: int = setting(20, "epochs between held-out losses, figures and resume points", PUBLISHED)
+    seed: int = setting(2022, "of every random draw", PUBLISHED)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    wandb: bool = setting(False, "also log to wandb")
+    overwrite: bool = setting(False, "move an earlier run of this name aside")
+
+
+@dataclass
+class FinetuneConfig:
+    """Stage B: Stable Diffusion's cross-attention and the EEG conditioner, with CLIP alignment."""
+
+    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
+    name: str = setting("", "run name; empty: the preset's")
+    dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
+    root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
+    eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
+    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
+    imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
+    subject: int = setting(4, "subject 1..6; 0: all", PAPER)
+    allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
+    pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
+    pretrain_mbm_path: str = setting("", "stage A checkpoint; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
+    clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
+    clip_head: str = setting("condition", "what is aligned with CLIP: the condition (paper) or the tokens (published)", PAPER)
+    clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
+    use_time_cond: bool = setting(True, "also add the condition to the time embedding", PUBLISHED)
+    img_size: int = setting(512, "pixels", PUBLISHED)
+    crop_ratio: float = setting(0.2, "share cut off by a training crop", PUBLISHED)
+    n_crops: int = setting(4, "cached random crops an image, standing for the endless stream")
+    cond_drop: float = setting(0.0, "share of training conditions replaced by zeros; needed for guidance")
+    lr: float = setting(5.3e-5, "learning rate, constant", PUBLISHED)
+    weight_decay: float = setting(0.01, "AdamW, on everything that trains", PUBLISHED)
+    num_epoch: int = setting(300, "epochs", PAPER)
+    batch_size: int = setting(25, "trials in a batch, over all processes together", PUBLISHED)
+    accumulate_grad: int = setting(1, "batches in an optimizer step", PUBLISHED)
+    clip_grad: float = setting(0.5, "largest global gradient norm", PUBLISHED)
+    precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
+    select: str = setting("clip_retrieval", "how the best checkpoint is chosen on validation")
+    validate_every: int = setting(10, "epochs between validations", PUBLISHED)
+    num_samples: int = setting(5, "validation pictures a trial", PUBLISHED)
+    ddim_steps: int = setting(250, "sampling steps of validation pictures", PUBLISHED)
+    sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
+    encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER)
+    encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER)
+    encoder_num_heads: int = setting(16, "encoder heads without a stage A checkpoint", PAPER)
+    encoder_mlp_ratio: float = setting(4.0, "encoder MLP ratio without a stage A checkpoint", PAPER)
+    seed: int = setting(2022, "of every random draw", PUBLISHED)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    wandb: bool = setting(False, "also log to wandb")
+    overwrite: bool = setting(False, "move an earlier run of this name aside")
+
+
+@dataclass
+class GenerateConfig:
+    """Stage C: pictures from unseen EEG, scores with controls, a page."""
+
+    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
+    name: str = setting("", "run name; empty: the preset's")
+    dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
+    root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
+    model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
+    eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
+    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
+    imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
+    subject: int = setting(4, "subject 1..6; 0: all", PAPER)
+    allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
+    pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
+    clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
+    classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
+    num_samples: int = setting(5, "pictures a trial", PUBLISHED)
+    sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
+    ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
+    guidance: float = setting(1.0, "classifier-free guidance scale; 1: none", PUBLISHED)
+    controls: str = setting("basic", "none or basic: Gaussian EEG, other trials' EEG, class prior")
+    batch_size: int = setting(8, "pictures sampled at once")
+    seed: int = setting(2022, "of every random draw", PUBLISHED)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    overwrite: bool = setting(False, "move an earlier run of this name aside")
+
+
+_MINIATURE_DATA = {
+    "eeg_signals_path": "datasets/miniature/eeg_5_95_std.pth",
+    "splits_path": "datasets/miniature/block_splits_by_image_single.pth",
+    "imagenet_path": "datasets/miniature/imageNet_images",
+    "pretrain_gm_path": "pretrains/miniature",
+    "clip": "pretrains/miniature/clip",
+}
+PRESETS: dict[type, dict[str, dict[str, Any]]] = {
+    PretrainConfig: {
+        "paper": {},
+        "published": {"mask_ratio": 0.1, "mlp_ratio": 1.0, "eeg_scale": 0.1},
+        "miniature": {
+            "eeg_path": "datasets/miniature/eeg_train", "embed_dim": 128, "depth": 3, "num_heads": 4,
+            "mlp_ratio": 2.0, "decoder_embed_dim": 96, "decoder_depth": 2, "decoder_num_heads": 4, "lr": 2e-3,
+            "num_epoch": 20, "warmup_epochs": 1.0, "batch_size": 32, "validate_every": 5,
+        },
+    },
+    FinetuneConfig: {
+        "paper": {},
+        "published": {"num_epoch": 500, "clip_head": "tokens", "encoder_mlp_ratio": 1.0},
+        "miniature": {
+            **_MINIATURE_DATA, "img_size": 64, "lr": 1e-3, "num_epoch": 15, "batch_size": 32, "validate_every": 5,
+            "num_samples": 2, "ddim_steps": 10, "sampler": "dpm_solver", "encoder_embed_dim": 128,
+            "encoder_depth": 3, "encoder_num_heads": 4, "encoder_mlp_ratio": 2.0,
+        },
+    },
+    GenerateConfig: {
+        "paper": {},
+        "published": {},
+        "miniature": {
+            **_MINIATURE_DATA, "classifier": "pretrains/miniature/classifier", "num_samples": 3,
+            "sampler": "dpm_solver", "ddim_steps": 20, "batch_size": 80,
+        },
+    },
+}  # fmt: skip
+
+_FMRI = "a leftover of fMRI code"
+NO_EFFECT: dict[type, dict[str, str]] = {
+    PretrainConfig: {
+        **dict.fromkeys(("roi", "aug_times", "num_sub_limit", "include_hcp", "include_kam"), _FMRI),
+        **dict.fromkeys(("use_nature_img_loss", "img_recon_weight"), "the image decoder was never used"),
+        "local_rank": "torchrun's environment tells the rank",
+    },
+    FinetuneConfig: {
+        "global_pool": "the published path fails in its CLIP head, so tokens are always kept",
+        "eval_avg": "scores are computed by stage C, over all samples",
+        "checkpoint_path": "a run resumes from its own folder",
+    },
+    GenerateConfig: {"config_patch": "models/config15.yaml beside the weights is read"},
+}
+ALIASES = {"root": "root_path", "local-rank": "local_rank"}
+
+
+def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
+    """Build `cls` from its defaults, then presets, then the command line.
+
+    Args:
+        cls: a dataclass whose fields were made by `setting`.
+        argv: arguments without the program's name; sys.argv[1:] when None.
+
+    Raises:
+        UserError: an unknown name (the nearest is named), a missing or wrong-typed value, an unknown preset.
+    """
+    given = _arguments(cls, list(sys.argv[1:] if argv is None else argv))
+    known = {f.name for f in fields(cls)}
+    presets = PRESETS.get(cls, {})
+    chosen = given.get("preset", presets and "paper")
+    values: dict[str, Any] = {}
+    for preset in filter(None, str(chosen or "").split(",")):
+        if preset not in presets:
+            raise UserError(f"preset={preset}: no such preset; there are {', '.join(presets)}")
+        values |= presets[preset]
+    if "name" in known and not given.get("name") and presets:
+        values["name"] = str(chosen).replace(",", "-")
+    config = OmegaConf.structured(cls)
+    try:
+        config.merge_with(values)
+        for name, text in given.items():
+            OmegaConf.update(config, name, None if text.lower() == "null" else text)
+    except OmegaConfBaseException as error:
+        kind = next(f.type for f in fields(cls) if f.name == name)
+        kind = getattr(kind, "__name__", kind)
+        raise UserError(f"{name}={text}: expected a value of type {kind} (see --help)") from error
+    return OmegaConf.to_object(config)
+
+
+def _arguments(cls: type, argv: list[str]) -> dict[str, str]:
+    """`name=value`, `--name value` and `--name=value` as a dict of known names; --help prints and exits."""
+    given: dict[str, str] = {}
+    known = [f.name for f in fields(cls)]
+    silent = NO_EFFECT.get(cls, {})
+    while argv:
+        word = argv.pop(0)
+        if word in ("-h", "--help"):
+            print(help_text(cls))
+            sys.exit(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        name = ALIASES.get(name, name)
+        if not equals and not word.startswith("--"):
+            raise UserError(f"{word}: expected name=value or --name value (see --help)")
+        if name not in known and name not in silent:
+            near = difflib.get_close_matches(name, [*known, *silent], n=1)
+            raise UserError(f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''} (see --help)")
+        if not equals:
+            if not argv:
+                raise UserError(f"--{name}: a value is missing")
+            value = argv.pop(0)
+        if name in silent:
+            print(f"{name} has no effect: {silent[name]}")
+        else:
+            given[name] = value
+    return given
+
+
+def help_text(cls: type) -> str:
+    """All settings with default, explanation and source; presets; accepted names without effect."""
+    lines = [str(cls.__doc__).strip().splitlines()[0], "", "Settings, as name=value or --name value:"]
+    for f in fields(cls):
+        default = "" if f.default is MISSING else f.default
+        source = f.metadata.get("source", OURS)
+        lines.append(f"  {f.name + '=' + str(default):44} {f.metadata.get('about', '')} [{source}]")
+    for preset, values in PRESETS.get(cls, {}).items():
+        shown = " ".join(f"{k}={v}" for k, v in values.items())
+        lines.append(f"\npreset={preset}: {shown or 'the defaults above'}")
+    if cls in NO_EFFECT:
+        lines.append(f"\nAccepted without effect: {', '.join(NO_EFFECT[cls])}")
+    return "\n".join(lines)
+
+
+def under_root(root_path: str, path: str) -> Path:
+    """A path of the configuration: absolute as it is, else below `root_path`."""
+    return Path(root_path).expanduser() / Path(path).expanduser()

@@ -1,0 +1,95 @@
+"""Checkpoints as plain dicts of tensors and plain values: written whole or not at all, read without executing anything."""
+
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from runtime.errors import UserError
+
+
+def _replace_atomically(path: Path, write) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to disk, then rename it onto `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its zip writer
+        raise UserError(f"{path}: could not be written ({error}); the earlier file, if any, is untouched") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(path: str | Path, content: dict) -> None:
+    """Write a plain dict of tensors and plain values; an earlier file at `path` stays whole until the new one is.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    _replace_atomically(Path(path), lambda file: torch.save(content, file))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file (utf-8) by the same rename."""
+    _replace_atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write bytes by the same rename."""
+    _replace_atomically(Path(path), lambda file: file.write(content))
+
+
+def read_plain(path: str | Path, what: str) -> dict:
+    """Read a torch file that holds plain values only (`weights_only=True`); zip files are memory-mapped.
+
+    Args:
+        what: name of the wanted file in error messages, for example "stage A checkpoint".
+
+    Raises:
+        UserError: missing, truncated, not a torch file, or holding anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a {what}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise UserError(
+                f"{path}: holds objects other than tensors and plain values, which are never loaded; expected a {what}"
+            ) from error
+        raise UserError(f"{path}: is not a {what}: its content cannot be read (truncated or another kind)") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is truncated or not a torch file; expected a {what}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected the dict of a {what}")
+    return content
+
+
+def load(path: str | Path, formats: tuple[str, ...], what: str) -> dict:
+    """Read one of our checkpoints and check its `format` field.
+
+    Raises:
+        UserError: as `read_plain`, or the file is a checkpoint of another kind.
+    """
+    content = read_plain(path, what)
+    found = content.get("format")
+    if found not in formats:
+        keys = ", ".join(map(str, list(content)[:4]))
+        kind = f"format {found!r}" if found else f"no format field (keys: {keys})"
+        raise UserError(f"{path}: has {kind}; expected a {what} ({' or '.join(formats)})")
+    return content
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Randomness as a function of (seed, purpose, step or item, position in the global batch); DESIGN section 5.
+
+Nothing here keeps state, so resuming, more workers or more processes change no draw.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
+    """A CPU generator whose stream depends on nothing but the arguments."""
+    key = ":".join([str(int(seed)), purpose, *(str(int(i)) for i in index)])
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def randn(shape: Sequence[int], seed: int, purpose: str, *index: int) -> Tensor:
+    """Standard normal float32 of `shape`."""
+    return torch.randn(tuple(shape), generator=generator(seed, purpose, *index))
+
+
+def rand(shape: Sequence[int], seed: int, purpose: str, *index: int) -> Tensor:
+    """Uniform float32 in [0, 1) of `shape`."""
+    return torch.rand(tuple(shape), generator=generator(seed, purpose, *index))
+
+
+def randint(low: int, high: int, shape: Sequence[int], seed: int, purpose: str, *index: int) -> Tensor:
+    """Uniform int64 in [low, high) of `shape`."""
+    return torch.randint(low, high, tuple(shape), generator=generator(seed, purpose, *index))
+
+
+def permutation(n: int, seed: int, purpose: str, *index: int) -> Tensor:
+    """A random order of 0..n-1, int64."""
+    return torch.randperm(n, generator=generator(seed, purpose, *index))
+
+
+class Batch(NamedTuple):
+    """One process's share of one micro-batch of one optimizer step.
+
+    Draw for all `total` positions of the global batch, then keep `mine(...)`: so the draws of a step are the same
+    however the batch is cut over processes and accumulation steps.
+    """
+
+    step: int  # optimizer step, from 0
+    index: Tensor  # (n,) int64: which items of the data set
+    start: int  # position of the first of them in the global batch
+    total: int  # items in the global batch
+    weight: float  # makes the mean over processes and micro-batches the mean over the global batch
+
+    def mine(self, drawn: Tensor) -> Tensor:
+        """The rows of a (total, ...) draw that belong to this share."""
+        return drawn[self.start : self.start + len(self.index)]
+
+
+class StepBatches:
+    """The batches of steps [first_step, last_step), for one rank, in order.
+
+    Each epoch is a fresh shuffle cut into global batches of `batch_size * accumulate`; the last, smaller one is kept,
+    except that a remainder too small to give each process and micro-batch an item joins the batch before it.
+
+    Args:
+        batch_size: items in a micro-batch over all processes together.
+        accumulate: micro-batches in an optimizer step.
+    """
+
+    def __init__(
+        self,
+        n_items: int,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.n_items, self.seed = n_items, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+        size, shares = batch_size * accumulate, accumulate * world
+        starts = list(range(0, n_items, size))
+        if len(starts) > 1 and n_items - starts[-1] < shares:
+            starts.pop()
+        if not starts or n_items < shares:
+            raise ValueError(f"{n_items} items cannot be shared by {world} processes x {accumulate} micro-batches")
+        self.edges = [*starts, n_items]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        return len(self.edges) - 1
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        order, order_epoch = torch.empty(0), -1
+        for step in range(self.first_step, self.last_step):
+            epoch, k = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = permutation(self.n_items, self.seed, "shuffle", epoch), epoch
+            whole = order[self.edges[k] : self.edges[k + 1]]
+            shares = torch.tensor_split(torch.arange(len(whole)), self.accumulate * self.world)
+            for micro in range(self.accumulate):
+                at = shares[micro * self.world + self.rank]
+                weight = len(at) * len(shares) / len(whole)
+                yield Batch(step, whole[at], int(at[0]), len(whole), weight)

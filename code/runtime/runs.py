@@ -1,0 +1,96 @@
+"""Run folders: opened, resumed, refused or moved aside, finished, and handed on to the next stage (DESIGN 4)."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from runtime import checkpoints
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and whether it had finished when opened."""
+
+    folder: Path
+    finished: bool
+
+    @property
+    def checkpoint(self) -> Path:
+        """What the run hands on."""
+        return self.folder / "checkpoint.pth"
+
+    @property
+    def last(self) -> Path:
+        """What the run resumes from."""
+        return self.folder / "last.pth"
+
+    def finish(self, **facts: object) -> None:
+        """Mark the run as finished, with plain facts such as seconds and hashes."""
+        checkpoints.write_text(self.folder / "finished.json", json.dumps(facts, indent=1))
+
+
+def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
+    """Open or make a run folder that belongs to exactly this `config` (plain values, saved as config.yaml).
+
+    Raises:
+        UserError: the folder holds a run of another config, or files of no run at all.
+    """
+    saved = folder / "config.yaml"
+    if overwrite and folder.exists():
+        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        folder.rename(aside)
+        print(f"moved the earlier run to {aside}")
+    if saved.exists():
+        before = OmegaConf.to_container(OmegaConf.load(saved))
+        differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
+        if differ:
+            shown = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} asked" for k in differ[:4])
+            raise UserError(
+                f"{folder}: holds a run with another configuration ({shown}): "
+                "choose another name=, or overwrite=true to move it aside"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
+    else:
+        checkpoints.write_text(saved, OmegaConf.to_yaml(OmegaConf.create(config)))
+    return Run(folder, (folder / "finished.json").exists())
+
+
+def check_hand_on(target: Path, run: Run) -> None:
+    """Refuse, before any work, a hand-on place that belongs to another run.
+
+    Raises:
+        UserError: `target` exists and was not written by this run folder.
+    """
+    if target.exists() and _owner(target) != str(run.folder):
+        raise UserError(
+            f"{target}: comes from {_owner(target) or 'elsewhere'}, not from {run.folder}: "
+            "move it away or choose another name="
+        )
+
+
+def hand_on(run: Run, target: Path) -> str:
+    """Place the run's checkpoint at `target`, with its origin and sha256 beside it; returns the sha256."""
+    check_hand_on(target, run)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = checkpoints.sha256(run.checkpoint)
+    part = target.with_suffix(".part")
+    try:
+        shutil.copyfile(run.checkpoint, part)
+        part.replace(target)
+    except OSError as error:
+        raise UserError(f"{target}: could not be written ({error}); {run.checkpoint} is whole") from error
+    finally:
+        part.unlink(missing_ok=True)
+    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": str(run.folder), "sha256": digest}))
+    return digest
+
+
+def _owner(target: Path) -> str | None:
+    record = target.with_suffix(".json")
+    return json.loads(record.read_text()).get("run") if record.exists() else None
