@@ -1,0 +1,1 @@
+"""Networks of Stable Diffusion 1.5 and the samplers that drive them."""

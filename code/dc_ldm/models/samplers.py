@@ -1,0 +1,144 @@
+"""Noise schedule and samplers. A sampler is a function of a denoiser: it knows no network, no EEG, no guidance.
+
+`denoise(x, t)` takes x (B, ...) and t int64 (B,) on x's device and answers the predicted noise, shaped like x.
+Symbols: abar = product of (1 - beta) up to a step, tau = the grid of time steps, eps = predicted noise.
+Coefficients are Python floats (double precision), so a step costs no transfer from the accelerator.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+def sd_alphas_cumprod(
+    linear_start: float = 0.00085, linear_end: float = 0.0120, timesteps: int = 1000
+) -> Tensor:
+    """abar of Stable Diffusion (T,) float32: betas are the squares of an even grid between the roots of its ends.
+
+    Computed in double precision and then rounded, as the published checkpoint's buffer was.
+    """
+    betas = (
+        torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64, device="cpu") ** 2
+    )
+    return (1 - betas).cumprod(dim=0).float()
+
+
+def guided(denoise: Denoiser, denoise_uncond: Denoiser, scale: float) -> Denoiser:
+    """Classifier-free guidance (arXiv 2207.12598): eps_u + scale (eps_c - eps_u); scale 1 is the plain denoiser."""
+    if scale == 1:
+        return denoise
+
+    def both(x: Tensor, t: Tensor) -> Tensor:
+        uncond = denoise_uncond(x, t)
+        return uncond + scale * (denoise(x, t) - uncond)
+
+    return both
+
+
+def check_steps(steps: int, sampler: str, timesteps: int = 1000) -> None:
+    """Refuse a number of steps that the sampler ("plms", "ddim", "dpm_solver") cannot do as asked: UserError."""
+    if sampler == "dpm_solver":
+        if not 1 <= steps < timesteps:
+            raise UserError(f"steps must lie between 1 and {timesteps - 1} for {sampler}, but is {steps}")
+        return
+    # The grid starts at 1, so one step for every time step would run past the end of the schedule.
+    possible = [s for s in range(1, timesteps) if timesteps % s == 0]
+    if steps not in possible:
+        above = next((i for i, s in enumerate(possible) if s > steps), len(possible))
+        near = possible[max(0, min(above, len(possible) - 1) - 1) :][:2]  # the neighbours on both sides
+        raise UserError(
+            f"{sampler} needs a number of steps that divides {timesteps} evenly and is below it, but steps is {steps}; "
+            f"the nearest are {near[0]} and {near[1]} (dpm_solver takes any number)"
+        )
+
+
+def even_grid(alphas_cumprod: Tensor, steps: int) -> tuple[list[int], list[float], list[float]]:
+    """Ascending tau = 1, 1 + c, 1 + 2c ... (c = T / steps), abar at tau, and abar one grid point earlier.
+
+    Before the first point stands abar[0], not 1: the published grid never reaches a noiseless latent.
+    """
+    abar = alphas_cumprod.double().tolist()
+    taus = list(range(1, len(abar), len(abar) // steps))
+    now = [abar[t] for t in taus]
+    return taus, now, [abar[0], *now[:-1]]
+
+
+def ddim_step(x: Tensor, eps: Tensor, abar: float, abar_prev: float) -> Tensor:
+    """One deterministic step (arXiv 2010.02502, eq. 12 with sigma 0) from abar to abar_prev."""
+    x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
+    return abar_prev**0.5 * x0 + (1 - abar_prev) ** 0.5 * eps
+
+
+def at(x: Tensor, t: int) -> Tensor:
+    """The time step t for every item of x: int64 (B,)."""
+    return torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
+
+
+@torch.no_grad()
+def ddim(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 250) -> Tensor:
+    """Deterministic DDIM (arXiv 2010.02502) from noise x (B, ...) to a latent of the same shape."""
+    check_steps(steps, "ddim", len(alphas_cumprod))
+    taus, abar, abar_prev = even_grid(alphas_cumprod, steps)
+    for i in reversed(range(steps)):
+        x = ddim_step(x, denoise(x, at(x, taus[i])), abar[i], abar_prev[i])
+    return x
+
+
+@torch.no_grad()
+def plms(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 250) -> Tensor:
+    """Pseudo linear multi-step sampling (arXiv 2202.09778) from noise x (B, ...); steps + 1 calls of the denoiser."""
+    check_steps(steps, "plms", len(alphas_cumprod))
+    taus, abar, abar_prev = even_grid(alphas_cumprod, steps)
+    past: list[Tensor] = []  # raw predictions, newest first, at most three
+    for i in reversed(range(steps)):
+        eps = denoise(x, at(x, taus[i]))
+        if not past:  # no history yet: average with the prediction at the next point (Heun)
+            ahead = denoise(ddim_step(x, eps, abar[i], abar_prev[i]), at(x, taus[max(i - 1, 0)]))
+            mixed = (eps + ahead) / 2
+        else:
+            mixed = adams_bashforth(eps, past)
+        x = ddim_step(x, mixed, abar[i], abar_prev[i])
+        past = [eps, *past][:3]
+    return x
+
+
+def adams_bashforth(eps: Tensor, past: list[Tensor]) -> Tensor:
+    """Linear multi-step extrapolation of order 2 to 4, by how many past predictions there are (newest first)."""
+    if len(past) == 1:
+        return (3 * eps - past[0]) / 2
+    if len(past) == 2:
+        return (23 * eps - 16 * past[0] + 5 * past[1]) / 12
+    return (55 * eps - 59 * past[0] + 37 * past[1] - 9 * past[2]) / 24
+
+
+@torch.no_grad()
+def dpm_solver(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 20) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) from noise x (B, ...); one call of the denoiser a step.
+
+    Time steps evenly spaced from the last one down, the first and the last step of order 1, ending without noise.
+    """
+    timesteps = len(alphas_cumprod)
+    check_steps(steps, "dpm_solver", timesteps)
+    taus = torch.linspace(timesteps - 1, 0, steps + 1, dtype=torch.float64, device="cpu")[:-1].round().long()
+    abar = alphas_cumprod.double().cpu()[taus]
+    alpha, sigma = abar.sqrt().tolist(), (1 - abar).sqrt().tolist()
+    half_logsnr = (0.5 * (abar / (1 - abar)).log()).tolist()
+    last_x0 = None
+    for i, tau in enumerate(taus.tolist()):
+        x0 = (x - sigma[i] * denoise(x, at(x, tau))) / alpha[i]
+        if i == steps - 1:
+            return x0  # sigma 0: the step of order 1 is the prediction itself
+        h = half_logsnr[i + 1] - half_logsnr[i]
+        target = x0
+        if last_x0 is not None:
+            ratio = (half_logsnr[i] - half_logsnr[i - 1]) / h
+            target = x0 + (x0 - last_x0) / (2 * ratio)
+        shrink = sigma[i + 1] / sigma[i]
+        x = shrink * x + (alpha[i + 1] - shrink * alpha[i]) * target
+        last_x0 = x0
+    return x

@@ -1,0 +1,196 @@
+"""The denoiser of Stable Diffusion 1.5, with DreamDiffusion's second path of the condition into the time embedding.
+
+Shapes: B batch, c channels, h x w latent size, E width of the time embedding (4 x model_channels).
+Parameter names are those of the published checkpoints, `time_embed_condtion` (sic) included.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dc_ldm.modules.attention import GroupNorm, SpatialTransformer, zeroed
+from runtime.errors import UserError
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoids of the time steps t (B,): (B, dim) float32, cosines first, frequencies 10000^(-2k/dim)."""
+    frequency = torch.exp(
+        torch.arange(dim // 2, dtype=torch.float32, device=t.device) * (-math.log(10000) * 2 / dim)
+    )
+    angle = t[:, None].float() * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding added between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, emb_dim: int):
+        super().__init__()
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.in_layers = nn.Sequential(GroupNorm(in_channels, eps=1e-5), nn.SiLU(), conv)
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
+        # Index 2 is the published model's dropout of zero.
+        last = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.out_layers = nn.Sequential(GroupNorm(out_channels, eps=1e-5), nn.SiLU(), nn.Identity(), last)
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, in, h, w), emb (B, E) -> (B, out, h, w)."""
+        hidden = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(hidden)
+
+
+class Downsample(nn.Module):
+    """Halve height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, h, w) -> (B, c, h/2, w/2)."""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, h, w) -> (B, c, 2h, 2w)."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Step(nn.Sequential):
+    """Layers in a row; each is given what it needs of the time embedding and the context."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """x (B, c, h, w), emb (B, E), context (B, M, context_dim) -> (B, c', h', w')."""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+Blocks = Callable[
+    [int, int, int], list[nn.Module]
+]  # (width before, width after, level) -> layers of one block
+
+
+def contracting(
+    first: nn.Conv2d, widths: list[int], num_blocks: int, blocks: Blocks
+) -> tuple[nn.ModuleList, list[int]]:
+    """The way down: `num_blocks` blocks a level, halving between levels; also the width that each step answers."""
+    width = first.out_channels
+    steps, skips = nn.ModuleList([Step(first)]), [width]
+    for level, after in enumerate(widths):
+        for _ in range(num_blocks):
+            steps.append(Step(*blocks(width, after, level)))
+            width = after
+            skips.append(width)
+        if level < len(widths) - 1:
+            steps.append(Step(Downsample(width)))
+            skips.append(width)
+    return steps, skips
+
+
+def expanding(skips: list[int], widths: list[int], num_blocks: int, blocks: Blocks) -> nn.ModuleList:
+    """The way up: every block is given the answer of one step down, the last first; doubling between levels."""
+    steps, skips, width = nn.ModuleList(), list(skips), widths[-1]
+    for level in reversed(range(len(widths))):
+        for i in range(num_blocks + 1):
+            layers = blocks(width + skips.pop(), widths[level], level)
+            width = widths[level]
+            if level > 0 and i == num_blocks:
+                layers.append(Upsample(width))
+            steps.append(Step(*layers))
+    return steps
+
+
+class UNet(nn.Module):
+    """Predicts the noise in a latent from its time step and a condition; the defaults are the published sizes.
+
+    `attention_resolutions` are the factors of reduction at which there is attention. With `use_time_cond` the
+    condition (exactly `context_length` tokens of it) is also mixed down to one token and added to the time embedding,
+    as in the published model; Stable Diffusion itself is this class without it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        model_channels: int = 320,
+        attention_resolutions: tuple[int, ...] = (4, 2, 1),
+        num_res_blocks: int = 2,
+        channel_mult: tuple[int, ...] = (1, 2, 4, 4),
+        num_heads: int = 8,
+        context_dim: int = 768,
+        use_time_cond: bool = True,
+        context_length: int = 77,
+    ):
+        super().__init__()
+        if model_channels % num_heads or model_channels % 32:
+            raise UserError(
+                f"the UNet's model_channels must be a multiple of num_heads ({num_heads}) and of 32, "
+                f"but is {model_channels}; change one of them"
+            )
+        self.model_channels = model_channels
+        emb_dim = 4 * model_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim)
+        )
+        self.use_time_cond = use_time_cond
+        if use_time_cond:
+            half = context_length // 2
+            self.time_embed_condtion = nn.Sequential(
+                nn.Conv1d(context_length, half, 1), nn.Conv1d(half, 1, 1), nn.Linear(context_dim, emb_dim)
+            )
+
+        def blocks(before: int, after: int, level: int) -> list[nn.Module]:
+            layers: list[nn.Module] = [ResBlock(before, after, emb_dim)]
+            if 2**level in attention_resolutions:
+                layers.append(SpatialTransformer(after, context_dim, num_heads))
+            return layers
+
+        widths = [mult * model_channels for mult in channel_mult]
+        first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+        self.input_blocks, skips = contracting(first, widths, num_res_blocks, blocks)
+        self.middle_block = Step(
+            ResBlock(widths[-1], widths[-1], emb_dim),
+            SpatialTransformer(widths[-1], context_dim, num_heads),
+            ResBlock(widths[-1], widths[-1], emb_dim),
+        )
+        self.output_blocks = expanding(skips, widths, num_res_blocks, blocks)
+        last = zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(widths[0], eps=1e-5), nn.SiLU(), last)
+
+    def embed_time(self, t: Tensor, context: Tensor) -> Tensor:
+        """t int64 (B,), context (B, context_length, context_dim) -> embedding (B, E)."""
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        if self.use_time_cond:
+            emb = emb + self.time_embed_condtion(context).squeeze(1)
+        return emb
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """x (B, in, h, w), t int64 (B,), context (B, context_length, context_dim) -> noise (B, out, h, w)."""
+        emb = self.embed_time(t, context)
+        hidden, skips = x, []
+        for block in self.input_blocks:
+            hidden = block(hidden, emb, context)
+            skips.append(hidden)
+        hidden = self.middle_block(hidden, emb, context)
+        for block in self.output_blocks:
+            hidden = block(torch.cat([hidden, skips.pop()], dim=1), emb, context)
+        # In mixed precision the layers answer in bfloat16; the sampler's arithmetic stays in the latent's type.
+        return self.out(hidden).to(x.dtype)

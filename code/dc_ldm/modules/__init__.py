@@ -1,0 +1,1 @@
+"""Parts the networks are made of."""
