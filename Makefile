@@ -1,0 +1,27 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv first. `make -n demo` shows the plain python lines.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# without this, two torch processes on few cores slow each other about tenfold
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo demo-long test lint clean-demo
+setup: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# From nothing to a page of pictures: simulated EEG, stages A, B and C at miniature size.
+demo: setup
+	$(BIN)/python code/simulate_eeg.py
+	$(BIN)/python code/stageA1_eeg_pretrain.py preset=miniature
+	$(BIN)/python code/eeg_ldm.py preset=miniature
+	$(BIN)/python code/gen_eval_eeg.py preset=miniature
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check code
+	$(BIN)/ruff format --check code

@@ -1,0 +1,121 @@
+"""Stage A: pretrain an EEG encoder by masking stretches of time and predicting them.
+
+    python code/stageA1_eeg_pretrain.py                                   # the paper's run, datasets/eeg_train
+    python code/stageA1_eeg_pretrain.py preset=miniature                  # the demo's
+    python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_size 2
+"""
+
+import time
+from dataclasses import asdict
+
+import torch
+
+from config import PretrainConfig, from_cli, under_root
+from dataset import EEGWindows
+from runtime import checkpoints
+from runtime.draws import StepBatches, rand
+from runtime.errors import UserError, cli
+from runtime.loop import Schedule, fit, pick_device
+from runtime.runs import check_hand_on, hand_on, open_run
+from sc_mbm.linear_reference import linear_share
+from sc_mbm.mae_for_eeg import MAEforEEG
+from sc_mbm.trainer import MaskedPretraining, draw_reconstruction, held_out_figures
+
+N_MASKS = 4  # masks that model and linear reference are compared on
+SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+
+
+def main() -> None:
+    cfg = from_cli(PretrainConfig)
+    started = time.time()
+    pick_device(cfg.device)
+
+    # Run folder
+    run = open_run(under_root(cfg.root_path, f"results/eeg_pretrain/{cfg.name}"), run_config(cfg), cfg.overwrite)
+    target = under_root(cfg.root_path, f"pretrains/eeg_pretrain/{cfg.name}.pth")
+    if run.finished:
+        print(f"{run.folder} is finished; its checkpoint is {target}")
+        return
+    check_hand_on(target, run)
+
+    # Data
+    windows = EEGWindows(eeg_folder(cfg), cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out)
+    held_out = windows.held_out_windows(256)
+    print(f"{len(windows)} training windows an epoch, {len(held_out)} held-out windows of {cfg.n_times} samples")
+
+    # The bar: the best linear prediction of what is masked
+    n_tokens = cfg.n_times // cfg.patch_size
+    kept = int(n_tokens * (1 - cfg.mask_ratio))
+    ranks = rand((N_MASKS, n_tokens), cfg.seed, "held-out masks").argsort(1).argsort(1)
+    masks = (ranks >= kept).long()
+    linear = linear_share(windows.training_windows(512, cfg.seed), held_out, masks)
+    print(f"masked share of variance: 1.0 predicts the mean, {linear:.4f} is the best linear prediction")
+
+    # Model
+    sizes = {k: getattr(cfg, k) for k in (*SIZES, *DECODER)}
+    torch.manual_seed(cfg.seed)
+    mae = MAEforEEG(**sizes)
+    batches = StepBatches(len(windows), cfg.batch_size, cfg.seed, 0, 0, cfg.accum_iter)
+    steps = batches.steps_per_epoch
+    module = MaskedPretraining(
+        mae, n_tokens, cfg.mask_ratio, cfg.lr, cfg.min_lr, cfg.weight_decay,
+        warmup_steps=round(cfg.warmup_epochs * steps), total_steps=cfg.num_epoch * steps, seed=cfg.seed,
+    )  # fmt: skip
+
+    # Train
+    def validate(epoch: int) -> dict[str, float]:
+        figures = held_out_figures(mae, held_out, masks)
+        draw_reconstruction(run.folder / "reconstruction.png", mae, held_out[0], masks[0], windows.info.get("sfreq"))
+        module.state["figures"] = figures
+        learned = (1 - figures["masked_share"]) / (1 - linear)
+        return {**figures, "linear_share": linear, "way_to_linear": learned}
+
+    schedule = Schedule(
+        cfg.batch_size, cfg.num_epoch, cfg.seed, cfg.accum_iter, cfg.clip_grad, cfg.precision, cfg.device,
+        cfg.validate_every,
+    )  # fmt: skip
+    fit(module, windows, run, schedule, validate, cfg.wandb)
+
+    # Hand on
+    figures = {**module.state["figures"], "linear_share": linear}
+    content = {
+        "format": "eeg-mae-1",
+        "model": {k: v.cpu() for k, v in mae.state_dict().items()},
+        "config": sizes,
+        "input": {"scale": cfg.eeg_scale, **{k: windows.info.get(k) for k in ("sfreq", "ch_names", "band")}},
+        "run": {"config": run_config(cfg), "figures": figures},
+    }
+    checkpoints.save(run.checkpoint, content)
+    digest = hand_on(run, target)
+    run.finish(seconds=round(time.time() - started, 1), sha256=digest, **figures)
+    way = (1 - figures["masked_share"]) / (1 - linear)
+    print(
+        f"masked share {figures['masked_share']:.4f} on held-out windows, linear {linear:.4f}: "
+        f"{way:.2f} of the way from the mean to the linear prediction"
+    )
+    print(f"stage A done in {time.time() - started:.0f} s -> {target}")
+
+
+def run_config(cfg: PretrainConfig) -> dict:
+    """The settings that make the run what it is."""
+    return {k: v for k, v in asdict(cfg).items() if k not in ("overwrite", "wandb", "device", "root_path")}
+
+
+def eeg_folder(cfg: PretrainConfig):
+    """The asked folder, or the published `datasets/mne_data` where the default one is missing.
+
+    Raises:
+        UserError: neither exists.
+    """
+    asked, published = (under_root(cfg.root_path, p) for p in (cfg.eeg_path, "datasets/mne_data"))
+    default = PretrainConfig.eeg_path == cfg.eeg_path
+    if not asked.is_dir() and default and published.is_dir():
+        return published
+    if not asked.is_dir():
+        raise UserError(f"{asked}: no such folder; put .npy recordings (C, T) there, or give eeg_path=")
+    return asked
+
+
+if __name__ == "__main__":
+    cli(main)
