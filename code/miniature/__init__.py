@@ -1,0 +1,1 @@
+"""The miniature world: pictures, EEG and models small enough for two processor cores."""
