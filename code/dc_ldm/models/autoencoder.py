@@ -1,7 +1,7 @@
-"""The variational autoencoder of Stable Diffusion 1.5: pictures to latents of an eighth of the size, and back.
+"""The variational autoencoder of Stable Diffusion 1.5: pictures to latents an eighth as wide, and back.
 
 Shapes: B batch, c channels, H x W picture, h x w latent. Values of pictures lie in [-1, 1].
-Parameter names are those of the published weights (`encoder.down.0.block.0.conv1`, `decoder.up.3` runs first ...).
+Parameter names are those of the published weights (`encoder.down.0.block.0.conv1` ...).
 """
 
 from dataclasses import dataclass
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, z, h, w) -> picture (B, 3, H, W); levels are numbered by resolution, so the last runs first."""
+    """Latent (B, z, h, w) -> picture (B, 3, H, W); numbered by resolution, so the last level runs first."""
 
     def __init__(self, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Noise schedule and samplers. A sampler is a function of a denoiser: it knows no network, no EEG, no guidance.
+"""Noise schedule and samplers. A sampler is a function of a denoiser: it knows no network and no EEG.
 
-`denoise(x, t)` takes x (B, ...) and t int64 (B,) on x's device and answers the predicted noise, shaped like x.
+`denoise(x, t)` takes x (B, ...) and t int64 (B,) on x's device and answers the predicted noise.
 Symbols: abar = product of (1 - beta) up to a step, tau = the grid of time steps, eps = predicted noise.
 Coefficients are Python floats (double precision), so a step costs no transfer from the accelerator.
 """
@@ -18,7 +18,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 def sd_alphas_cumprod(
     linear_start: float = 0.00085, linear_end: float = 0.0120, timesteps: int = 1000
 ) -> Tensor:
-    """abar of Stable Diffusion (T,) float32: betas are the squares of an even grid between the roots of its ends.
+    """abar of Stable Diffusion (T,) float32: betas are squares of an even grid between roots.
 
     Computed in double precision and then rounded, as the published checkpoint's buffer was.
     """
@@ -29,7 +29,7 @@ def sd_alphas_cumprod(
 
 
 def guided(denoise: Denoiser, denoise_uncond: Denoiser, scale: float) -> Denoiser:
-    """Classifier-free guidance (arXiv 2207.12598): eps_u + scale (eps_c - eps_u); scale 1 is the plain denoiser."""
+    """Classifier-free guidance (arXiv 2207.12598): eps_u + scale (eps_c - eps_u); 1 is plain."""
     if scale == 1:
         return denoise
 
@@ -41,7 +41,7 @@ def guided(denoise: Denoiser, denoise_uncond: Denoiser, scale: float) -> Denoise
 
 
 def check_steps(steps: int, sampler: str, timesteps: int = 1000) -> None:
-    """Refuse a number of steps that the sampler ("plms", "ddim", "dpm_solver") cannot do as asked: UserError."""
+    """Refuse a number of steps that the sampler ("plms", "ddim", "dpm_solver") cannot do: UserError."""
     if sampler == "dpm_solver":
         if not 1 <= steps < timesteps:
             raise UserError(f"steps must lie between 1 and {timesteps - 1} for {sampler}, but is {steps}")
@@ -52,7 +52,7 @@ def check_steps(steps: int, sampler: str, timesteps: int = 1000) -> None:
         above = next((i for i, s in enumerate(possible) if s > steps), len(possible))
         near = possible[max(0, min(above, len(possible) - 1) - 1) :][:2]  # the neighbours on both sides
         raise UserError(
-            f"{sampler} needs a number of steps that divides {timesteps} evenly and is below it, but steps is {steps}; "
+            f"{sampler} needs a number of steps below {timesteps} that divides it evenly, but steps is {steps}; "
             f"the nearest are {near[0]} and {near[1]} (dpm_solver takes any number)"
         )
 
@@ -91,7 +91,7 @@ def ddim(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 250)
 
 @torch.no_grad()
 def plms(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 250) -> Tensor:
-    """Pseudo linear multi-step sampling (arXiv 2202.09778) from noise x (B, ...); steps + 1 calls of the denoiser."""
+    """Pseudo linear multi-step sampling (arXiv 2202.09778) from noise x (B, ...); steps + 1 calls."""
     check_steps(steps, "plms", len(alphas_cumprod))
     taus, abar, abar_prev = even_grid(alphas_cumprod, steps)
     past: list[Tensor] = []  # raw predictions, newest first, at most three
@@ -108,7 +108,7 @@ def plms(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 250)
 
 
 def adams_bashforth(eps: Tensor, past: list[Tensor]) -> Tensor:
-    """Linear multi-step extrapolation of order 2 to 4, by how many past predictions there are (newest first)."""
+    """Linear multi-step extrapolation of order 2 to 4, by how many past predictions (newest first)."""
     if len(past) == 1:
         return (3 * eps - past[0]) / 2
     if len(past) == 2:
@@ -118,9 +118,9 @@ def adams_bashforth(eps: Tensor, past: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def dpm_solver(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 20) -> Tensor:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) from noise x (B, ...); one call of the denoiser a step.
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) from noise x (B, ...); one call a step.
 
-    Time steps evenly spaced from the last one down, the first and the last step of order 1, ending without noise.
+    Time steps evenly spaced from the last one down, first and last step of order 1, ending without noise.
     """
     timesteps = len(alphas_cumprod)
     check_steps(steps, "dpm_solver", timesteps)

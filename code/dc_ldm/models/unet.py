@@ -1,4 +1,4 @@
-"""The denoiser of Stable Diffusion 1.5, with DreamDiffusion's second path of the condition into the time embedding.
+"""The denoiser of Stable Diffusion 1.5, with DreamDiffusion's second path for the condition.
 
 Shapes: B batch, c channels, h x w latent size, E width of the time embedding (4 x model_channels).
 Parameter names are those of the published checkpoints, `time_embed_condtion` (sic) included.
@@ -91,7 +91,7 @@ Blocks = Callable[
 def contracting(
     first: nn.Conv2d, widths: list[int], num_blocks: int, blocks: Blocks
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The way down: `num_blocks` blocks a level, halving between levels; also the width that each step answers."""
+    """The way down: `num_blocks` blocks a level, halving between; also each step's width."""
     width = first.out_channels
     steps, skips = nn.ModuleList([Step(first)]), [width]
     for level, after in enumerate(widths):
@@ -106,7 +106,7 @@ def contracting(
 
 
 def expanding(skips: list[int], widths: list[int], num_blocks: int, blocks: Blocks) -> nn.ModuleList:
-    """The way up: every block is given the answer of one step down, the last first; doubling between levels."""
+    """The way up: every block is also given one step's answer, last first; doubling between."""
     steps, skips, width = nn.ModuleList(), list(skips), widths[-1]
     for level in reversed(range(len(widths))):
         for i in range(num_blocks + 1):
@@ -119,11 +119,11 @@ def expanding(skips: list[int], widths: list[int], num_blocks: int, blocks: Bloc
 
 
 class UNet(nn.Module):
-    """Predicts the noise in a latent from its time step and a condition; the defaults are the published sizes.
+    """Predicts the noise in a latent from its time step and a condition; defaults are the published sizes.
 
     `attention_resolutions` are the factors of reduction at which there is attention. With `use_time_cond` the
-    condition (exactly `context_length` tokens of it) is also mixed down to one token and added to the time embedding,
-    as in the published model; Stable Diffusion itself is this class without it.
+    condition (exactly `context_length` tokens of it) is also mixed down to one token and added to the time
+    embedding, as in the published model; Stable Diffusion itself is this class without it.
     """
 
     def __init__(
@@ -192,5 +192,5 @@ class UNet(nn.Module):
         hidden = self.middle_block(hidden, emb, context)
         for block in self.output_blocks:
             hidden = block(torch.cat([hidden, skips.pop()], dim=1), emb, context)
-        # In mixed precision the layers answer in bfloat16; the sampler's arithmetic stays in the latent's type.
+        # In mixed precision the layers answer in bfloat16; the sampler stays in the latent's type.
         return self.out(hidden).to(x.dtype)

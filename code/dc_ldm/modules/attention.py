@@ -1,6 +1,6 @@
 """Attention and normalisation of the Stable Diffusion UNet.
 
-Shapes: B batch, N tokens, M context tokens, D width, H heads, E width of a head, c channels, h x w latent size.
+Shapes: B batch, N tokens, M context tokens, D width, H heads, E width of a head, c channels, h x w latent.
 Module names are those of the published weights (`attn1`, `to_q`, `ff.net.0.proj` ...).
 """
 
@@ -15,7 +15,7 @@ SHORT = 1024  # tokens; measured on AVX-512 cores, see `attention`
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of q (B, H, N, E) over k, v (B, H, M, E), scaled by E^-0.5; returns (B, H, N, E).
 
-    The fused CPU kernel has a slow backward pass on short sequences, so training there spells the formula out.
+    The fused CPU kernel has a slow backward pass on short sequences, so training spells the formula out.
     Both ways are deterministic and agree within rounding.
     """
     if q.device.type == "cpu" and torch.is_grad_enabled() and max(q.shape[2], k.shape[2]) <= SHORT:
@@ -26,8 +26,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation computed in at least float32, answered in the input's type.
 
-    32 groups as in the published weights. Networks narrower than that (ours of the miniature world) get groups of 4
-    channels, the size that the published autoencoder has at its widest resolution: with one channel a group, a
+    32 groups as in the published weights. Networks narrower than that (ours of the miniature world) get groups of
+    4 channels, which is what the published autoencoder has at full resolution: with one channel a group, a
     picture's mean colour would be normalised away.
     """
 

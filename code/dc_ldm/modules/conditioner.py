@@ -1,0 +1,62 @@
+"""From EEG to the condition of Stable Diffusion, and to a point in CLIP's space.
+
+Shapes: B batch, L EEG tokens, D their width, N condition tokens (77), W their width (768), V CLIP's width.
+Parameter names are those of the published checkpoints (`cond_stage_model.*`).
+"""
+
+from torch import Tensor, nn
+
+from runtime.errors import UserError
+
+CLIP_HEADS = ("tokens", "condition")
+
+
+class Mapping(nn.Module):
+    """A learned mix of all tokens into one, then a linear layer; `maxpool` is the published name of the mix."""
+
+    def __init__(self, num_tokens: int, dim: int, out_dim: int):
+        super().__init__()
+        self.maxpool = nn.Conv1d(num_tokens, 1, 1)
+        self.fc = nn.Linear(dim, out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, N, D) -> (B, out_dim)."""
+        return self.fc(self.maxpool(tokens).squeeze(1))
+
+
+class EEGConditioner(nn.Module):
+    """An EEG encoder and the maps behind it (arXiv 2306.16934, section 3.2 and equation of the alignment loss).
+
+    clip_head says what is aligned with CLIP: "tokens", the raw encoder tokens (published code), or "condition", what
+    Stable Diffusion sees (the paper's formula). The encoder has `num_tokens` and `embed_dim`, and answers (B, L, D).
+    Position table, class and mask token of the encoder stay frozen.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        context_length: int = 77,
+        context_dim: int = 768,
+        clip_dim: int = 768,
+        clip_head: str = "tokens",
+    ):
+        super().__init__()
+        if clip_head not in CLIP_HEADS:
+            raise UserError(f"clip_head must be one of {', '.join(CLIP_HEADS)}, but is {clip_head!r}")
+        self.clip_head = clip_head
+        self.mae = encoder
+        half = encoder.num_tokens // 2
+        self.channel_mapper = nn.Sequential(
+            nn.Conv1d(encoder.num_tokens, half, 1), nn.Conv1d(half, context_length, 1)
+        )
+        self.dim_mapper = nn.Linear(encoder.embed_dim, context_dim)
+        if clip_head == "tokens":
+            self.mapping = Mapping(encoder.num_tokens, encoder.embed_dim, clip_dim)
+        else:
+            self.mapping = Mapping(context_length, context_dim, clip_dim)
+
+    def forward(self, eeg: Tensor) -> tuple[Tensor, Tensor]:
+        """eeg (B, C, T) -> context (B, N, W), clip_embedding (B, V), not normalised."""
+        tokens = self.mae(eeg)
+        context = self.dim_mapper(self.channel_mapper(tokens))
+        return context, self.mapping(tokens if self.clip_head == "tokens" else context)

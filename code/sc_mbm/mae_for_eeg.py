@@ -1,0 +1,274 @@
+"""Masked autoencoder of EEG and the encoder taken from it (arXiv 2306.16934, section 3.1; MAE arXiv 2111.06377).
+
+Shapes: B batch, C electrodes, T time points, P time points of a patch, L = T/P tokens, K kept tokens, D width,
+H heads, E width of a head. A patch is one row of P*C values, time-major: index t*C + c is electrode c at time t.
+Parameter names are those of the published checkpoints.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runtime.errors import UserError
+
+SHORT = 1024  # tokens; see `attention`
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over (B, H, N, E), scaled by E^-0.5; returns (B, H, N, E).
+
+    The fused CPU kernel has a slow backward pass on short sequences, so training spells the formula out.
+    Both ways are deterministic and agree within rounding.
+    """
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[2] <= SHORT:
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a bias on queries, keys and values."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> the same."""
+        q, k, v = rearrange(self.qkv(x), "b n (three h e) -> three b h n e", three=3, h=self.num_heads)
+        return self.proj(rearrange(attention(q, k, v), "b h n e -> b n (h e)"))
+
+
+class Mlp(nn.Module):
+    """Two layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> the same."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block (arXiv 2010.11929), without dropout as in the published model."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> the same."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Each run of P time points of all electrodes becomes one token."""
+
+    def __init__(self, n_chans: int, patch_size: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv1d(n_chans, dim, patch_size, stride=patch_size)
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        """eeg (B, C, T) -> tokens (B, L, D)."""
+        return self.proj(eeg).transpose(1, 2)
+
+
+def sincos_table(length: int, dim: int) -> nn.Parameter:
+    """Frozen positions (1, 1 + L, D) float32: sines of p 10000^(-2k/D), then cosines; row 0 is zero."""
+    frequency = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    table = F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, 0, 1, 0))
+    return nn.Parameter(table[None].float(), requires_grad=False)
+
+
+def init_weights(module: nn.Module) -> None:
+    """The published initialisation of one layer: Xavier for linear layers, normal 0.02 for the patch convolution."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, nn.Conv1d):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.zeros_(module.bias)
+
+
+def token(dim: int) -> nn.Parameter:
+    """A learned token (1, 1, D), normal 0.02 at the start."""
+    return nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+
+
+def check_sizes(n_times: int, patch_size: int, widths_and_heads: list[tuple[int, int]]) -> None:
+    """Refuse sizes that do not divide: UserError."""
+    if n_times % patch_size:
+        raise UserError(f"n_times must be a multiple of patch_size, but {n_times} is none of {patch_size}")
+    for width, heads in widths_and_heads:
+        if width % heads or width % 2:
+            raise UserError(
+                f"a width must be even and a multiple of its heads, not {width} with {heads} heads"
+            )
+
+
+def check_eeg(eeg: Tensor, n_chans: int, n_times: int) -> None:
+    """Refuse EEG of another shape than (B, n_chans, n_times): UserError."""
+    if eeg.ndim != 3 or eeg.shape[1:] != (n_chans, n_times):
+        raise UserError(
+            f"the encoder takes EEG of shape (batch, {n_chans}, {n_times}), but was given {tuple(eeg.shape)}; "
+            "fit channels and length first"
+        )
+
+
+class MAEforEEG(nn.Module):
+    """Masked autoencoder: reconstructs hidden runs of time points, all electrodes at once.
+
+    The defaults are the published checkpoint's sizes (its `mlp_ratio` of 1 too; the paper's ViT-Large has 4).
+    """
+
+    def __init__(
+        self,
+        n_chans: int = 128,
+        n_times: int = 512,
+        patch_size: int = 4,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 1.0,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+    ):
+        super().__init__()
+        check_sizes(n_times, patch_size, [(embed_dim, num_heads), (decoder_embed_dim, decoder_num_heads)])
+        self.n_chans, self.n_times, self.patch_size = n_chans, n_times, patch_size
+        self.num_tokens = n_times // patch_size
+        self.patch_embed = PatchEmbed(n_chans, patch_size, embed_dim)
+        self.cls_token = token(embed_dim)
+        self.pos_embed = sincos_table(self.num_tokens, embed_dim)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
+
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = token(decoder_embed_dim)
+        self.decoder_pos_embed = sincos_table(self.num_tokens, decoder_embed_dim)
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_embed_dim, decoder_num_heads, mlp_ratio) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-5)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size * n_chans)
+        self.apply(init_weights)
+
+    def patchify(self, eeg: Tensor) -> Tensor:
+        """eeg (B, C, T) -> patches (B, L, P*C)."""
+        return rearrange(eeg, "b c (l p) -> b l (p c)", p=self.patch_size)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """patches (B, L, P*C) -> eeg (B, C, T)."""
+        return rearrange(patches, "b l (p c) -> b c (l p)", p=self.patch_size)
+
+    def forward_encoder(self, eeg: Tensor, mask_ratio: float, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the tokens with the smallest noise (B, L), in the order of their noise, behind the class token.
+
+        Returns latent (B, 1 + K, D) with K = int(L (1 - mask_ratio)), mask (B, L) (1 where hidden) and ids_restore
+        (B, L), which puts kept-then-hidden tokens back into their places.
+        """
+        check_eeg(eeg, self.n_chans, self.n_times)
+        keep = int(self.num_tokens * (1 - mask_ratio))
+        if not 0 < keep <= self.num_tokens:
+            raise UserError(
+                f"mask_ratio must lie in [0, 1) and leave one of {self.num_tokens} tokens, but is {mask_ratio}"
+            )
+        ids_shuffle = noise.argsort(dim=1, stable=True)
+        ids_restore = ids_shuffle.argsort(dim=1)
+        mask = (ids_restore >= keep).to(eeg.dtype)
+        tokens = self.patch_embed(eeg) + self.pos_embed[:, 1:]
+        tokens = tokens.gather(1, ids_shuffle[:, :keep, None].expand(-1, -1, tokens.shape[2]))
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(eeg), -1, -1)
+        return encode(self, torch.cat([cls, tokens], dim=1)), mask, ids_restore
+
+    def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """latent (B, 1 + K, D), ids_restore (B, L) -> predicted patches (B, L, P*C)."""
+        x = self.decoder_embed(latent)
+        hidden = self.mask_token.to(x.dtype).expand(len(x), self.num_tokens + 1 - x.shape[1], -1)
+        tokens = torch.cat([x[:, 1:], hidden], dim=1)
+        tokens = tokens.gather(1, ids_restore[:, :, None].expand(-1, -1, tokens.shape[2]))
+        x = torch.cat([x[:, :1], tokens], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def forward_loss(self, eeg: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error of the hidden patches, not normalised; a scalar, 0 where nothing is hidden."""
+        error = (pred.to(eeg.dtype) - self.patchify(eeg)).square().mean(dim=-1)  # (B, L)
+        return (error * mask).sum() / mask.sum().clamp(min=1)
+
+    def forward(
+        self, eeg: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """eeg (B, C, T) -> loss, pred (B, L, P*C), mask (B, L), 1 where hidden.
+
+        noise (B, L): the smallest are kept. Training passes it, so that masks depend on the step alone; without it
+        it comes from torch's global generator.
+        """
+        if noise is None:
+            noise = torch.rand(len(eeg), self.num_tokens, device=eeg.device)
+        latent, mask, ids_restore = self.forward_encoder(eeg, mask_ratio, noise)
+        pred = self.forward_decoder(latent, ids_restore)
+        return self.forward_loss(eeg, pred, mask), pred, mask
+
+
+class EEGEncoder(nn.Module):
+    """The encoder of MAEforEEG for unmasked EEG, as stage B uses it: every token, no class token.
+
+    The class token and a mask token are kept, frozen, because published checkpoints hold them.
+    """
+
+    def __init__(
+        self,
+        n_chans: int = 128,
+        n_times: int = 512,
+        patch_size: int = 4,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 1.0,
+    ):
+        super().__init__()
+        check_sizes(n_times, patch_size, [(embed_dim, num_heads)])
+        self.n_chans, self.n_times = n_chans, n_times
+        self.num_tokens, self.embed_dim = n_times // patch_size, embed_dim
+        self.patch_embed = PatchEmbed(n_chans, patch_size, embed_dim)
+        self.cls_token = token(embed_dim).requires_grad_(False)
+        self.mask_token = token(embed_dim).requires_grad_(False)
+        self.pos_embed = sincos_table(self.num_tokens, embed_dim)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
+        self.apply(init_weights)
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        """eeg (B, C, T) -> tokens (B, L, D)."""
+        check_eeg(eeg, self.n_chans, self.n_times)
+        return encode(self, self.patch_embed(eeg) + self.pos_embed[:, 1:])
+
+
+def encode(model: MAEforEEG | EEGEncoder, tokens: Tensor) -> Tensor:
+    """The blocks and the last normalisation over tokens (B, N, D), which both models have in common."""
+    for block in model.blocks:
+        tokens = block(tokens)
+    return model.norm(tokens)
+
+
+def encoder_state(mae_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EEGEncoder's state dict out of MAEforEEG's: no decoder, and a mask token of zeros.
+
+    The autoencoder's own mask token has the decoder's width, not the encoder's, and the encoder uses none.
+    """
+    drop = ("decoder_", "mask_token")
+    state = {name: value for name, value in mae_state.items() if not name.startswith(drop)}
+    return {**state, "mask_token": torch.zeros_like(state["cls_token"])}
