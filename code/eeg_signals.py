@@ -1,0 +1,99 @@
+"""A signal's length, channels and soundness: what stages A and B share (spec 3.1, 3.2)."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+
+def fit_length(eeg: Tensor, n_times: int) -> Tensor:
+    """(..., T) to (..., n_times) by linear interpolation that keeps both end points (spec 8.7)."""
+    length = eeg.shape[-1]
+    if length == n_times:
+        return eeg
+    position = torch.arange(n_times, dtype=torch.float64) * (length - 1) / max(n_times - 1, 1)
+    left = position.long()
+    right = (left + 1).clamp(max=length - 1)
+    weight = position - left
+    wide = eeg.double()
+    return (wide[..., left] * (1 - weight) + wide[..., right] * weight).to(eeg.dtype)
+
+
+def fit_channels(eeg: Tensor, n_chans: int, first: int = 0) -> Tensor:
+    """(C, T) to (n_chans, T): fewer are repeated block by block, of more, `first`.. are kept (spec 3.1)."""
+    have = eeg.shape[-2]
+    if have == n_chans:
+        return eeg
+    return eeg[..., torch.arange(n_chans) % have + (first if have > n_chans else 0), :]
+
+
+def check_signal(low: np.ndarray, high: np.ndarray, where: str) -> None:
+    """Refuse NaN, infinite and constant channels, from each channel's minimum and maximum (..., C).
+
+    Raises:
+        UserError: names file, trial or segment, and channel.
+    """
+    for bad, what in (
+        (~(np.isfinite(low) & np.isfinite(high)), "has NaN or infinite samples"),
+        (low == high, "is constant (a dead electrode?)"),
+    ):
+        if bad.any():
+            *segment, channel = np.argwhere(bad)[0].tolist()
+            at = f", segment {segment[0]}" if segment else ""
+            raise UserError(
+                f"{where}{at}: channel {channel} {what}; repair it or leave it out (see prepare_eeg.py)"
+            )
+
+
+def read_manifest(path: Path) -> dict:
+    """A JSON object beside the data, or {} where there is none.
+
+    Raises:
+        UserError: the file is there and not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object of named fields")
+    return content
+
+
+class Span(NamedTuple):
+    """Samples start..stop of a recording: of a (C, T) file, or of segment `row` of an (n, C, T) file."""
+
+    path: Path
+    row: int | None
+    start: int
+    stop: int
+
+
+@lru_cache(maxsize=1024)  # a large corpus has more files than a process may map at once
+def mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: is not a readable .npy array ({error})") from error
+
+
+def spans_of(path: Path) -> list[Span]:
+    """The checked segments of one file."""
+    array = mapped(path)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise UserError(
+            f"{path}: has shape {array.shape}; expected (channels, samples) or (segments, channels, samples)"
+        )
+    if array.dtype.kind != "f":
+        raise UserError(f"{path}: holds {array.dtype}; expected floating point samples")
+    check_signal(array.min(-1), array.max(-1), str(path))
+    rows = range(len(array)) if array.ndim == 3 else [None]
+    return [Span(path, row, 0, array.shape[-1]) for row in rows]
