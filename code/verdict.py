@@ -1,0 +1,233 @@
+"""What scores allow one to say: intervals, permutation tests, the design of a recording, and the verdict.
+
+The verdict exists because this field's main data set shows all pictures of a class in one block: whatever changes
+slowly in the EEG (alpha, electrode gain, muscle) then names the class (Li et al. 2020; Siskind et al. 2025). So a
+class score from a block design, or from a design that cannot be read, is never called "supported" here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.errors import UserError
+
+EEG_CONTROLS = ("gaussian_eeg", "other_trials_eeg")
+ALPHA = 0.001  # one-sided; every test of the verdict uses it
+DRAWS = 10_000
+
+
+class ItemScores(NamedTuple):
+    """One score of every item."""
+
+    value: np.ndarray  # (n,) mean over samples
+    first: np.ndarray  # (n,) of the first sample, which the controls share seeds with
+    prior: np.ndarray  # (n,) what a first picture of any trial scores against this item's truth, on average
+    chance: float
+
+
+def bootstrap_interval(
+    values: np.ndarray, units: Sequence | None = None, n_boot: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `values` (N,), resampling units (by default, single values)."""
+    values = np.asarray(values, dtype=np.float64)
+    unit = np.arange(len(values)) if units is None else np.unique(np.asarray(units), return_inverse=True)[1]
+    sums, sizes = np.bincount(unit, values), np.bincount(unit)
+    random, means = np.random.default_rng(seed), []
+    for start in range(0, n_boot, 500):  # in parts: the draws of a large test split would not fit in memory
+        draw = random.integers(0, len(sums), (min(500, n_boot - start), len(sums)))
+        means.append(sums[draw].sum(1) / sizes[draw].sum(1))
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def permutation_p(statistic: float, null: np.ndarray) -> float:
+    """Share of draws at least as large as the observed one, which counts as a draw itself (so never zero)."""
+    slack = 1e-9 * max(1.0, abs(statistic))  # equal sums in another order differ in the last digits
+    return float((1 + np.sum(null >= statistic - slack)) / (1 + len(null)))
+
+
+def paired_p(above: np.ndarray, below: np.ndarray | float, n_perm: int = DRAWS, seed: int = 0) -> float:
+    """One-sided sign-flip test that `above` (N,) exceeds `below` (N,) or a fixed value on average, in pairs.
+
+    Without an effect each difference has either sign with equal chance. Where hits are rare the differences are
+    skewed to the right, and the test is cautious: its p is too large rather than too small.
+    """
+    difference = np.asarray(above, dtype=np.float64) - below
+    random = np.random.default_rng(seed)
+    null = [
+        (random.integers(0, 2, (min(500, n_perm - start), len(difference))) * 2.0 - 1.0) @ difference
+        for start in range(0, n_perm, 500)
+    ]
+    return permutation_p(difference.sum(), np.concatenate(null))
+
+
+def entry(values: np.ndarray, chance: float, unit: str) -> dict:
+    interval = list(bootstrap_interval(values))
+    return {"value": float(values.mean()), "ci95": interval, "chance": chance, "n": len(values), "unit": unit}
+
+
+def score_table(
+    real: dict[str, ItemScores], controls: dict[str, dict[str, ItemScores]], unit: str
+) -> tuple[dict, dict]:
+    """The `scores` and `controls` of metrics.json from `item_scores` of the real run and of each control.
+
+    The real value is the mean over samples; `first_sample` is that of the sample whose seeds the controls share.
+    `p_real_above` is the paired one-sided test of that sample against a control, `p_above_prior` that of the control
+    against the class prior: every first picture scored against every truth, averaged for each truth.
+    """
+    scores = {
+        name: entry(s.value, s.chance, unit) | {"first_sample": float(s.first.mean())} for name, s in real.items()
+    }
+    table = {
+        control: {
+            name: entry(s.first, s.chance, unit)
+            | {
+                "p_real_above": paired_p(real[name].first, s.first),
+                "p_above_prior": paired_p(s.first, real[name].prior),
+            }
+            for name, s in items.items()
+        }
+        for control, items in controls.items()
+    }
+    table["class_prior"] = {
+        name: entry(s.prior, s.chance, unit) | {"p_real_above": paired_p(s.first, s.prior)} for name, s in real.items()
+    }
+    return scores, table
+
+
+def within_class_p(parts: list[tuple[np.ndarray, np.ndarray]], n_perm: int = DRAWS, seed: int = 0) -> float:
+    """Permutation test of retrieval within classes: is the own image found better than others of its class?
+
+    Args:
+        parts: for each class (matrix (n, m), own (n,)): the score of item i, were image u its own, and which is.
+            A draw shuffles the images of a class among themselves: what tells classes or blocks apart stays.
+    """
+    random = np.random.default_rng(seed)
+    observed, null = 0.0, np.zeros(n_perm)
+    for matrix, own in parts:
+        rows = np.arange(len(own))
+        observed += matrix[rows, own].sum()
+        shuffled = random.permuted(np.tile(np.arange(matrix.shape[1]), (n_perm, 1)), axis=1)  # (n_perm, m)
+        null += matrix[rows, shuffled[:, own]].sum(1)
+    return permutation_p(observed, null)
+
+
+def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tuple[float, float, float]:
+    """How far labels follow the order of trials: (share of neighbours of one label, power, p).
+
+    Two statistics see blocks: neighbours of equal label (a class in a run), and the spread between classes of their
+    mean place in time (a class early or late). p is the smaller, doubled; power is the p that these labels would
+    have if every class stood in one run: if that is large, so few trials cannot show blocks at all.
+    """
+    random = np.random.default_rng(0)
+    n = len(label)
+    linked = recording[1:] == recording[:-1]
+    place = (np.arange(n) - (n - 1) / 2) / n
+    sizes = np.bincount(label)
+
+    def neighbours(rows: np.ndarray) -> np.ndarray:
+        return ((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)
+
+    def spread(rows: np.ndarray) -> np.ndarray:
+        flat = (rows + len(sizes) * np.arange(len(rows))[:, None]).ravel()
+        sums = np.bincount(flat, np.tile(place, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
+        return (sums**2 / np.maximum(sizes, 1)).sum(1)
+
+    shuffled = np.concatenate([random.permuted(np.tile(label, (100, 1)), axis=1) for _ in range(n_perm // 100)])
+    near, far = (
+        neighbours(shuffled),
+        np.concatenate([spread(part) for part in np.split(shuffled, n_perm // 100)]),
+    )
+    p = 2 * min(
+        permutation_p(neighbours(label[None])[0], near),
+        permutation_p(spread(label[None])[0], far),
+    )
+    share = float(neighbours(label[None])[0] / max(1, linked.sum()))
+    return share, permutation_p(neighbours(np.sort(label)[None])[0], near), p
+
+
+def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequence | None = None) -> tuple[str, str]:
+    """Read from the order of trials whether labels were shown at random or in blocks.
+
+    Args:
+        labels: (N,) class of each trial, in the order of the file.
+        onset: (N,) seconds within the recording, or None where unknown; then the order of the file stands in, which
+            can show blocks but never that there were none.
+        recording: (N,) key of the recording (with subject) of each trial, or None for a single one.
+
+    Returns:
+        ("random" | "block" | "unknown", the reason in one sentence).
+    """
+    label = np.unique(np.asarray(labels), return_inverse=True)[1]
+    n = len(label)
+    tape = np.zeros(n, int) if recording is None else np.unique(np.asarray(recording), return_inverse=True)[1]
+    if onset is not None:
+        time = np.asarray(onset, dtype=np.float64)
+        if time.shape != (n,) or not np.isfinite(time).all():
+            raise UserError(f"onset: expected {n} finite numbers of seconds, one a trial, found shape {time.shape}")
+        order = np.lexsort((time, tape))
+        label, tape = label[order], tape[order]
+    if n < 2 or label.max() == 0:
+        return "unknown", f"{n} trials of one class cannot show how classes were ordered"
+    share, power, p = _order_p(label, tape)
+    source = "in time" if onset is not None else "in the order of the file (not verified: no onsets)"
+    seen = f"{share:.0%} of neighbours {source} share their class ({n} trials of {label.max() + 1} classes)"
+    if p < ALPHA * 2:
+        return "block", f"trials of a class stand together: {seen} (p = {p:.1g} against shuffled labels)"
+    if power >= ALPHA:
+        return "unknown", f"too few trials to tell blocks from a random order: {seen}"
+    if onset is None:
+        return "unknown", f"no onsets, so the order in time is unknown: {seen}"
+    return "random", f"the class does not follow time: {seen}, as after shuffling (p = {p:.2g})"
+
+
+def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list[str]]:
+    """Does the real run beat every EEG control and the class prior, and the sentences that say so."""
+    above, reasons = True, []
+    for name in (*EEG_CONTROLS, "class_prior"):
+        entry = controls.get(name, {}).get(score)
+        if entry is None:
+            above = False
+            reasons.append(f"The control {name} was not run, so nothing is claimed against it.")
+            continue
+        beaten = entry["p_real_above"] < ALPHA
+        above &= beaten
+        reasons.append(
+            f"{score}: real EEG {scores[score]['first_sample']:.3f} {'is' if beaten else 'is not'} above {name} "
+            f"{entry['value']:.3f} (p = {entry['p_real_above']:.2g}, needed < {ALPHA})."
+        )
+    return above, reasons
+
+
+def verdict(score: str, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None) -> dict:
+    """The verdict of metrics.json from its other parts.
+
+    Args:
+        score: name of the class score that decides, for example "50_way_top1".
+        scores, controls: as `eval_metrics.score_table` returns them.
+        design: what `design_from` returned.
+        instance_p: p of retrieval within classes, or None where images are unknown or no class has two.
+
+    Returns:
+        {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "reasons"}.
+    """
+    kind, why = design
+    above, reasons = _class_reasons(score, scores, controls)
+    if not above:
+        about_class = "nothing"
+    else:
+        about_class = "supported" if kind == "random" else "explained_by_time"
+    if about_class == "explained_by_time":
+        reasons.append("In such a design slow change of the recording can name the class, so the score is no evidence.")
+    instance = "supported" if instance_p is not None and instance_p < ALPHA else "nothing"
+    if instance_p is None:
+        reasons.append("Single images were not tested: images unknown, no embeddings, or one image a class.")
+    else:
+        found = "" if instance == "supported" else "not "
+        reasons.append(
+            f"Among images of its class the seen one is {found}found above chance "
+            f"(p = {instance_p:.2g}, needed < {ALPHA})."
+        )
+    reasons.append(f"Design {kind}: {why}.")
+    return {"class": about_class, "instance": instance, "design": kind, "reasons": reasons}
