@@ -1,0 +1,148 @@
+"""EEG in, pictures and embeddings out: the seam that controls, scores and notebooks use."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from dc_ldm import weights
+from dc_ldm.models.autoencoder import AutoencoderKL
+from dc_ldm.models.samplers import ddim, dpm_solver, guided, plms, sd_alphas_cumprod
+from dc_ldm.models.unet import UNet
+from dc_ldm.modules.conditioner import EEGConditioner
+from runtime import checkpoints, draws
+from runtime.errors import UserError
+
+SAMPLERS = {"plms": plms, "ddim": ddim, "dpm_solver": dpm_solver}
+
+
+class EEGImageGenerator:
+    """A trained stage B model. A picture depends on its EEG and seed, never on its batch."""
+
+    def __init__(
+        self,
+        conditioner: EEGConditioner,
+        unet: UNet,
+        vae: AutoencoderKL,
+        alphas_cumprod: Tensor,
+        latent_shape: tuple[int, int, int],
+        scale_factor: float = 0.18215,
+        guidable: bool = False,
+    ):
+        """All modules on one device. latent_shape: (4, h, w); guidable: trained with cond_drop."""
+        self.conditioner, self.unet, self.vae, self.alphas_cumprod = conditioner, unet, vae, alphas_cumprod
+        self.latent_shape, self.scale_factor, self.guidable = latent_shape, scale_factor, guidable
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.unet.parameters()).device
+
+    @torch.inference_mode()
+    def encode(self, eeg: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+        """EEG (N, C, T) -> context (N, 77, 768), embedding (N, D), float32 on the CPU. Raises UserError."""
+        finite = eeg.flatten(1).isfinite().all(1)
+        if not finite.all():
+            first = int((~finite).nonzero()[0])
+            raise UserError(f"EEG of trial {first} has NaN or infinite samples; leave it out")
+        pairs = [self.conditioner(chunk.float().to(self.device)) for chunk in eeg.split(batch_size)]
+        context, embedding = (torch.cat(parts).float().cpu() for parts in zip(*pairs, strict=True))
+        return context, embedding
+
+    def embed(self, eeg: Tensor) -> Tensor:
+        """EEG (N, C, T) -> the embedding that training aligned with CLIP's of the picture, (N, D) float32."""
+        return self.encode(eeg)[1]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        eeg: Tensor,
+        seeds: Tensor,
+        steps: int = 250,
+        sampler: str = "plms",
+        guidance: float = 1.0,
+        batch_size: int = 8,
+    ) -> Tensor:
+        """Pictures (N, H, W, 3) uint8 of eeg (N, C, T), seeds (N,) int64; (N, S, H, W, 3) of seeds (N, S).
+
+        A starting latent depends on the picture's seed alone; batch_size counts pictures. Raises UserError.
+        """
+        if sampler not in SAMPLERS:
+            raise UserError(f"sampler={sampler}: no such sampler; there are {', '.join(SAMPLERS)}")
+        if guidance != 1 and not self.guidable:
+            raise UserError(f"guidance={guidance}: the checkpoint was trained without cond_drop; use 1")
+        if len(seeds) != len(eeg):
+            raise UserError(f"{len(seeds)} seeds for {len(eeg)} trials; give one row of seeds a trial")
+        per_trial = seeds[0].numel()
+        context = self.encode(eeg)[0]
+        trial = torch.arange(len(eeg)).repeat_interleave(per_trial)
+        pictures = [
+            self._sample(context[rows], own.tolist(), steps, sampler, guidance)
+            for rows, own in zip(trial.split(batch_size), seeds.flatten().split(batch_size), strict=True)
+        ]
+        return torch.cat(pictures).unflatten(0, tuple(seeds.shape))
+
+    def _sample(self, context: Tensor, seeds: list[int], steps: int, sampler: str, guidance: float) -> Tensor:
+        context = context.to(self.device)
+        start = torch.stack([draws.randn(self.latent_shape, seed, "starting latent") for seed in seeds])
+        denoise = guided(
+            lambda x, t: self.unet(x, t, context),
+            lambda x, t: self.unet(x, t, torch.zeros_like(context)),
+            guidance,
+        )
+        latent = SAMPLERS[sampler](denoise, start.to(self.device), self.alphas_cumprod, steps)
+        return to_uint8(self.vae.decode(latent / self.scale_factor))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8 on the CPU: floor(255 x), not rounded, as published."""
+    return (255 * ((images.float() + 1) / 2).clamp(0, 1)).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def save_grid(path: Path, truth: Tensor, samples: Tensor, caption: str) -> None:
+    """A PNG, one row a trial: truth (N, 3, H, W) in [-1, 1], then samples (N, S, H, W, 3) uint8."""
+    rows = torch.cat([to_uint8(truth)[:, None], samples], dim=1)
+    pixels = rearrange(rows, "n s h w c -> (n h) (s w) c").numpy()
+    grid = Image.new("RGB", (max(pixels.shape[1], 7 * len(caption)), pixels.shape[0] + 14), "white")
+    grid.paste(Image.fromarray(pixels), (0, 14))
+    ImageDraw.Draw(grid).text((2, 1), caption, fill="black")
+    content = io.BytesIO()
+    grid.save(content, "PNG")
+    checkpoints.write_bytes(path, content.getvalue())
+
+
+def load_generator(
+    checkpoint: str | Path,
+    pretrain_gm_path: str | Path,
+    device: str | torch.device,
+    make_encoder: Callable[..., nn.Module],
+) -> EEGImageGenerator:
+    """Rebuild a generator from a stage B checkpoint and the Stable Diffusion under pretrain_gm_path it names.
+
+    make_encoder: EEGEncoder, passed in because this package does not know sc_mbm. Raises UserError.
+    """
+    content = checkpoints.load(checkpoint, (weights.FORMAT,), "stage B checkpoint")
+    config, named = content["config"], content["base"]
+    base = weights.load_base(pretrain_gm_path, config["unet"]["use_time_cond"])
+    if base.sha256 != named["sha256"]:
+        raise UserError(
+            f"{checkpoint} was trained on a {named['name']} with sha256 {named['sha256'][:12]}..., but "
+            f"{pretrain_gm_path} has one with {base.sha256[:12]}...; point pretrain_gm_path at the former"
+        )
+    conditioner = EEGConditioner(make_encoder(**config["encoder"]), **config["conditioner"])
+    weights.load_trained_state(conditioner, base.unet, content["model"], str(checkpoint))
+    return EEGImageGenerator(
+        conditioner.eval().requires_grad_(False).to(device),
+        base.unet.to(device),
+        base.vae.to(device),
+        sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end),
+        base.sizes.latent_shape(config["img_size"]),
+        base.sizes.scale_factor,
+        guidable=config["cond_drop"] > 0,
+    )

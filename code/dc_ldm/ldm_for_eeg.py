@@ -1,0 +1,162 @@
+"""Stage B's training step: Stable Diffusion given EEG, aligned with CLIP (arXiv 2306.16934, 3.2, 3.3).
+
+Shapes: B batch, C electrodes, T samples, M pictures, K crops, h x w latent size, D width of CLIP.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dc_ldm.models.unet import UNet
+from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.weights import load_trained_state, trained_state, trained_unet_tensors
+from runtime import draws
+
+TIMESTEPS = 1000
+
+
+class LatentBatch(NamedTuple):
+    """What one training step needs, with every random draw already made."""
+
+    eeg: Tensor  # (B, C, T)
+    latent: Tensor  # (B, 4, h, w), scaled posterior sample of the picture
+    noise: Tensor  # (B, 4, h, w)
+    t: Tensor  # (B,) int64 in 0..999
+    keep: Tensor  # (B, 1, 1) float32: 0 where the condition is dropped
+    clip: Tensor  # (B, D), CLIP embedding of the plain picture
+
+
+class LatentTrials:
+    """Trials in memory: EEG beside the cached latents and CLIP embedding of the picture that was seen."""
+
+    def __init__(
+        self,
+        eeg: Tensor,
+        picture: Tensor,
+        moments: Tensor,
+        clip: Tensor,
+        scale_factor: float = 0.18215,
+        cond_drop: float = 0.0,
+        seed: int = 2022,
+    ):
+        """picture (N,) int64: row of moments (M, 1 + K, 2, 4, h, w) and clip (M, D) for each of eeg (N, C, T)."""
+        self.eeg, self.picture, self.moments, self.clip = eeg, picture, moments, clip
+        self.scale_factor, self.cond_drop, self.seed = scale_factor, cond_drop, seed
+
+    def __len__(self) -> int:
+        return len(self.eeg)
+
+    def __getitem__(self, batch: draws.Batch) -> LatentBatch:
+        """The batch's items; draws depend on (seed, step, position in the global batch) alone."""
+        where = (self.seed, batch.step)
+        shape, views = (batch.total, *self.moments.shape[3:]), self.moments.shape[1]
+
+        def normal(purpose: str) -> Tensor:
+            return batch.mine(draws.randn(shape, where[0], purpose, where[1]))
+
+        def uniform(purpose: str) -> Tensor:
+            return batch.mine(draws.rand((batch.total,), where[0], purpose, where[1]))
+
+        picture = self.picture[batch.index]
+        # A crop with probability 0.5 (spec 3.3), otherwise the plain picture, which is view 0.
+        crop = 1 + (uniform("which crop") * (views - 1)).long().clamp(max=max(views - 2, 0))
+        view = torch.where((uniform("crop or plain") < 0.5) & (views > 1), crop, 0)
+        mean, std = self.moments[picture, view].unbind(1)
+        return LatentBatch(
+            eeg=self.eeg[batch.index],
+            latent=self.scale_factor * (mean + std * normal("posterior")),
+            noise=normal("noise"),
+            t=batch.mine(draws.randint(0, TIMESTEPS, (batch.total,), where[0], "time step", where[1])),
+            keep=(uniform("condition dropout") >= self.cond_drop).float()[:, None, None],
+            clip=self.clip[picture],
+        )
+
+
+def add_noise(latent: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+    """sqrt(abar) latent + sqrt(1 - abar) noise (arXiv 2006.11239, eq. 4); abar (B,)."""
+    abar = abar[:, None, None, None]
+    return abar.sqrt() * latent + (1 - abar).sqrt() * noise
+
+
+def losses(conditioner: EEGConditioner, unet: UNet, alphas_cumprod: Tensor, data: LatentBatch) -> tuple[Tensor, Tensor]:
+    """L_simple (squared error of the predicted noise) and L_clip (1 - cosine), both means, scalars."""
+    context, embedding = conditioner(data.eeg)
+    noisy = add_noise(data.latent, data.noise, alphas_cumprod[data.t])
+    predicted = unet(noisy, data.t, context * data.keep)
+    loss_clip = 1 - F.cosine_similarity(embedding.float(), data.clip).mean()
+    return F.mse_loss(predicted.float(), data.noise), loss_clip
+
+
+class EEGLatentDiffusion(pl.LightningModule):
+    """Trains the conditioner and, of the UNet, cross-attention, the norm before it and the time condition."""
+
+    def __init__(
+        self,
+        conditioner: EEGConditioner,
+        unet: UNet,
+        alphas_cumprod: Tensor,
+        lr: float = 5.3e-5,
+        weight_decay: float = 0.01,
+        clip_weight: float = 1.0,
+    ):
+        super().__init__()
+        self.conditioner, self.unet = conditioner, unet
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+        self.lr, self.weight_decay, self.clip_weight = lr, weight_decay, clip_weight
+        self.state: dict[str, Any] = {}  # survives a stop: plain values and tensors only
+        unet.requires_grad_(False)
+        for parameter in trained_unet_tensors(unet).values():
+            parameter.requires_grad_(True)
+
+    def training_step(self, item: tuple[draws.Batch, LatentBatch], _: int) -> Tensor:
+        """Weighted loss of one share of a batch."""
+        batch, data = item
+        loss_noise, loss_clip = losses(self.conditioner, self.unet, self.alphas_cumprod, data)
+        return (loss_noise + self.clip_weight * loss_clip) * batch.weight
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over what trains, each tensor once (the published code steps some twice; spec 5.4)."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
+
+    def lr_at(self, step: int) -> float:
+        """Constant, as published."""
+        return self.lr
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Copies of the trained tensors under the published names."""
+        return trained_state(self.conditioner, self.unet)
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of training_state. Raises UserError."""
+        load_trained_state(self.conditioner, self.unet, state, "the resume point")
+
+
+@torch.no_grad()
+def validation_losses(module: EEGLatentDiffusion, trials: LatentTrials, batch_size: int) -> dict[str, float]:
+    """Both losses over all validation trials, with the same draws every time."""
+    batches = draws.StepBatches(len(trials), batch_size, trials.seed, 0, -(-len(trials) // batch_size))
+    sums = torch.zeros(2)
+    for batch in batches:
+        data = LatentBatch(*(value.to(module.device) for value in trials[batch]))
+        pair = losses(module.conditioner, module.unet, module.alphas_cumprod, data)
+        sums += torch.stack(pair).cpu() * len(batch.index)
+    noise, clip = (sums / len(trials)).tolist()
+    return {"val_noise_loss": noise, "val_clip_loss": clip}
+
+
+def reciprocal_rank(embedding: Tensor, targets: Tensor, target: Tensor) -> Tensor:
+    """How high each embedding ranks its own target among all, by cosine: 1 / rank, (N,) float64; 1 is best.
+
+    embedding (N, D), targets (M, D), target (N,) int64. Among ties the expectation over all orders is taken.
+    """
+    similarity = F.normalize(embedding.double(), dim=1) @ F.normalize(targets.double(), dim=1).T
+    own = similarity.gather(1, target[:, None])
+    above, tied = (similarity > own).sum(1), (similarity == own).sum(1)
+    harmonic = torch.cat([torch.zeros(1), (1 / torch.arange(1, len(targets) + 1)).cumsum(0)]).double()
+    return (harmonic[above + tied] - harmonic[above]) / tied

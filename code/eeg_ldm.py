@@ -1,0 +1,176 @@
+"""Stage B: teach Stable Diffusion's cross-attention to listen to EEG, aligned with CLIP.
+
+python code/eeg_ldm.py                          # the paper's run, on pretrains/eeg_pretrain/paper.pth
+python code/eeg_ldm.py preset=miniature         # the demo's
+python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/paper.pth --batch_size 4
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from config import FinetuneConfig, from_cli, under_root
+from dataset import Trials, open_trials
+from dc_ldm import weights
+from dc_ldm.generator import EEGImageGenerator, save_grid
+from dc_ldm.image_cache import clip_embeddings, latent_moments
+from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank, validation_losses
+from dc_ldm.models.samplers import check_steps, sd_alphas_cumprod
+from dc_ldm.modules.clip import FrozenCLIP
+from dc_ldm.modules.conditioner import EEGConditioner
+from runtime import checkpoints, draws
+from runtime.errors import UserError, cli
+from runtime.loop import Schedule, fit, pick_device
+from runtime.runs import Run, check_hand_on, hand_on, open_run
+from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
+from stimuli import image_path, image_tensor, leave_out_missing, load_image
+
+ENCODER_SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
+N_SHOWN = 5  # validation trials in a grid, as in the published short validation
+
+
+def main() -> None:
+    cfg = from_cli(FinetuneConfig)
+    started = time.time()
+    check(cfg)
+    folder = under_root(cfg.root_path, f"results/generation/{cfg.name}")
+    run = open_run(folder, run_config(cfg), cfg.overwrite)
+    target = under_root(cfg.root_path, f"pretrains/generation/{cfg.name}.pth")
+    if run.finished:
+        print(f"{run.folder} is finished; its checkpoint is {target}")
+        return
+    check_hand_on(target, run)
+    facts = train(cfg, run)
+    digest = hand_on(run, target)
+    run.finish(seconds=round(time.time() - started, 1), sha256=digest, **facts)
+    print(f"selected epoch {facts['epoch']}, validation mean reciprocal rank {facts['val_clip_mrr']:.3f}")
+    print(f"stage B done in {time.time() - started:.0f} s -> {target}")
+
+
+def train(cfg: FinetuneConfig, run: Run) -> dict:
+    """Train, write the run's checkpoint, and return what was selected. Raises UserError."""
+    device = pick_device(cfg.device)
+    encoder, sizes, scale = stage_a(cfg)
+    trials = open_training_data(cfg, sizes, scale)
+
+    # Models: Stable Diffusion and CLIP are frozen, but for what EEGLatentDiffusion trains
+    torch.manual_seed(cfg.seed)
+    base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
+    abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
+    items, clip_dim = cached_items(cfg, base, trials, device)
+    shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip_dim, "clip_head": cfg.clip_head}
+    conditioner = EEGConditioner(encoder, **shape)
+    module = EEGLatentDiffusion(conditioner, base.unet, abar, cfg.lr, cfg.weight_decay, cfg.clip_weight)
+    generator = EEGImageGenerator(
+        conditioner, base.unet, base.vae, abar, base.sizes.latent_shape(cfg.img_size), base.sizes.scale_factor
+    )
+
+    # Train; the best epoch's weights are kept in module.state, so that a resumed run still has them
+    def validate(epoch: int) -> dict[str, float]:
+        val = items["val"]
+        ranks = reciprocal_rank(generator.embed(val.eeg), val.clip, val.picture)
+        score = float(ranks.mean())
+        if score > module.state.get("score", -1.0):
+            module.state = {"score": score, "epoch": epoch, "model": module.training_state()}
+        draw_samples(cfg, generator, trials["val"], run.folder / f"validation-{epoch:04d}.png")
+        return {**validation_losses(module, val, cfg.batch_size), "val_clip_mrr": score}
+
+    schedule = Schedule(
+        cfg.batch_size, cfg.num_epoch, cfg.seed, cfg.accumulate_grad,
+        cfg.clip_grad, cfg.precision, cfg.device, cfg.validate_every,
+    )  # fmt: skip
+    fit(module, items["train"], run, schedule, validate, cfg.wandb)
+
+    # The trained part, with everything needed to build its models again
+    info = trials["train"].info
+    facts = {"epoch": module.state["epoch"], "val_clip_mrr": module.state["score"]}
+    content = {
+        "format": weights.FORMAT,
+        "model": module.state["model"],
+        "config": weights.model_config(base, sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
+        "base": {"name": base.name, "sha256": base.sha256},
+        "input": {"scale": scale} | {k: info[k] for k in INPUT_FACTS},
+        "run": {"config": run_config(cfg), **facts},
+    }
+    checkpoints.save(run.checkpoint, content)
+    return facts
+
+
+def check(cfg: FinetuneConfig) -> None:
+    """Refuse, before any work, what stage B cannot do. Raises UserError."""
+    if cfg.dataset != "EEG":
+        raise UserError(f"dataset={cfg.dataset}: only EEG exists")
+    if cfg.select != "clip_retrieval":
+        raise UserError(f"select={cfg.select}: only clip_retrieval is built so far; leave select out")
+    check_steps(cfg.ddim_steps, cfg.sampler)
+
+
+def run_config(cfg: FinetuneConfig) -> dict:
+    """The settings that make the run what it is."""
+    return {k: v for k, v in asdict(cfg).items() if k not in ("overwrite", "wandb", "device", "root_path")}
+
+
+def stage_a(cfg: FinetuneConfig) -> tuple[EEGEncoder, dict, float]:
+    """Stage A's encoder (untrained if pretrain_mbm_path=none), its sizes, factor on the EEG. Raises UserError."""
+    if cfg.pretrain_mbm_path == "none":
+        sizes = {"n_chans": 128, "n_times": 512, "patch_size": 4}
+        sizes |= {k.removeprefix("encoder_"): v for k, v in asdict(cfg).items() if k.startswith("encoder_")}
+        torch.manual_seed(cfg.seed)
+        return EEGEncoder(**sizes), sizes, cfg.eeg_scale or 1.0
+    path = under_root(cfg.root_path, cfg.pretrain_mbm_path or f"pretrains/eeg_pretrain/{cfg.name}.pth")
+    content = checkpoints.load(path, ("eeg-mae-1",), "stage A checkpoint")
+    sizes = {k: content["config"][k] for k in ENCODER_SIZES}
+    encoder = EEGEncoder(**sizes)
+    weights.load_strictly(encoder, encoder_state(content["model"]), f"{path}: the encoder")
+    return encoder, sizes, cfg.eeg_scale or float(content["input"]["scale"])
+
+
+def open_training_data(cfg: FinetuneConfig, sizes: dict, scale: float) -> dict[str, Trials]:
+    """Training and validation trials whose pictures exist; the test split stays closed. Raises UserError."""
+    signals, splits = (under_root(cfg.root_path, path) for path in (cfg.eeg_signals_path, cfg.splits_path))
+    trials = open_trials(signals, splits, cfg.subject, ("train", "val"), sizes["n_chans"], sizes["n_times"], scale)
+    trials, left_out = leave_out_missing(trials, under_root(cfg.root_path, cfg.imagenet_path), cfg.allow_missing)
+    print(*left_out, f"{len(trials['train'])} training and {len(trials['val'])} validation trials", sep="\n")
+    return trials
+
+
+def cached_items(
+    cfg: FinetuneConfig, base: weights.Base, trials: dict[str, Trials], device: torch.device
+) -> tuple[dict[str, LatentTrials], int]:
+    """Per split, trials beside their pictures' latents and CLIP embeddings, computed once; CLIP's width."""
+    folder, imagenet = (under_root(cfg.root_path, path) for path in ("datasets/cache", cfg.imagenet_path))
+    own = under_root(cfg.root_path, cfg.clip)
+    clip = FrozenCLIP(own if own.is_dir() else cfg.clip, device)
+    base.vae.to(device)
+    items = {}
+    for split, part in trials.items():
+        names = sorted(set(part.names))
+        paths = [image_path(imagenet, name) for name in names]
+        n_crops, drop = (cfg.n_crops, cfg.cond_drop) if split == "train" else (0, 0.0)
+        moments = latent_moments(
+            folder, base.vae, paths, load_image, image_tensor, cfg.img_size, n_crops, cfg.crop_ratio, cfg.seed
+        )
+        targets = clip_embeddings(folder, clip, paths, load_image)
+        row = {name: i for i, name in enumerate(names)}
+        picture = torch.tensor([row[name] for name in part.names])
+        scale = base.sizes.scale_factor
+        items[split] = LatentTrials(part.eeg, picture, moments, targets, scale, drop, cfg.seed)
+    return items, clip.dim
+
+
+def draw_samples(cfg: FinetuneConfig, generator: EEGImageGenerator, val: Trials, path: Path) -> None:
+    """A grid of a few validation trials: the picture that was seen, then pictures from the EEG."""
+    shown = torch.linspace(0, len(val) - 1, min(N_SHOWN, len(val))).long()
+    imagenet = under_root(cfg.root_path, cfg.imagenet_path)
+    truth = [image_tensor(load_image(image_path(imagenet, val.names[i])), cfg.img_size) for i in shown]
+    seeds = draws.randint(0, 2**62, (len(shown), cfg.num_samples), cfg.seed, "validation pictures")
+    samples = generator.generate(val.eeg[shown], seeds, cfg.ddim_steps, cfg.sampler)
+    kind = "SIMULATED EEG, " if val.info["simulated"] else ""
+    save_grid(path, torch.stack(truth), samples, f"{kind}validation: truth | from EEG")
+
+
+if __name__ == "__main__":
+    cli(main)
