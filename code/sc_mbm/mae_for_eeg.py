@@ -1,7 +1,7 @@
-"""Masked autoencoder of EEG and the encoder taken from it (arXiv 2306.16934, section 3.1; MAE arXiv 2111.06377).
+"""Masked autoencoder of EEG and the encoder taken from it (arXiv 2306.16934, section 3.1, after arXiv 2111.06377).
 
-Shapes: B batch, C electrodes, T time points, P time points of a patch, L = T/P tokens, K kept tokens, D width,
-H heads, E width of a head. A patch is one row of P*C values, time-major: index t*C + c is electrode c at time t.
+Shapes: B batch, C electrodes, T time points, P of them in a patch, L = T/P tokens, K kept, D width, H heads,
+E width of a head. A patch is a row of P*C values, time-major: index t*C + c is electrode c at time t.
 Parameter names are those of the published checkpoints.
 """
 
@@ -12,16 +12,15 @@ from torch.nn import functional as F
 
 from runtime.errors import UserError
 
-SHORT = 1024  # tokens; see `attention`
-
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over (B, H, N, E), scaled by E^-0.5; returns (B, H, N, E).
+    """Softmax attention over q, k, v (B, H, N, E), scaled by E^-0.5; returns (B, H, N, E).
 
-    The fused CPU kernel has a slow backward pass on short sequences, so training spells the formula out.
-    Both ways are deterministic and agree within rounding.
+    torch's fused kernel is slow for short sequences on the CPU, in half precision above all (backward up to nine
+    times), so there the formula is spelt out. Both ways are deterministic and agree within rounding.
     """
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[2] <= SHORT:
+    short = 96 if q.dtype in (torch.float32, torch.float64) else 512  # tokens; where the two were measured to meet
+    if q.device.type == "cpu" and q.shape[2] <= short:
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -83,7 +82,7 @@ class PatchEmbed(nn.Module):
 
 
 def sincos_table(length: int, dim: int) -> nn.Parameter:
-    """Frozen positions (1, 1 + L, D) float32: sines of p 10000^(-2k/D), then cosines; row 0 is zero."""
+    """Frozen positions (1, 1 + L, D) float32: sines of p 10000^(-2k/D), cosines; row 0 is 0."""
     frequency = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
     table = F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, 0, 1, 0))
@@ -111,9 +110,7 @@ def check_sizes(n_times: int, patch_size: int, widths_and_heads: list[tuple[int,
         raise UserError(f"n_times must be a multiple of patch_size, but {n_times} is none of {patch_size}")
     for width, heads in widths_and_heads:
         if width % heads or width % 2:
-            raise UserError(
-                f"a width must be even and a multiple of its heads, not {width} with {heads} heads"
-            )
+            raise UserError(f"a width must be even and a multiple of its heads, not {width} of {heads}")
 
 
 def check_eeg(eeg: Tensor, n_chans: int, n_times: int) -> None:

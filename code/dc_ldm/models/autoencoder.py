@@ -64,9 +64,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, c, h, w) -> (B, c, h/2, w/2)."""
-        return self.conv(
-            F.pad(x, (0, 1, 0, 1))
-        )  # the weights were trained with padding on the right and below only
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # the weights were trained with padding on the right and below only
 
 
 class Upsample(nn.Module):

@@ -15,16 +15,12 @@ from runtime.errors import UserError
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
-def sd_alphas_cumprod(
-    linear_start: float = 0.00085, linear_end: float = 0.0120, timesteps: int = 1000
-) -> Tensor:
+def sd_alphas_cumprod(linear_start: float = 0.00085, linear_end: float = 0.0120, timesteps: int = 1000) -> Tensor:
     """abar of Stable Diffusion (T,) float32: betas are squares of an even grid between roots.
 
     Computed in double precision and then rounded, as the published checkpoint's buffer was.
     """
-    betas = (
-        torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64, device="cpu") ** 2
-    )
+    betas = torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64, device="cpu") ** 2
     return (1 - betas).cumprod(dim=0).float()
 
 
@@ -52,7 +48,7 @@ def check_steps(steps: int, sampler: str, timesteps: int = 1000) -> None:
         above = next((i for i, s in enumerate(possible) if s > steps), len(possible))
         near = possible[max(0, min(above, len(possible) - 1) - 1) :][:2]  # the neighbours on both sides
         raise UserError(
-            f"{sampler} needs a number of steps below {timesteps} that divides it evenly, but steps is {steps}; "
+            f"{sampler} needs steps that divide {timesteps} evenly and are fewer, but was asked for {steps}; "
             f"the nearest are {near[0]} and {near[1]} (dpm_solver takes any number)"
         )
 

@@ -17,9 +17,7 @@ from runtime.errors import UserError
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoids of the time steps t (B,): (B, dim) float32, cosines first, frequencies 10000^(-2k/dim)."""
-    frequency = torch.exp(
-        torch.arange(dim // 2, dtype=torch.float32, device=t.device) * (-math.log(10000) * 2 / dim)
-    )
+    frequency = torch.exp(torch.arange(dim // 2, dtype=torch.float32, device=t.device) * (-math.log(10000) * 2 / dim))
     angle = t[:, None].float() * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
@@ -83,9 +81,7 @@ class Step(nn.Sequential):
         return x
 
 
-Blocks = Callable[
-    [int, int, int], list[nn.Module]
-]  # (width before, width after, level) -> layers of one block
+Blocks = Callable[[int, int, int], list[nn.Module]]  # (width before, width after, level) -> layers of one block
 
 
 def contracting(
@@ -147,9 +143,7 @@ class UNet(nn.Module):
             )
         self.model_channels = model_channels
         emb_dim = 4 * model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         self.use_time_cond = use_time_cond
         if use_time_cond:
             half = context_length // 2

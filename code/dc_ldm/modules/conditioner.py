@@ -25,11 +25,11 @@ class Mapping(nn.Module):
 
 
 class EEGConditioner(nn.Module):
-    """An EEG encoder and the maps behind it (arXiv 2306.16934, section 3.2 and equation of the alignment loss).
+    """An EEG encoder and the maps behind it (arXiv 2306.16934, sections 3.2 and 3.3).
 
-    clip_head says what is aligned with CLIP: "tokens", the raw encoder tokens (published code), or "condition", what
-    Stable Diffusion sees (the paper's formula). The encoder has `num_tokens` and `embed_dim`, and answers (B, L, D).
-    Position table, class and mask token of the encoder stay frozen.
+    clip_head says what is aligned with CLIP: "tokens", the raw encoder tokens (published code), or "condition",
+    what Stable Diffusion sees (the paper's formula; the pooling is ours). The encoder has `num_tokens` and
+    `embed_dim` and answers (B, L, D); of its parameters, those it freezes itself stay frozen.
     """
 
     def __init__(
@@ -46,9 +46,7 @@ class EEGConditioner(nn.Module):
         self.clip_head = clip_head
         self.mae = encoder
         half = encoder.num_tokens // 2
-        self.channel_mapper = nn.Sequential(
-            nn.Conv1d(encoder.num_tokens, half, 1), nn.Conv1d(half, context_length, 1)
-        )
+        self.channel_mapper = nn.Sequential(nn.Conv1d(encoder.num_tokens, half, 1), nn.Conv1d(half, context_length, 1))
         self.dim_mapper = nn.Linear(encoder.embed_dim, context_dim)
         if clip_head == "tokens":
             self.mapping = Mapping(encoder.num_tokens, encoder.embed_dim, clip_dim)
