@@ -28,7 +28,9 @@ def setting(default: Any, about: str, source: str = OURS) -> Any:
 class PretrainConfig:
     """Stage A: masked modelling of unlabelled EEG."""
 
-    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
+    preset: str = setting(
+        "paper", "paper, published (rules) and miniature (a size), combined left to right by commas"
+    )
     name: str = setting("", "run name; empty: the preset's")
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
     eeg_path: str = setting("datasets/eeg_train", "folder of .npy recordings, (C, T) or (n, C, T)", PUBLISHED)
@@ -65,19 +67,28 @@ class PretrainConfig:
 class FinetuneConfig:
     """Stage B: Stable Diffusion's cross-attention and the EEG conditioner, with CLIP alignment."""
 
-    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
+    preset: str = setting(
+        "paper", "paper, published (rules) and miniature (a size), combined left to right by commas"
+    )
     name: str = setting("", "run name; empty: the preset's")
     dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
     eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
-    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
+    splits_path: str = setting(
+        "datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED
+    )
+    eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
     imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
     subject: int = setting(4, "subject 1..6; 0: all", PAPER)
     allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
     pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
-    pretrain_mbm_path: str = setting("", "stage A checkpoint; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
+    pretrain_mbm_path: str = setting(
+        "", "stage A checkpoint; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained"
+    )
     clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
-    clip_head: str = setting("condition", "what is aligned with CLIP: the condition (paper) or the tokens (published)", PAPER)
+    clip_head: str = setting(
+        "condition", "what is aligned with CLIP: the condition (paper) or the tokens (published)", PAPER
+    )
     clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
     use_time_cond: bool = setting(True, "also add the condition to the time embedding", PUBLISHED)
     img_size: int = setting(512, "pixels", PUBLISHED)
@@ -110,13 +121,17 @@ class FinetuneConfig:
 class GenerateConfig:
     """Stage C: pictures from unseen EEG, scores with controls, a page."""
 
-    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
+    preset: str = setting(
+        "paper", "paper, published (rules) and miniature (a size), combined left to right by commas"
+    )
     name: str = setting("", "run name; empty: the preset's")
     dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
     model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
     eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
-    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
+    splits_path: str = setting(
+        "datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED
+    )
     imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
     subject: int = setting(4, "subject 1..6; 0: all", PAPER)
     allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
@@ -153,7 +168,7 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
     },
     FinetuneConfig: {
         "paper": {},
-        "published": {"num_epoch": 500, "clip_head": "tokens", "encoder_mlp_ratio": 1.0},
+        "published": {"num_epoch": 500, "clip_head": "tokens", "encoder_mlp_ratio": 1.0, "eeg_scale": 1.0},
         "miniature": {
             **_MINIATURE_DATA, "img_size": 64, "lr": 1e-3, "num_epoch": 15, "batch_size": 32, "validate_every": 5,
             "num_samples": 2, "ddim_steps": 10, "sampler": "dpm_solver", "encoder_embed_dim": 128,
@@ -236,7 +251,9 @@ def _arguments(cls: type, argv: list[str]) -> dict[str, str]:
             raise UserError(f"{word}: expected name=value or --name value (see --help)")
         if name not in known and name not in silent:
             near = difflib.get_close_matches(name, [*known, *silent], n=1)
-            raise UserError(f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''} (see --help)")
+            raise UserError(
+                f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''} (see --help)"
+            )
         if not equals:
             if not argv:
                 raise UserError(f"--{name}: a value is missing")
