@@ -28,9 +28,7 @@ def setting(default: Any, about: str, source: str = OURS) -> Any:
 class PretrainConfig:
     """Stage A: masked modelling of unlabelled EEG."""
 
-    preset: str = setting(
-        "paper", "paper, published (rules) and miniature (a size), combined left to right by commas"
-    )
+    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
     name: str = setting("", "run name; empty: the preset's")
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
     eeg_path: str = setting("datasets/eeg_train", "folder of .npy recordings, (C, T) or (n, C, T)", PUBLISHED)
@@ -55,6 +53,9 @@ class PretrainConfig:
     batch_size: int = setting(100, "windows in a batch, over all processes together", PUBLISHED)
     accum_iter: int = setting(1, "batches in an optimizer step", PUBLISHED)
     clip_grad: float = setting(0.8, "largest global gradient norm", PUBLISHED)
+    local_start: float = setting(
+        0.0, "gain of queries and keys that start equal: attention starts near in time; 0: off"
+    )
     precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
     validate_every: int = setting(20, "epochs between held-out losses, figures and resume points", PUBLISHED)
     seed: int = setting(2022, "of every random draw", PUBLISHED)
@@ -67,16 +68,12 @@ class PretrainConfig:
 class FinetuneConfig:
     """Stage B: Stable Diffusion's cross-attention and the EEG conditioner, with CLIP alignment."""
 
-    preset: str = setting(
-        "paper", "paper, published (rules) and miniature (a size), combined left to right by commas"
-    )
+    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
     name: str = setting("", "run name; empty: the preset's")
     dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
     eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
-    splits_path: str = setting(
-        "datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED
-    )
+    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
     eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
     imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
     subject: int = setting(4, "subject 1..6; 0: all", PAPER)
@@ -121,17 +118,12 @@ class FinetuneConfig:
 class GenerateConfig:
     """Stage C: pictures from unseen EEG, scores with controls, a page."""
 
-    preset: str = setting(
-        "paper", "paper, published (rules) and miniature (a size), combined left to right by commas"
-    )
+    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
     name: str = setting("", "run name; empty: the preset's")
-    dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
     model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
     eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
-    splits_path: str = setting(
-        "datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED
-    )
+    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
     imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
     subject: int = setting(4, "subject 1..6; 0: all", PAPER)
     allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
@@ -139,6 +131,7 @@ class GenerateConfig:
     clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
     classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
     num_samples: int = setting(5, "pictures a trial", PUBLISHED)
+    max_items: int = setting(0, "score only the first test trials; 0: all")
     sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
     ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
     guidance: float = setting(1.0, "classifier-free guidance scale; 1: none", PUBLISHED)
@@ -161,9 +154,9 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
         "paper": {},
         "published": {"mask_ratio": 0.1, "mlp_ratio": 1.0, "eeg_scale": 0.1},
         "miniature": {
-            "eeg_path": "datasets/miniature/eeg_train", "embed_dim": 128, "depth": 3, "num_heads": 4,
-            "mlp_ratio": 2.0, "decoder_embed_dim": 96, "decoder_depth": 2, "decoder_num_heads": 4, "lr": 2e-3,
-            "num_epoch": 20, "warmup_epochs": 1.0, "batch_size": 32, "validate_every": 5,
+            "eeg_path": "datasets/miniature/eeg_train", "embed_dim": 128, "depth": 2, "num_heads": 4,
+            "mlp_ratio": 2.0, "decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 4, "lr": 2e-3,
+            "num_epoch": 20, "warmup_epochs": 1.0, "batch_size": 32, "local_start": 2.0, "validate_every": 5,
         },
     },
     FinetuneConfig: {
@@ -172,7 +165,7 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
         "miniature": {
             **_MINIATURE_DATA, "img_size": 64, "lr": 1e-3, "num_epoch": 15, "batch_size": 32, "validate_every": 5,
             "num_samples": 2, "ddim_steps": 10, "sampler": "dpm_solver", "encoder_embed_dim": 128,
-            "encoder_depth": 3, "encoder_num_heads": 4, "encoder_mlp_ratio": 2.0,
+            "encoder_depth": 2, "encoder_num_heads": 4, "encoder_mlp_ratio": 2.0,
         },
     },
     GenerateConfig: {
@@ -197,7 +190,10 @@ NO_EFFECT: dict[type, dict[str, str]] = {
         "eval_avg": "scores are computed by stage C, over all samples",
         "checkpoint_path": "a run resumes from its own folder",
     },
-    GenerateConfig: {"config_patch": "models/config15.yaml beside the weights is read"},
+    GenerateConfig: {
+        "dataset": "only EEG exists",
+        "config_patch": "models/config15.yaml beside the weights is read",
+    },
 }
 ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 
@@ -224,8 +220,8 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     if "name" in known and not given.get("name") and presets:
         values["name"] = str(chosen).replace(",", "-")
     config = OmegaConf.structured(cls)
+    config.merge_with(values)
     try:
-        config.merge_with(values)
         for name, text in given.items():
             OmegaConf.update(config, name, None if text.lower() == "null" else text)
     except OmegaConfBaseException as error:
@@ -251,9 +247,7 @@ def _arguments(cls: type, argv: list[str]) -> dict[str, str]:
             raise UserError(f"{word}: expected name=value or --name value (see --help)")
         if name not in known and name not in silent:
             near = difflib.get_close_matches(name, [*known, *silent], n=1)
-            raise UserError(
-                f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''} (see --help)"
-            )
+            raise UserError(f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''} (see --help)")
         if not equals:
             if not argv:
                 raise UserError(f"--{name}: a value is missing")

@@ -1,8 +1,8 @@
 """Stage A: pretrain an EEG encoder by masking stretches of time and predicting them.
 
-    python code/stageA1_eeg_pretrain.py                                   # the paper's run, datasets/eeg_train
-    python code/stageA1_eeg_pretrain.py preset=miniature                  # the demo's
-    python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_size 2
+python code/stageA1_eeg_pretrain.py                                   # the paper's run, datasets/eeg_train
+python code/stageA1_eeg_pretrain.py preset=miniature                  # the demo's
+python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_size 2
 """
 
 import time
@@ -18,7 +18,7 @@ from runtime.errors import UserError, cli
 from runtime.loop import Schedule, fit, pick_device
 from runtime.runs import check_hand_on, hand_on, open_run
 from sc_mbm.linear_reference import linear_share
-from sc_mbm.mae_for_eeg import MAEforEEG
+from sc_mbm.mae_for_eeg import MAEforEEG, start_local
 from sc_mbm.trainer import MaskedPretraining, draw_reconstruction, held_out_figures
 
 N_MASKS = 4  # masks that model and linear reference are compared on
@@ -56,6 +56,8 @@ def main() -> None:
     sizes = {k: getattr(cfg, k) for k in (*SIZES, *DECODER)}
     torch.manual_seed(cfg.seed)
     mae = MAEforEEG(**sizes)
+    if cfg.local_start:
+        start_local(mae, cfg.local_start)
     batches = StepBatches(len(windows), cfg.batch_size, cfg.seed, 0, 0, cfg.accum_iter)
     steps = batches.steps_per_epoch
     module = MaskedPretraining(

@@ -71,14 +71,18 @@ def pick_device(asked: str) -> torch.device:
 
 
 def pick_precision(asked: str, device: torch.device) -> str:
-    """Lightning's name of the precision; `auto` takes bf16 where a GPU computes in it, else 32.
+    """Lightning's name of the precision; `auto` takes bf16 where the GPU or the CPU multiplies in it, else 32.
 
     Raises:
         UserError: an unknown name.
     """
     if asked not in ("auto", "32", "bf16"):
         raise UserError(f"precision={asked}: use 32, bf16 or auto")
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+        has_bf16 = bool(known.get("amx_bf16") or known.get("avx512_bf16"))
     return "bf16-mixed" if asked == "bf16" or (asked == "auto" and has_bf16) else "32-true"
 
 
@@ -115,7 +119,14 @@ def fit(
     first_step = resume["step"] if resume else 0
     keeper = _Keeper(run, schedule, validate, resume, steps_per_epoch, log_to_wandb)
     batches = StepBatches(
-        len(items), schedule.batch_size, schedule.seed, first_step, last_step, schedule.accumulate, rank, world
+        len(items),
+        schedule.batch_size,
+        schedule.seed,
+        first_step,
+        last_step,
+        schedule.accumulate,
+        rank,
+        world,
     )
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -219,7 +230,13 @@ class _Keeper(pl.Callback):
         module.train()
         mean_loss = sum(self.losses) / len(self.losses)
         self.losses.clear()
-        row = {"epoch": epoch, "step": self.step, "train_loss": mean_loss, "lr": module.lr_at(self.step - 1), **figures}
+        row = {
+            "epoch": epoch,
+            "step": self.step,
+            "train_loss": mean_loss,
+            "lr": module.lr_at(self.step - 1),
+            **figures,
+        }
         self.rows.append(row)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(k for r in self.rows for k in r)))
