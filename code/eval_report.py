@@ -1,0 +1,106 @@
+"""What stage C says about its trials and scores: trials.csv, the record of a run, the table in the terminal.
+
+Shapes: N trials, S pictures a trial, K classes of the classifier.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataset import Trials
+from eval_folder import TRIAL_COLUMNS
+from runtime import checkpoints
+from verdict import design_from
+
+CONTROL_NAMES = {"class_prior": "class prior", "gaussian_eeg": "Gaussian", "other_trials_eeg": "other EEG"}
+
+
+def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
+    """Rank of the true class in each picture's logits, 1 is best, ties count as above: (N, S, K), (N,) -> (N, S)."""
+    own = logits.gather(2, class_index.view(-1, 1, 1).expand(-1, logits.shape[1], 1))
+    return (logits >= own).sum(2)
+
+
+def write_trials(
+    path: Path,
+    trials: Trials,
+    class_index: Tensor,
+    class_names: Sequence[str],
+    seeds: Tensor,
+    logits: Tensor | None,
+) -> None:
+    """Write trials.csv: TRIAL_COLUMNS, each picture's seed and its true class's rank, samples separated by spaces.
+
+    Args:
+        class_index: (N,) the classifier's number of the class shown, -1 where it has none.
+        class_names: in words, for each of the data set's labels.
+        seeds: (N, S) int64.
+        logits: (N, S, K) of the pictures, None without a classifier.
+    """
+    known = logits is not None and bool((class_index >= 0).all())
+    ranks = true_ranks(logits, class_index).tolist() if known else [[]] * len(trials)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*TRIAL_COLUMNS, "seeds", "ranks"])
+    writer.writeheader()
+    for i, label in enumerate(trials.label.tolist()):
+        onset = "" if trials.onset is None else float(trials.onset[i])
+        recording = "" if trials.recording is None else trials.recording[i]
+        row = (
+            i, int(trials.position[i]), int(trials.subject[i]), label, trials.wnids[label], class_names[label],
+            int(class_index[i]), trials.names[i], onset, recording,
+            " ".join(map(str, seeds[i].tolist())), " ".join(map(str, ranks[i])),
+        )  # fmt: skip
+        writer.writerow(dict(zip(writer.fieldnames, row, strict=True)))
+    checkpoints.write_text(path, text.getvalue())
+
+
+def about_trials(trials: dict[str, Trials]) -> dict:
+    """What metrics.json says of the data: which split was opened for what, and the order of the classes in time.
+
+    The order is judged on training and test trials together: the more trials, the plainer a block is.
+    """
+    train, test = trials["train"], trials["test"]
+    order = torch.cat([train.position, test.position]).argsort()
+    label, subject = (torch.cat([getattr(t, k) for t in (train, test)])[order] for k in ("label", "subject"))
+    onset = None if test.onset is None else torch.cat([train.onset, test.onset])[order].numpy()
+    tapes = [*train.recording, *test.recording] if test.recording else [""] * len(order)
+    tape = [f"{s} {tapes[i]}" for s, i in zip(subject.tolist(), order.tolist(), strict=True)]
+    known = ("simulated", "image_known", "index_space", "image_overlap", "left_out")
+    return {k: test.info[k] for k in known} | {
+        "split": {
+            "scored": "test",
+            "trials": len(test),
+            "opened": {"test": "pictures and scores", "train": "linear baseline and order of classes"},
+        },
+        "design": list(design_from(label.numpy(), onset, tape)),
+    }
+
+
+def table(metrics: dict) -> str:
+    """The scores of metrics.json for a terminal: value, interval, chance; first sample and controls, same seeds."""
+    controls = [name for name in CONTROL_NAMES if name in metrics["controls"]]
+    head = f"{'':32}{'pictures':>9}  {'95 % interval':16}{'chance':>7}{'sample 1':>10}"
+    lines = [head + "".join(f"{CONTROL_NAMES[name]:>13}" for name in controls)]
+    for score, entry in metrics["scores"].items():
+        low, high = entry["ci95"]
+        line = f"{score:32}{entry['value']:9.3f}  {f'[{low:.3f}, {high:.3f}]':16}{entry['chance']:7.3f}"
+        line += f"{entry['first_sample']:10.3f}"
+        lines.append(line + "".join(f"{metrics['controls'][name][score]['value']:13.3f}" for name in controls))
+    for name, scores in metrics["baselines"].items():
+        for score, entry in scores.items():
+            low, high = entry["ci95"]
+            lines.append(
+                f"{f'{score}, {name} on the EEG':32}{entry['value']:9.3f}  {f'[{low:.3f}, {high:.3f}]':16}"
+                f"{entry['chance']:7.3f}"
+            )
+    verdict = metrics["verdict"]
+    lines.append(
+        f"verdict: class {verdict['class']}, instance {verdict['instance']}, design {verdict['design']}".replace(
+            "_", " "
+        )
+    )
+    return "\n".join([*lines, *(f"  {reason}" for reason in verdict["reasons"])])

@@ -1,0 +1,181 @@
+"""Stage C: pictures from EEG that no training saw, scores with their controls, a page.
+
+python code/gen_eval_eeg.py                                   # the paper's run, on pretrains/generation/paper.pth
+python code/gen_eval_eeg.py preset=miniature                  # the demo's
+python code/gen_eval_eeg.py --dataset EEG --model_path pretrains/models/checkpoint.pth
+
+Shapes: N test trials, S pictures a trial, C electrodes, T time points.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from config import GenerateConfig, from_cli, under_root
+from controls import make_controls
+from dataset import Trials, open_trials
+from dc_ldm import weights
+from dc_ldm.generator import EEGImageGenerator, load_generator, to_uint8
+from dc_ldm.image_cache import clip_embeddings
+from dc_ldm.models.samplers import check_steps
+from dc_ldm.modules.clip import FrozenCLIP
+from eval_metrics import write_metrics
+from eval_report import about_trials, table, write_trials
+from linear_baseline import lda_probabilities
+from results_page import write_page
+from runtime import checkpoints
+from runtime.errors import UserError, cli
+from runtime.loop import pick_device
+from runtime.runs import open_run
+from samples import generate_missing, picture_path, picture_seeds, write_picture
+from sc_mbm.mae_for_eeg import EEGEncoder
+from scorers import describe, load_classifier
+from stimuli import image_path, image_tensor, leave_out_missing, load_image
+
+
+def main() -> None:
+    cfg = from_cli(GenerateConfig)
+    started = time.time()
+    check_steps(cfg.ddim_steps, cfg.sampler)
+    device = pick_device(cfg.device)
+    paths = input_paths(cfg)
+    hashes = {f"{name}_sha256": checkpoints.sha256(paths[name]) for name in ("model", "eeg", "splits")}
+
+    # Run folder: other files behind the same names make another run
+    run = open_run(under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg) | hashes, cfg.overwrite)
+    page = run.folder / "index.html"
+    if run.finished:
+        print(f"{run.folder} is finished; its page is {page}")
+        return
+
+    # Trials: here, and only here, the test split is opened
+    model = checkpoints.load(paths["model"], (weights.FORMAT,), "stage B checkpoint")
+    trials, notes = open_splits(cfg, paths, model)
+    test = trials["test"]
+
+    # Models
+    generator = load_generator(paths["model"], paths["base"], device, EEGEncoder)
+    classifier, absent = load_classifier(paths["classifier"], str(device))
+    clip = FrozenCLIP(paths["clip"], device)
+    notes += [absent] if absent else []
+    print(*notes, f"{len(test)} test trials of {paths['eeg']}", sep="\n")
+
+    # Pictures, and what the frozen networks see in them
+    seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
+    see = partial(describe, classifier=classifier, embed_images=clip.embed_images)
+    arrays = draw(cfg, run.folder, generator, test, seeds, see)
+    if test.info["image_known"]:
+        # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
+        embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
+        arrays |= show(run.folder / "samples", paths["images"], test, model["config"]["img_size"], see, embed)
+
+    # The linear baseline learns from the training split
+    arrays["real.lda"] = lda_probabilities(trials["train"].eeg, trials["train"].label, test.eeg)
+    arrays["baseline.lda"] = (arrays["real.lda"].argmax(1) == test.label).float()
+
+    # Scores and page
+    index = torch.full((len(test.wnids),), -1) if classifier is None else classifier.index_of(test.wnids)
+    words = [classifier.names[k] if k >= 0 else wnid for k, wnid in zip(index.tolist(), test.wnids, strict=True)]
+    write_trials(run.folder / "trials.csv", test, index[test.label], words, seeds, arrays.get("real.logits"))
+    content = {name: values.contiguous() for name, values in arrays.items()}
+    checkpoints.write_bytes(run.folder / "arrays.safetensors", save(content))
+    facts = about_trials(trials) | {
+        "config": run_config(cfg), "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
+        "hashes": hashes | {"base_sha256": model["base"]["sha256"]}, "notes": notes, "device": str(device),
+        "classifier": classifier and {"name": classifier.name, "sha256": classifier.sha256},
+        "seconds": round(time.time() - started, 1),
+    }  # fmt: skip
+    metrics = write_metrics(run.folder, facts)
+    write_page(run.folder)
+    run.finish(seconds=round(time.time() - started, 1))
+    print(table(metrics), f"stage C done in {time.time() - started:.0f} s -> {page}", sep="\n")
+
+
+def run_config(cfg: GenerateConfig) -> dict:
+    """The settings that make the run what it is."""
+    return {k: v for k, v in asdict(cfg).items() if k not in ("overwrite", "device", "root_path", "batch_size")}
+
+
+def input_paths(cfg: GenerateConfig) -> dict:
+    """Where the inputs lie: model, eeg, splits, images, base (folder of Stable Diffusion), clip, classifier.
+
+    The last two may be names instead of paths. Raises UserError that names everything missing, in one sentence.
+    """
+    inputs = {
+        "model": ("stage B checkpoint", "model_path", cfg.model_path or f"pretrains/generation/{cfg.name}.pth"),
+        "eeg": ("EEG of the trials", "eeg_signals_path", cfg.eeg_signals_path),
+        "splits": ("splits", "splits_path", cfg.splits_path),
+        "images": ("folder of the images shown", "imagenet_path", cfg.imagenet_path),
+        "base": ("folder of Stable Diffusion", "pretrain_gm_path", cfg.pretrain_gm_path),
+    }
+    paths = {name: under_root(cfg.root_path, path) for name, (_, _, path) in inputs.items()}
+    missing = [f"{what} {paths[name]} ({key}=)" for name, (what, key, _) in inputs.items() if not paths[name].exists()]
+    if missing:
+        raise UserError(f"missing: {'; '.join(missing)}; see datasets/README.md and pretrains/README.md")
+    weights.base_files(paths["base"])
+    for name in ("clip", "classifier"):
+        local = under_root(cfg.root_path, getattr(cfg, name))
+        paths[name] = local if local.exists() else getattr(cfg, name)
+    return paths
+
+
+def open_splits(cfg: GenerateConfig, paths: dict, model: dict) -> tuple[dict[str, Trials], list[str]]:
+    """Test and training trials, scaled as the checkpoint's training was, without those whose image is missing."""
+    sizes = model["config"]["encoder"]
+    trials = open_trials(
+        paths["eeg"], paths["splits"], cfg.subject, ("train", "test"), sizes["n_chans"], sizes["n_times"],
+        model["input"]["scale"],
+    )  # fmt: skip
+    if trials["test"].info["image_known"]:
+        needed, notes = leave_out_missing({"test": trials["test"]}, paths["images"], cfg.allow_missing)
+        trials |= needed
+    else:
+        notes = ["which image was shown is unknown, so only class scores are computed"]
+    if cfg.max_items:
+        trials["test"] = trials["test"].select(range(min(cfg.max_items, len(trials["test"]))))
+        notes.append(f"max_items={cfg.max_items}: only the first {len(trials['test'])} test trials are scored")
+    return trials, notes
+
+
+def draw(
+    cfg: GenerateConfig, folder: Path, generator: EEGImageGenerator, test: Trials, seeds: Tensor, see: Callable
+) -> dict[str, Tensor]:
+    """Write each trial's pictures, then each control's from the first sample's seeds; returns what `see` made of them.
+
+    Keys are `<run>.<what>`, values (N, S, ...), run is real or a control (S = 1); `<run>.embedding` (N, D) the EEG's.
+    """
+    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance}
+    generate = partial(generator.generate, **settings, batch_size=cfg.batch_size)
+    group = test.image if test.info["image_known"] else test.position
+    runs = {"real": (folder / "samples", test.eeg, seeds)}
+    for name, eeg in make_controls(cfg.controls, test.eeg, group, cfg.seed).items():
+        runs[name] = (folder / "controls" / name, eeg, seeds[:, :1])
+    arrays = {}
+    for name, (place, eeg, own) in runs.items():
+        generate_missing(place, generate, eeg, own, cfg.batch_size)
+        files = [picture_path(place, i, k + 1) for i in range(len(own)) for k in range(own.shape[1])]
+        arrays |= {f"{name}.{what}": values.unflatten(0, own.shape) for what, values in see(files).items()}
+        arrays[f"{name}.embedding"] = generator.embed(eeg)
+    return arrays
+
+
+def show(folder: Path, root: Path, test: Trials, size: int, see: Callable, embed: Callable) -> dict[str, Tensor]:
+    """Write each trial's image as its picture 0; returns `truth.<what>` (N, ...), every image being seen once."""
+    names = sorted(set(test.names))
+    files = [image_path(root, name) for name in names]
+    truths = [to_uint8(image_tensor(load_image(file), size)[None])[0] for file in files]
+    row = [names.index(name) for name in test.names]
+    for i, k in enumerate(row):
+        write_picture(picture_path(folder, i, 0), truths[k])
+    shown = see([picture_path(folder, row.index(k), 0) for k in range(len(names))]) | {"clip": embed(paths=files)}
+    return {f"truth.{what}": values[row] for what, values in shown.items()}
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,66 @@
+"""Pictures of an evaluation folder: which are missing, making them, keeping them as PNG files.
+
+Shapes: N trials, S pictures a trial, C electrodes, T time points, H x W pixels.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from runtime import checkpoints, draws
+from stimuli import readable
+
+
+def picture_path(folder: Path, i: int, k: int) -> Path:
+    """`test{i}-{k}.png`: k = 0 is the truth of trial i, 1..S its pictures."""
+    return folder / f"test{i}-{k}.png"
+
+
+def picture_seeds(seed: int, position: Tensor, num_samples: int) -> Tensor:
+    """(N, num_samples) int64; each depends on the run's seed, the trial's place in its file, the sample's number."""
+    rows = [[draws.randint(0, 2**62, (), seed, "picture", int(p), k) for k in range(num_samples)] for p in position]
+    return torch.tensor(rows)
+
+
+def write_picture(path: Path, picture: Tensor) -> None:
+    """Write (H, W, 3) uint8 as PNG, whole or not at all."""
+    content = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(content, "PNG", compress_level=1)
+    checkpoints.write_bytes(path, content.getvalue())
+
+
+def read_pictures(paths: Sequence[Path]) -> Tensor:
+    """(len(paths), H, W, 3) uint8."""
+    return torch.stack([torch.from_numpy(np.array(Image.open(path).convert("RGB"))) for path in paths])
+
+
+def generate_missing(
+    folder: Path, generate: Callable[[Tensor, Tensor], Tensor], eeg: Tensor, seeds: Tensor, batch_size: int
+) -> int:
+    """Write pictures 1..S of every trial that are not there yet; a broken one is made again.
+
+    Args:
+        generate: (eeg (n, C, T), seeds (n,)) -> (n, H, W, 3) uint8.
+        eeg: (N, C, T).
+        seeds: (N, S) int64.
+        batch_size: pictures made at once.
+
+    Returns:
+        How many pictures were there already.
+    """
+    wanted = [(i, k) for i in range(len(eeg)) for k in range(seeds.shape[1])]
+    todo = [(i, k) for i, k in wanted if not readable(picture_path(folder, i, k + 1))]
+    with tqdm(total=len(todo), desc=folder.name, unit="picture", disable=not todo) as bar:
+        for start in range(0, len(todo), batch_size):
+            trial, sample = torch.tensor(todo[start : start + batch_size]).T
+            pictures = generate(eeg[trial], seeds[trial, sample])
+            for i, k, picture in zip(trial.tolist(), sample.tolist(), pictures, strict=True):
+                write_picture(picture_path(folder, i, k + 1), picture)
+            bar.update(len(trial))
+    return len(wanted) - len(todo)
