@@ -1,0 +1,85 @@
+"""Training of the miniature Stable Diffusion. The networks are passed in: this package knows none of dc_ldm.
+
+Shapes: B batch, S picture side, h = S / 8, K captions.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miniature.classifier import stages
+from miniature.training import Pictures, drawn_batch, train
+from runtime import draws
+
+KL_WEIGHT = 2e-4  # per latent value; the latents stay near unit size, the pictures hardly suffer
+FEATURE_WEIGHT = 0.1
+
+
+def train_vae(
+    vae: nn.Module, classifier: nn.Module, pictures: Pictures, steps: int, seed: int, batch_size: int = 32
+) -> dict:
+    """Squared error, distance in the classifier's feature maps, and a small KL term; returns `train`'s figures."""
+
+    def loss_of(step: int) -> Tensor:
+        images = pictures.images(drawn_batch(len(pictures), batch_size, seed, "vae", step))
+        posterior = vae.encode(images)
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        z = mean + (logvar / 2).exp() * draws.randn(mean.shape, seed, "vae noise", step)
+        back = vae.decode(z).float()
+        feature = sum(
+            F.mse_loss(a.float(), b.float()) / b.float().square().mean()
+            for a, b in zip(stages(classifier, back), stages(classifier, images), strict=True)
+        )
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return F.mse_loss(back, images) + FEATURE_WEIGHT * feature + KL_WEIGHT * kl
+
+    vae.train()
+    figures = train([vae], loss_of, steps, 2e-3, "vae")
+    vae.eval().requires_grad_(False)
+    return figures
+
+
+@torch.inference_mode()
+def encode(vae: nn.Module, pictures: Pictures) -> tuple[Tensor, Tensor]:
+    """Posterior mean and standard deviation of every picture, each (N, 4, h, h)."""
+    parts = [vae.encode(pictures.images(index)) for index in torch.arange(len(pictures)).split(100)]
+    return torch.cat([p.mean for p in parts]), torch.cat([(p.logvar / 2).exp() for p in parts])
+
+
+def train_unet(
+    unet: nn.Module,
+    latents: tuple[Tensor, Tensor],
+    context: Callable[[list[str]], Tensor],
+    pictures: Pictures,
+    alphas_cumprod: Tensor,
+    steps: int,
+    seed: int,
+    batch_size: int = 128,
+    lr: float = 1.5e-3,
+) -> dict:
+    """Predict the noise in scaled latents (`latents`: mean, std) from captions; a tenth of the captions are empty.
+
+    `context` turns captions into (K, 77, C). Returns `train`'s figures.
+    """
+    unique = sorted({"", *(c for way in pictures.captions for c in way)})
+    number = {caption: k for k, caption in enumerate(unique)}
+    table = context(unique)
+    ways = torch.tensor([[number[c] for c in way] for way in pictures.captions])
+    mean, std = latents
+
+    def loss_of(step: int) -> Tensor:
+        index = drawn_batch(len(pictures), batch_size, seed, "unet", step)
+        u = draws.rand((3, batch_size), seed, "unet choices", step)
+        caption = ways[(u[0] * len(ways)).long(), index].where(u[1] > 0.1, torch.tensor(number[""]))
+        noises = draws.randn((2, *mean[index].shape), seed, "unet noise", step)
+        t = (u[2] * len(alphas_cumprod)).long()
+        a = alphas_cumprod[t].float().view(-1, 1, 1, 1)
+        x = a.sqrt() * (mean[index] + std[index] * noises[0]) + (1 - a).sqrt() * noises[1]
+        return F.mse_loss(unet(x, t, table[caption]).float(), noises[1])
+
+    unet.train()
+    figures = train([unet], loss_of, steps, lr, "unet")
+    unet.eval().requires_grad_(False)
+    return figures

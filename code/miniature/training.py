@@ -1,0 +1,87 @@
+"""What every training of the miniature world shares: pictures with captions in memory, and one loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from miniature import renderer
+from runtime import draws
+
+
+@dataclass
+class Pictures:
+    """Captioned pictures of K kinds, in memory.
+
+    `captions[v][i]` is the v-th way to describe picture i; within one way, equal captions mean the same thing.
+    """
+
+    pixels: Tensor  # (N, 3, S, S) uint8
+    labels: Tensor  # (N,) int64, 0..K-1
+    captions: list[list[str]]
+    wnids: list[str]  # (K,)
+    names: list[str]  # (K,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, index: Tensor) -> Tensor:
+        """Pictures `index` (n,) as (n, 3, S, S) float32 in [-1, 1]."""
+        return self.pixels[index].float() / 127.5 - 1
+
+    def class_captions(self) -> list[str]:
+        """The plain caption of each kind, (K,)."""
+        return [a_photo_of(name) for name in self.names]
+
+
+def a_photo_of(name: str) -> str:
+    """The plain caption of a kind."""
+    return f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def rendered(per_class: int, first_seed: int) -> Pictures:
+    """`per_class` renders of each of the 100 classes, with picture seeds from `first_seed` on."""
+    classes = [c for c in range(len(renderer.NAMES)) for _ in range(per_class)]
+    seeds = [first_seed + i for i in range(per_class)] * len(renderer.NAMES)
+    pixels = torch.from_numpy(renderer.render_all(classes, seeds)).movedim(-1, 1).contiguous()
+    scenes = [renderer.scene(c, s) for c, s in zip(classes, seeds, strict=True)]
+    captions = [[renderer.caption(s, words) for s in scenes] for words in range(4)]
+    return Pictures(pixels, torch.tensor(classes), captions, renderer.WNIDS, renderer.NAMES)
+
+
+def train(
+    modules: Iterable[nn.Module], loss_of: Callable[[int], Tensor], steps: int, lr: float, what: str, report: int = 100
+) -> dict:
+    """Minimise `loss_of(step)` over the modules' parameters that require gradients.
+
+    AdamW with 5 % linear warm-up and a cosine to zero, gradients clipped to norm 1, bfloat16 autocast.
+
+    Returns:
+        {"steps", "loss": mean of the last tenth, "seconds"}.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    start, recent = time.time(), []
+    for step in range(steps):
+        rise = min(1.0, (step + 1) / (0.05 * steps))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        recent = [*recent, loss.detach()][-max(1, steps // 10) :]
+        if (step + 1) % report == 0 or step + 1 == steps:
+            mean = torch.stack(recent[-report:]).mean().item()
+            print(f"{what}: step {step + 1}/{steps}, loss {mean:.4f}, {time.time() - start:.0f} s", flush=True)
+    return {"steps": steps, "loss": torch.stack(recent).mean().item(), "seconds": round(time.time() - start, 1)}
+
+
+def drawn_batch(n_items: int, size: int, seed: int, what: str, step: int) -> Tensor:
+    """Item numbers (size,) of a training step."""
+    return draws.randint(0, n_items, (size,), seed, what, step)
