@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
@@ -106,7 +107,7 @@ def read_sizes(path: str | Path) -> BaseSizes:
         )
     except KeyError as error:
         raise UserError(f"{path} has no entry {error} where Stable Diffusion's config15.yaml has one") from error
-    except (OSError, TypeError, ValueError, OmegaConfBaseException) as error:
+    except (OSError, TypeError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} is not a Stable Diffusion config: {str(error).splitlines()[0]}") from error
 
 

@@ -18,11 +18,11 @@ class FrozenCLIP:
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu"):
         """path: a folder made by `save_pretrained`, or a hub name. Raises UserError."""
-        from transformers import (
-            CLIPImageProcessorPil,
-            CLIPModel,
-        )  # a second of import that --help does not need
+        # A second of import that --help does not need.
+        from transformers import CLIPImageProcessorPil, CLIPModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         if not Path(path).is_dir() and str(path).count("/") != 1:
             raise UserError(f"{path}: no such folder; name one, or a hub model such as openai/clip-vit-large-patch14")
         self.path, self.device = str(path), torch.device(device)

@@ -1,0 +1,284 @@
+"""Stage B: the loss, its draws, what trains, selection, the caches, exact resume, and the script on a tiny world."""
+
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from tiny_diffusion import SIZE, UNET, stage_b_arguments, write_base, write_clip, write_trials
+from torch.testing import assert_close
+
+import eeg_ldm
+from dc_ldm import image_cache, weights
+from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, add_noise, losses, reciprocal_rank
+from dc_ldm.models.samplers import sd_alphas_cumprod
+from dc_ldm.models.unet import UNet
+from dc_ldm.modules.clip import FrozenCLIP
+from dc_ldm.modules.conditioner import EEGConditioner
+from runtime import checkpoints
+from runtime.draws import Batch, StepBatches
+from runtime.errors import UserError
+from runtime.loop import Schedule, fit
+from runtime.runs import open_run
+from sc_mbm.mae_for_eeg import EEGEncoder
+from stimuli import image_tensor, load_image
+
+
+def some_trials(n: int = 24, n_crops: int = 2, std: float = 0.1, **settings) -> LatentTrials:
+    """Random trials of 4 pictures; every view of every picture has another constant mean."""
+    torch.manual_seed(0)
+    means = torch.arange(4.0 * (1 + n_crops)).view(4, 1 + n_crops, 1, 1, 1, 1).expand(-1, -1, 1, 4, 4, 4)
+    moments = torch.cat([means, torch.full_like(means, std)], dim=2)
+    return LatentTrials(torch.randn(n, 8, 64), torch.arange(n) % 4, moments, torch.randn(4, 12), **settings)
+
+
+def whole(n: int, step: int = 0) -> Batch:
+    return Batch(step, torch.arange(n), 0, n, 1.0)
+
+
+def test_draws_do_not_depend_on_how_a_batch_is_shared():
+    trials = some_trials(cond_drop=0.3)
+    both = trials[whole(24, 7)]
+    first = trials[Batch(7, torch.arange(10), 0, 24, 1.0)]
+    second = trials[Batch(7, torch.arange(10, 24), 10, 24, 1.0)]
+    for one, two, all_ in zip(first, second, both, strict=True):
+        assert torch.equal(torch.cat([one, two]), all_)
+    assert not torch.equal(trials[whole(24, 8)].noise, both.noise)
+
+
+def test_latents_are_scaled_posterior_samples_of_plain_picture_or_crop():
+    exact = some_trials(4000, std=0.0)[whole(4000)].latent
+    view = (exact / 0.18215).mean((1, 2, 3)).round().long() % 3
+    assert_close(exact.std((1, 2, 3)), torch.zeros(4000))
+    assert_close((view == 0).float().mean(), torch.tensor(0.5), atol=0.03, rtol=0)
+    assert_close((view == 1).float().mean(), torch.tensor(0.25), atol=0.03, rtol=0)
+    spread = some_trials(4000, std=2.0)[whole(4000)].latent - exact
+    assert_close(spread.std(), torch.tensor(2 * 0.18215), atol=0.002, rtol=0)
+
+
+def test_without_crops_the_picture_is_plain_and_draws_cover_their_range():
+    data = some_trials(4000, n_crops=0, std=0.0, cond_drop=0.25)[whole(4000)]
+    assert_close(data.latent.mean((1, 2, 3)), 0.18215 * (torch.arange(4000) % 4).float())
+    assert_close(data.keep.mean(), torch.tensor(0.75), atol=0.03, rtol=0)
+    assert data.t.min() < 5 and data.t.max() > 994 and abs(data.t.float().mean() - 499.5) < 15
+
+
+def test_losses_are_the_published_ones():
+    data = some_trials(cond_drop=0.5)[whole(24)]
+    abar = sd_alphas_cumprod()
+    context = torch.ones(24, 77, 16)
+    seen = {}
+
+    def unet(x, t, c):
+        seen["context"], seen["x"] = c, x
+        return data.noise + 0.5
+
+    loss_noise, loss_clip = losses(lambda eeg: (context, -3 * data.clip), unet, abar, data)
+    assert_close(loss_noise, torch.tensor(0.25))
+    assert_close(loss_clip, torch.tensor(2.0))
+    assert torch.equal(seen["context"], context * data.keep)
+    assert_close(seen["x"][5], abar[data.t[5]].sqrt() * data.latent[5] + (1 - abar[data.t[5]]).sqrt() * data.noise[5])
+    assert_close(add_noise(data.latent, data.noise, torch.ones(24)), data.latent)
+
+
+def tiny_module(**settings) -> EEGLatentDiffusion:
+    torch.manual_seed(0)
+    encoder = EEGEncoder(8, 64, 4, 16, 1, 2, 1.0)
+    return EEGLatentDiffusion(
+        EEGConditioner(encoder, context_dim=16, clip_dim=12, clip_head="condition"),
+        UNet(**UNET).requires_grad_(False),
+        sd_alphas_cumprod(),
+        **{"lr": 0.01, **settings},
+    )
+
+
+def train(folder, items, module=None, **changed) -> EEGLatentDiffusion:
+    module = module or tiny_module()
+    schedule = Schedule(**{"batch_size": 5, "num_epoch": 2, "seed": 1, "clip_grad": 0.5, "device": "cpu"} | changed)
+    fit(module, items, open_run(folder, {}), schedule, lambda epoch: {"epoch_seen": epoch})
+    return module
+
+
+def test_exactly_the_named_part_trains(tmp_path):
+    before = {name: value.clone() for name, value in tiny_module().state_dict().items()}
+    module = tiny_module()
+    # Zero-initialised layers of an untrained UNet would pass no gradient on.
+    for name, value in module.unet.named_parameters():
+        if not value.any():
+            value.data.normal_(std=0.1)
+            before[f"unet.{name}"] = value.data.clone()
+    train(tmp_path, some_trials(), module)
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    constants = ("pos_embed", "cls_token", "mask_token")
+    expected = {f"unet.{name}" for name in weights.trained_unet_tensors(module.unet)}
+    expected |= {name for name in before if name.startswith("conditioner.") and not name.endswith(constants)}
+    # A bias on keys shifts all scores of a query alike: softmax ignores it, so its gradient is rounding only.
+    assert changed == expected
+    trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
+    assert len(trained) == len(expected)
+
+
+class Interrupted(LatentTrials):
+    """Trials that ask the process to stop when a certain step is drawn."""
+
+    def __getitem__(self, batch: Batch) -> LatentBatch:
+        if batch.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(batch)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_stopped_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path, precision):
+    settings = {"cond_drop": 0.2}
+    straight = train(tmp_path / "straight", some_trials(**settings), precision=precision)
+    stopping = some_trials(**settings)
+    stopping.__class__ = Interrupted
+    with pytest.raises(SystemExit):
+        train(tmp_path / "stopped", stopping, precision=precision)
+    stopped_at = checkpoints.load(tmp_path / "stopped" / "last.pth", ("resume-1",), "resume point")["step"]
+    assert 5 < stopped_at < 10
+    resumed = train(tmp_path / "stopped", some_trials(**settings), precision=precision)
+    for name, value in straight.training_state().items():
+        assert torch.equal(value, resumed.training_state()[name]), name
+
+
+def test_gradient_of_a_step_does_not_depend_on_how_its_batch_is_cut():
+    def gradients(accumulate: int) -> list[torch.Tensor]:
+        module, trials = tiny_module(), some_trials(10, cond_drop=0.3)
+        for batch in StepBatches(10, 12 // accumulate, 1, 0, 1, accumulate):
+            (module.training_step((batch, trials[batch]), 0) / accumulate).backward()
+        assert all(p.grad is None for p in module.parameters() if not p.requires_grad)
+        return [p.grad for p in module.parameters() if p.grad is not None]
+
+    for whole_batch, cut in zip(gradients(1), gradients(3), strict=True):
+        assert_close(cut, whole_batch, atol=1e-6, rtol=1e-4)
+
+
+def test_reciprocal_rank_takes_ties_in_expectation():
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0], [-1.0, 0.0]])
+    embedding = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
+    found = reciprocal_rank(embedding, targets, torch.tensor([0, 2, 0, 1]))
+    expected = [1.0, (1 + 1 / 2) / 2, 1 / 4, (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4]
+    assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_caches_are_read_back_and_follow_their_content(tmp_path):
+    vae = weights.load_base(write_base(tmp_path)).vae
+    write_trials(tmp_path)
+    paths = sorted((tmp_path / "imageNet_images").rglob("*.JPEG"))[:3]
+
+    def moments(seed=1):
+        return image_cache.latent_moments(tmp_path / "cache", vae, paths, load_image, image_tensor, SIZE, 2, 0.2, seed)
+
+    def files():
+        return sorted((tmp_path / "cache").iterdir())
+
+    first = moments()
+    assert first.shape == (3, 3, 2, 4, 4, 4)
+    with torch.no_grad():
+        posterior = vae.encode(image_tensor(load_image(paths[1]), SIZE)[None])
+    assert_close(first[1, 0], torch.cat([posterior.mean, posterior.std]), atol=1e-5, rtol=1e-5)
+    assert not torch.equal(first[:, 1], first[:, 2])
+    stamp = files()[0].stat().st_mtime_ns
+    assert torch.equal(moments(), first) and files()[0].stat().st_mtime_ns == stamp
+    files()[0].write_bytes(files()[0].read_bytes()[:50])
+    assert torch.equal(moments(), first) and len(files()) == 1
+    assert not torch.equal(moments(seed=2)[:, 1:], first[:, 1:])
+    load_image(paths[0]).rotate(90).save(paths[0])
+    assert not torch.equal(moments()[0], first[0]) and len(files()) == 3
+    vae.quant_conv.bias.data += 1
+    assert_close(moments()[1:, :, 0], first[1:, :, 0] + 1, atol=1e-4, rtol=1e-4)
+
+
+def test_clip_sees_the_plain_picture_and_refuses_what_is_no_clip(tmp_path):
+    clip = FrozenCLIP(write_clip(tmp_path / "clip"))
+    pictures = [load_image(path) for path in sorted((write_trials(tmp_path) / "imageNet_images").rglob("*.JPEG"))]
+    together = clip.embed_images(pictures)
+    assert together.shape == (8, clip.dim) and together.dtype == torch.float32
+    assert_close(clip.embed_images(pictures[3:4])[0], together[3], atol=1e-5, rtol=1e-5)
+    assert clip.embed_texts(["red disc", "blue"]).shape == (2, clip.dim)
+    for wrong in (tmp_path / "absent", tmp_path):
+        with pytest.raises(UserError):
+            FrozenCLIP(wrong)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A finished run of stage B on the tiny world, whose test trials hold NaN and so must never be opened."""
+    root = tmp_path_factory.mktemp("world")
+    run_script(root)
+    return root
+
+
+def run_script(root, **changed) -> None:
+    arguments = sys.argv
+    sys.argv = ["eeg_ldm.py", *stage_b_arguments(root, **changed)]
+    try:
+        eeg_ldm.main()
+    finally:
+        sys.argv = arguments
+
+
+def test_script_hands_on_the_selected_epoch(world, capsys):
+    run = world / "results/generation/tiny"
+    content = checkpoints.load(world / "pretrains/generation/tiny.pth", (weights.FORMAT,), "stage B checkpoint")
+    assert content["config"]["encoder"]["embed_dim"] == 16 and content["config"]["conditioner"]["clip_dim"] == 12
+    assert content["base"]["sha256"] == checkpoints.sha256(world / "pretrains/models/v1-5-pruned.safetensors")
+    assert content["input"]["scale"] == 1.0 and content["run"]["epoch"] in (1, 2)
+    prefixes = {name.split(".")[0] for name in content["model"]}
+    assert prefixes == {"cond_stage_model", "model"}
+    assert {path.name for path in run.glob("*.png")} == {"validation-0001.png", "validation-0002.png"}
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 3 and "val_clip_mrr" in rows[0]
+    run_script(world)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_selection_keeps_the_best_epoch_not_the_last(tmp_path, monkeypatch):
+    scores = iter([0.2, 0.9, 0.5])
+    monkeypatch.setattr(eeg_ldm, "reciprocal_rank", lambda *_: torch.tensor([next(scores)]))
+    run_script(tmp_path, num_epoch=3)
+    content = checkpoints.load(tmp_path / "pretrains/generation/tiny.pth", (weights.FORMAT,), "checkpoint")
+    last = checkpoints.load(tmp_path / "results/generation/tiny/last.pth", ("resume-1",), "resume point")
+    assert content["run"]["epoch"] == 2 and content["run"]["val_clip_mrr"] == pytest.approx(0.9)
+    name = "cond_stage_model.dim_mapper.weight"
+    assert not torch.equal(content["model"][name], last["module"][name])
+
+
+def test_stage_a_weights_arrive_and_none_means_untrained(world):
+    from config import FinetuneConfig, from_cli
+
+    def encoder(**changed):
+        return eeg_ldm.stage_a(from_cli(FinetuneConfig, stage_b_arguments(world, **changed)))
+
+    trained, sizes, scale = encoder()
+    saved = checkpoints.load(world / "pretrains/eeg_pretrain/tiny.pth", ("eeg-mae-1",), "stage A checkpoint")["model"]
+    assert torch.equal(trained.blocks[0].attn.qkv.weight, saved["blocks.0.attn.qkv.weight"]) and scale == 1.0
+    small = {"encoder_embed_dim": 32, "encoder_depth": 2, "encoder_num_heads": 2}
+    untrained, sizes, _ = encoder(pretrain_mbm_path="none", **small)
+    assert (sizes["embed_dim"], sizes["depth"], sizes["n_chans"], len(untrained.blocks)) == (32, 2, 128, 2)
+    assert encoder(eeg_scale=0.1)[2] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"pretrain_mbm_path": "pretrains/generation/tiny.pth"}, "stage A checkpoint"),
+        ({"pretrain_mbm_path": "pretrains/absent.pth"}, "no such file"),
+        ({"pretrain_gm_path": "datasets"}, "no Stable Diffusion weights"),
+        ({"clip": "pretrains/absent/model"}, "no such folder"),
+        ({"imagenet_path": "absent"}, "no such folder"),
+        ({"select": "n_way"}, "clip_retrieval"),
+        ({"dataset": "GOD"}, "only EEG"),
+        ({"clip_head": "both"}, "clip_head"),
+        ({"ddim_steps": 300}, "ddim_steps|steps"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"subject": 2}, "subject 2"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(world, tmp_path, changed, said):
+    with pytest.raises(UserError, match=said) as error:
+        given = {"pretrain_mbm_path": "pretrains/eeg_pretrain/tiny.pth"} | changed
+        run_script(world, name=tmp_path.name, **given)
+    assert "\n" not in str(error.value)
