@@ -5,7 +5,6 @@ Shapes: N trials, S pictures a trial, K classes of the classifier.
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from dataset import Trials
 from eval_folder import TRIAL_COLUMNS
 from runtime import checkpoints
+from scorers import PictureClassifier
 from verdict import design_from
 
 CONTROL_NAMES = {"class_prior": "class prior", "gaussian_eeg": "Gaussian", "other_trials_eeg": "other EEG"}
@@ -26,35 +26,36 @@ def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
 
 
 def write_trials(
-    path: Path,
-    trials: Trials,
-    class_index: Tensor,
-    class_names: Sequence[str],
-    seeds: Tensor,
-    logits: Tensor | None,
+    path: Path, trials: Trials, classifier: PictureClassifier | None, seeds: Tensor, logits: Tensor | None
 ) -> None:
-    """Write trials.csv: TRIAL_COLUMNS, each picture's seed and its true class's rank, samples separated by spaces.
+    """Write trials.csv: TRIAL_COLUMNS; each picture's seed and rank of the true class, samples separated by spaces;
+    and `seen_1` to `seen_S`, what the classifier names each picture. Columns that need what is absent stay empty.
 
     Args:
-        class_index: (N,) the classifier's number of the class shown, -1 where it has none.
-        class_names: in words, for each of the data set's labels.
         seeds: (N, S) int64.
         logits: (N, S, K) of the pictures, None without a classifier.
     """
-    known = logits is not None and bool((class_index >= 0).all())
-    ranks = true_ranks(logits, class_index).tolist() if known else [[]] * len(trials)
+    n_samples = seeds.shape[1]
+    index = torch.full((len(trials.wnids),), -1) if classifier is None else classifier.index_of(trials.wnids)
+    names = {k: classifier.names[k] for k in index.tolist() if k >= 0}
+    own = index[trials.label]
+    ranked = logits is not None and bool((own >= 0).all())
+    ranks = true_ranks(logits, own).tolist() if ranked else [[]] * len(trials)
+    seen = [[""] * n_samples] * len(trials)
+    if logits is not None:
+        seen = [[classifier.names[k] for k in row] for row in logits.argmax(2).tolist()]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*TRIAL_COLUMNS, "seeds", "ranks"])
-    writer.writeheader()
+    writer = csv.writer(text)
+    writer.writerow([*TRIAL_COLUMNS, "seeds", "ranks", *(f"seen_{k + 1}" for k in range(n_samples))])
     for i, label in enumerate(trials.label.tolist()):
+        wnid = trials.wnids[label]
         onset = "" if trials.onset is None else float(trials.onset[i])
         recording = "" if trials.recording is None else trials.recording[i]
-        row = (
-            i, int(trials.position[i]), int(trials.subject[i]), label, trials.wnids[label], class_names[label],
-            int(class_index[i]), trials.names[i], onset, recording,
-            " ".join(map(str, seeds[i].tolist())), " ".join(map(str, ranks[i])),
-        )  # fmt: skip
-        writer.writerow(dict(zip(writer.fieldnames, row, strict=True)))
+        writer.writerow((
+            i, int(trials.position[i]), int(trials.subject[i]), label, wnid, names.get(int(own[i]), wnid), int(own[i]),
+            trials.names[i], onset, recording, " ".join(map(str, seeds[i].tolist())), " ".join(map(str, ranks[i])),
+            *seen[i],
+        ))  # fmt: skip
     checkpoints.write_text(path, text.getvalue())
 
 

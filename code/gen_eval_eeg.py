@@ -43,16 +43,26 @@ def main() -> None:
     cfg = from_cli(GenerateConfig)
     started = time.time()
     check_steps(cfg.ddim_steps, cfg.sampler)
-    device = pick_device(cfg.device)
     paths = input_paths(cfg)
     hashes = {f"{name}_sha256": checkpoints.sha256(paths[name]) for name in ("model", "eeg", "splits")}
 
-    # Run folder: other files behind the same names make another run
+    # Other files behind the same names make another run
     run = open_run(under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg) | hashes, cfg.overwrite)
     page = run.folder / "index.html"
     if run.finished:
         print(f"{run.folder} is finished; its page is {page}")
         return
+    facts = evaluate(cfg, run.folder, paths)
+    facts |= {"hashes": facts["hashes"] | hashes, "seconds": round(time.time() - started, 1)}
+    metrics = write_metrics(run.folder, facts)
+    write_page(run.folder)
+    run.finish(seconds=round(time.time() - started, 1))
+    print(table(metrics), f"stage C done in {time.time() - started:.0f} s -> {page}", sep="\n")
+
+
+def evaluate(cfg: GenerateConfig, folder: Path, paths: dict) -> dict:
+    """Write pictures, trials.csv and arrays.safetensors; returns the `run` part of metrics.json. Raises UserError."""
+    device = pick_device(cfg.device)
 
     # Trials: here, and only here, the test split is opened
     model = checkpoints.load(paths["model"], (weights.FORMAT,), "stage B checkpoint")
@@ -69,32 +79,28 @@ def main() -> None:
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
     see = partial(describe, classifier=classifier, embed_images=clip.embed_images)
-    arrays = draw(cfg, run.folder, generator, test, seeds, see)
+    arrays = draw(cfg, folder, generator, test, seeds, see)
     if test.info["image_known"]:
         # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
-        arrays |= show(run.folder / "samples", paths["images"], test, model["config"]["img_size"], see, embed)
+        arrays |= show(folder / "samples", paths["images"], test, model["config"]["img_size"], see, embed)
 
     # The linear baseline learns from the training split
     arrays["real.lda"] = lda_probabilities(trials["train"].eeg, trials["train"].label, test.eeg)
     arrays["baseline.lda"] = (arrays["real.lda"].argmax(1) == test.label).float()
 
-    # Scores and page
-    index = torch.full((len(test.wnids),), -1) if classifier is None else classifier.index_of(test.wnids)
-    words = [classifier.names[k] if k >= 0 else wnid for k, wnid in zip(index.tolist(), test.wnids, strict=True)]
-    write_trials(run.folder / "trials.csv", test, index[test.label], words, seeds, arrays.get("real.logits"))
+    write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"))
     content = {name: values.contiguous() for name, values in arrays.items()}
-    checkpoints.write_bytes(run.folder / "arrays.safetensors", save(content))
-    facts = about_trials(trials) | {
-        "config": run_config(cfg), "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
-        "hashes": hashes | {"base_sha256": model["base"]["sha256"]}, "notes": notes, "device": str(device),
-        "classifier": classifier and {"name": classifier.name, "sha256": classifier.sha256},
-        "seconds": round(time.time() - started, 1),
-    }  # fmt: skip
-    metrics = write_metrics(run.folder, facts)
-    write_page(run.folder)
-    run.finish(seconds=round(time.time() - started, 1))
-    print(table(metrics), f"stage C done in {time.time() - started:.0f} s -> {page}", sep="\n")
+    checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
+    return about_trials(trials) | {
+        "config": run_config(cfg),
+        "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
+        "hashes": {"base_sha256": model["base"]["sha256"], "classifier_sha256": classifier and classifier.sha256},
+        "classifier": classifier and classifier.name,
+        "device": str(device),
+        "torch": torch.__version__,
+        "notes": notes,
+    }
 
 
 def run_config(cfg: GenerateConfig) -> dict:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from dc_ldm.weights import load_strictly
 from runtime import checkpoints
 from runtime.errors import UserError
 from samples import read_pictures
@@ -86,18 +87,23 @@ def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
         UserError: a file is missing or the weights are of another network.
     """
     import timm
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config_path, weights = folder / "config.json", folder / "model.safetensors"
     for path in (config_path, weights):
         if not path.is_file():
             raise UserError(f"{path}: no such file; a classifier is a folder with config.json, model.safetensors")
-    config = json.loads(config_path.read_text())
-    model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config.get("model_args", {}))
     try:
-        model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
-    except RuntimeError as error:
-        raise UserError(f"{weights}: does not fit {config['architecture']} of {config_path}: {error}") from error
+        config = json.loads(config_path.read_text())
+        arguments = {"num_classes": config["num_classes"], **config.get("model_args", {})}
+        model = timm.create_model(config["architecture"], **arguments)
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise UserError(f"{weights}: is truncated or no safetensors file ({error})") from error
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{config_path}: does not describe a classifier ({error!r})") from error
+    load_strictly(model, state, f"{weights}: as {config['architecture']}, the classifier")
     model.eval().requires_grad_(False).to(device)
     return PictureClassifier(
         name=f"{folder.name} ({config['architecture']})",
@@ -127,10 +133,7 @@ def load_vit_h_14(weights: Path, device: str = "cpu", model: nn.Module | None = 
 
     state = checkpoints.read_plain(weights, "ViT-H/14 classifier")
     model = model or vit_h_14(image_size=518)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{weights}: is not ViT-H/14 (IMAGENET1K_SWAG_E2E_V1): {error}") from error
+    load_strictly(model, state, f"{weights}: as ViT-H/14, the classifier")
     head, model.heads = model.heads, nn.Identity()
     return PictureClassifier(
         name="vit_h_14 (IMAGENET1K_SWAG_E2E_V1)",
