@@ -6,7 +6,8 @@ python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_si
 """
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from inspect import signature
 
 import torch
 
@@ -22,8 +23,7 @@ from sc_mbm.mae_for_eeg import MAEforEEG, start_local
 from sc_mbm.trainer import MaskedPretraining, draw_reconstruction, held_out_figures
 
 N_MASKS = 4  # masks that model and linear reference are compared on
-SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+SIZES = [f.name for f in fields(PretrainConfig) if f.name in signature(MAEforEEG).parameters]
 
 
 def main() -> None:
@@ -45,58 +45,66 @@ def main() -> None:
     print(f"{len(windows)} training windows an epoch, {len(held_out)} held-out windows of {cfg.n_times} samples")
 
     # The bar: the best linear prediction of what is masked
-    n_tokens = cfg.n_times // cfg.patch_size
-    kept = int(n_tokens * (1 - cfg.mask_ratio))
-    ranks = rand((N_MASKS, n_tokens), cfg.seed, "held-out masks").argsort(1).argsort(1)
-    masks = (ranks >= kept).long()
+    masks = held_out_masks(cfg)
     linear = linear_share(windows.training_windows(512, cfg.seed), held_out, masks)
     print(f"masked share of variance: 1.0 predicts the mean, {linear:.4f} is the best linear prediction")
 
     # Model
-    sizes = {k: getattr(cfg, k) for k in (*SIZES, *DECODER)}
-    torch.manual_seed(cfg.seed)
-    mae = MAEforEEG(**sizes)
-    if cfg.local_start:
-        start_local(mae, cfg.local_start)
-    batches = StepBatches(len(windows), cfg.batch_size, cfg.seed, 0, 0, cfg.accum_iter)
-    steps = batches.steps_per_epoch
-    module = MaskedPretraining(
-        mae, n_tokens, cfg.mask_ratio, cfg.lr, cfg.min_lr, cfg.weight_decay,
-        warmup_steps=round(cfg.warmup_epochs * steps), total_steps=cfg.num_epoch * steps, seed=cfg.seed,
-    )  # fmt: skip
+    module = build(cfg, StepBatches(len(windows), cfg.batch_size, cfg.seed, 0, 0, cfg.accum_iter).steps_per_epoch)
 
     # Train
     def validate(epoch: int) -> dict[str, float]:
-        figures = held_out_figures(mae, held_out, masks)
-        draw_reconstruction(run.folder / "reconstruction.png", mae, held_out[0], masks[0], windows.info.get("sfreq"))
+        figures = held_out_figures(module.mae, held_out, masks)
+        figures |= {"linear_share": linear, "way_to_linear": (1 - figures["masked_share"]) / (1 - linear)}
+        picture = run.folder / "reconstruction.png"
+        draw_reconstruction(picture, module.mae, held_out[0], masks[0], windows.info.get("sfreq"))
         module.state["figures"] = figures
-        learned = (1 - figures["masked_share"]) / (1 - linear)
-        return {**figures, "linear_share": linear, "way_to_linear": learned}
+        return figures
 
-    schedule = Schedule(
+    plan = Schedule(
         cfg.batch_size, cfg.num_epoch, cfg.seed, cfg.accum_iter, cfg.clip_grad, cfg.precision, cfg.device,
         cfg.validate_every,
     )  # fmt: skip
-    fit(module, windows, run, schedule, validate, cfg.wandb)
+    fit(module, windows, run, plan, validate, cfg.wandb)
 
     # Hand on
-    figures = {**module.state["figures"], "linear_share": linear}
+    figures = module.state["figures"]
     content = {
         "format": "eeg-mae-1",
-        "model": {k: v.cpu() for k, v in mae.state_dict().items()},
-        "config": sizes,
+        "model": {k: v.cpu() for k, v in module.mae.state_dict().items()},
+        "config": sizes(cfg),
         "input": {"scale": cfg.eeg_scale, **{k: windows.info.get(k) for k in ("sfreq", "ch_names", "band")}},
         "run": {"config": run_config(cfg), "figures": figures},
     }
     checkpoints.save(run.checkpoint, content)
-    digest = hand_on(run, target)
-    run.finish(seconds=round(time.time() - started, 1), sha256=digest, **figures)
-    way = (1 - figures["masked_share"]) / (1 - linear)
-    print(
-        f"masked share {figures['masked_share']:.4f} on held-out windows, linear {linear:.4f}: "
-        f"{way:.2f} of the way from the mean to the linear prediction"
-    )
+    run.finish(seconds=round(time.time() - started, 1), sha256=hand_on(run, target), **figures)
+    print("masked share {masked_share:.4f} on held-out windows, linear {linear_share:.4f}: ".format(**figures), end="")
+    print("{way_to_linear:.2f} of the way from the mean to the linear prediction".format(**figures))
     print(f"stage A done in {time.time() - started:.0f} s -> {target}")
+
+
+def sizes(cfg: PretrainConfig) -> dict:
+    """The model's constructor arguments."""
+    return {k: getattr(cfg, k) for k in SIZES}
+
+
+def build(cfg: PretrainConfig, steps_per_epoch: int) -> MaskedPretraining:
+    """The model, whose first weights depend on the seed alone, in its training module."""
+    torch.manual_seed(cfg.seed)
+    mae = MAEforEEG(**sizes(cfg))
+    if cfg.local_start:
+        start_local(mae, cfg.local_start)
+    return MaskedPretraining(
+        mae, cfg.mask_ratio, cfg.lr, cfg.min_lr, cfg.weight_decay, round(cfg.warmup_epochs * steps_per_epoch),
+        cfg.num_epoch * steps_per_epoch, cfg.seed,
+    )  # fmt: skip
+
+
+def held_out_masks(cfg: PretrainConfig) -> torch.Tensor:
+    """(N_MASKS, L) fixed masks, 1 = hidden."""
+    n_tokens = cfg.n_times // cfg.patch_size
+    ranks = rand((N_MASKS, n_tokens), cfg.seed, "held-out masks").argsort(1).argsort(1)
+    return (ranks >= int(n_tokens * (1 - cfg.mask_ratio))).long()
 
 
 def run_config(cfg: PretrainConfig) -> dict:

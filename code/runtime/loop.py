@@ -112,7 +112,6 @@ def fit(
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     device = pick_device(schedule.device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     steps_per_epoch = StepBatches(len(items), schedule.batch_size, 0, 0, 0, schedule.accumulate).steps_per_epoch
     last_step = schedule.num_epoch * steps_per_epoch
     resume = checkpoints.load(run.last, (RESUME,), "resume point") if run.last.exists() else None
@@ -128,7 +127,18 @@ def fit(
         rank,
         world,
     )
-    trainer = pl.Trainer(
+    trainer = _trainer(schedule, keeper, device, world)
+    trainer.fit(module, _Loader(items, batches))
+    if keeper.signal:
+        name = signal.Signals(keeper.signal).name
+        print(f"stopped by {name} after step {keeper.step} of {last_step}; the same command resumes there")
+        sys.exit(128 + keeper.signal)
+
+
+def _trainer(schedule: Schedule, keeper: pl.Callback, device: torch.device, world: int) -> pl.Trainer:
+    """Lightning's trainer with everything off that writes files, draws numbers or counts epochs."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=local if world > 1 else [device.index or 0] if device.type == "cuda" else 1,
         num_nodes=world // local,
@@ -145,11 +155,6 @@ def fit(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, _Loader(items, batches))
-    if keeper.signal:
-        name = signal.Signals(keeper.signal).name
-        print(f"stopped by {name} after step {keeper.step} of {last_step}; the same command resumes there")
-        sys.exit(128 + keeper.signal)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ class MaskedPretraining(pl.LightningModule):
     """Masked modelling of EEG windows (DreamDiffusion, section 3.1; spec of the published loop: AdamW, warm-up, cosine).
 
     Args:
-        mae: maps (eeg (B, C, T), mask_ratio, noise (B, L)) to (loss, prediction, mask).
+        mae: maps (eeg (B, C, T), mask_ratio, noise (B, L)) to (loss, prediction, mask); its `num_tokens` is L.
         warmup_steps, total_steps: of the learning rate, in optimizer steps.
     """
 
     def __init__(
         self,
         mae: torch.nn.Module,
-        n_tokens: int,
         mask_ratio: float,
         lr: float,
         min_lr: float,
@@ -35,7 +34,7 @@ class MaskedPretraining(pl.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.mae, self.n_tokens, self.mask_ratio, self.seed = mae, n_tokens, mask_ratio, seed
+        self.mae, self.mask_ratio, self.seed = mae, mask_ratio, seed
         self.lr, self.min_lr, self.weight_decay = lr, min_lr, weight_decay
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.state: dict = {}
@@ -43,7 +42,7 @@ class MaskedPretraining(pl.LightningModule):
     def training_step(self, item: tuple[Batch, Tensor], _: int) -> Tensor:
         """Loss of one share of a batch; which tokens are kept is drawn for the global batch."""
         batch, eeg = item
-        noise = batch.mine(rand((batch.total, self.n_tokens), self.seed, "mask", batch.step))
+        noise = batch.mine(rand((batch.total, self.mae.num_tokens), self.seed, "mask", batch.step))
         loss, _, _ = self.mae(eeg, self.mask_ratio, noise.to(eeg.device))
         return loss * batch.weight
 

@@ -1,0 +1,15 @@
+"""Its place puts `code/` first on the path of the tests; fixtures that several of them share."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real recordings and pictures beside the checkout; the test is skipped where they are missing."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("../shared/data is not there")
+    return SHARED / "data"

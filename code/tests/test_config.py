@@ -1,0 +1,61 @@
+"""The command line: names, types, presets."""
+
+import pytest
+
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, help_text
+from runtime.errors import UserError
+
+
+def test_defaults_are_the_papers_run():
+    cfg = from_cli(PretrainConfig, [])
+    assert (cfg.name, cfg.mask_ratio, cfg.num_epoch, cfg.mlp_ratio, cfg.n_times) == ("paper", 0.75, 500, 4.0, 512)
+    cfg = from_cli(FinetuneConfig, [])
+    assert (cfg.num_epoch, cfg.clip_head, cfg.lr, cfg.batch_size) == (300, "condition", 5.3e-5, 25)
+    cfg = from_cli(GenerateConfig, [])
+    assert (cfg.sampler, cfg.ddim_steps, cfg.num_samples, cfg.guidance) == ("plms", 250, 5, 1.0)
+
+
+def test_the_published_commands_are_understood(capsys):
+    cfg = from_cli(PretrainConfig, "--mask_ratio 0.75 --num_epoch 800 --batch_size 2 --roi VC --local-rank=0".split())
+    assert (cfg.mask_ratio, cfg.num_epoch, cfg.batch_size) == (0.75, 800, 2)
+    assert capsys.readouterr().out.count("has no effect") == 2
+    cfg = from_cli(FinetuneConfig, "--dataset EEG --num_epoch 300 --batch_size 4 --pretrain_mbm_path a.pth".split())
+    assert (cfg.pretrain_mbm_path, cfg.batch_size) == ("a.pth", 4)
+    cfg = from_cli(GenerateConfig, "--root x --dataset EEG --model_path m.pth --config_patch c.yaml".split())
+    assert (cfg.root_path, cfg.model_path) == ("x", "m.pth")
+
+
+def test_presets_combine_left_to_right_and_the_command_line_wins():
+    cfg = from_cli(PretrainConfig, ["preset=published,miniature", "embed_dim=32"])
+    assert (cfg.name, cfg.mask_ratio, cfg.embed_dim) == ("published-miniature", 0.1, 32)
+    assert cfg.mlp_ratio == from_cli(PretrainConfig, ["preset=miniature"]).mlp_ratio
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("False", False), ("0", False), ("true", True)])
+def test_booleans_mean_what_they_say(text, value):
+    assert from_cli(FinetuneConfig, ["--use_time_cond", text]).use_time_cond is value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mask_ration=0.5"], "did you mean mask_ratio"),
+        (["lr=fast"], "lr=fast: expected a value of type float"),
+        (["batch_size=1.5"], "expected a value of type int"),
+        (["wandb=maybe"], "expected a value of type bool"),
+        (["preset=huge"], "no such preset"),
+        (["--lr"], "a value is missing"),
+        (["lr"], "expected name=value"),
+    ],
+)
+def test_mistakes_are_named(words, message):
+    with pytest.raises(UserError, match=message):
+        from_cli(PretrainConfig, words)
+
+
+@pytest.mark.parametrize("cls", [PretrainConfig, FinetuneConfig, GenerateConfig])
+def test_help_shows_every_setting_with_its_source(cls):
+    text = help_text(cls)
+    for name, value in vars(from_cli(cls, [])).items():
+        assert f"  {name}=" in text, value
+    assert text.count("[paper]") + text.count("[published code]") + text.count("[ours]") == len(vars(from_cli(cls, [])))

@@ -1,0 +1,99 @@
+"""Draws, checkpoints and run folders."""
+
+import argparse
+import errno
+
+import pytest
+import torch
+
+from runtime import checkpoints
+from runtime.draws import StepBatches, randn
+from runtime.errors import UserError
+from runtime.runs import check_hand_on, hand_on, open_run
+
+
+def test_draws_depend_on_every_argument_and_nothing_else():
+    first = randn((3,), 1, "noise", 5)
+    torch.manual_seed(99)
+    assert torch.equal(first, randn((3,), 1, "noise", 5))
+    for other in ((2, "noise", 5), (1, "crop", 5), (1, "noise", 6)):
+        assert not torch.equal(first, randn((3,), *other))
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (3, 1), (1, 2), (2, 2)])
+def test_shares_of_a_step_make_up_the_global_batch(accumulate, world):
+    whole = list(StepBatches(23, 4 * accumulate, 7, 0, 9))
+    shares = [b for r in range(world) for b in StepBatches(23, 4, 7, 0, 9, accumulate=accumulate, rank=r, world=world)]
+    for one in whole:
+        mine = sorted((b for b in shares if b.step == one.step), key=lambda b: b.start)
+        assert torch.equal(torch.cat([b.index for b in mine]), one.index)
+        assert torch.equal(torch.cat([b.mine(torch.arange(b.total)) for b in mine]), torch.arange(one.total))
+        # the weighted mean over shares is the plain mean over the batch
+        means = sum(b.weight * b.index.double().mean() for b in mine) / (accumulate * world)
+        assert means == pytest.approx(one.index.double().mean())
+
+
+def test_each_epoch_visits_each_item_once_and_starting_late_changes_nothing():
+    batches = list(StepBatches(10, 3, 0, 0, 8))
+    for epoch in (batches[:4], batches[4:]):
+        assert sorted(torch.cat([b.index for b in epoch]).tolist()) == list(range(10))
+    late = list(StepBatches(10, 3, 0, 5, 8))
+    assert all(torch.equal(a.index, b.index) and a.step == b.step for a, b in zip(batches[5:], late, strict=True))
+
+
+def test_unreadable_checkpoints_are_named(tmp_path):
+    good = tmp_path / "good.pth"
+    checkpoints.save(good, {"format": "x-1", "t": torch.arange(1000)})
+    assert torch.equal(checkpoints.load(good, ("x-1",), "thing")["t"], torch.arange(1000))
+    (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:700])
+    (tmp_path / "page.pth").write_text("<html>sign in</html>")
+    torch.save({"format": "x-1", "o": argparse.Namespace()}, tmp_path / "objects.pth")
+    expected = {
+        "cut.pth": "truncated", "page.pth": "cannot be read", "objects.pth": "never loaded", "none.pth": "no such file",
+    }  # fmt: skip
+    for name, words in expected.items():
+        with pytest.raises(UserError, match=words):
+            checkpoints.load(tmp_path / name, ("x-1",), "thing")
+    with pytest.raises(UserError, match="expected a other thing"):
+        checkpoints.load(good, ("y-1",), "other thing")
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    checkpoints.save(path, {"format": "x-1", "step": 1})
+
+    def full(content, file):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoints.save(path, {"format": "x-1", "step": 2})
+    monkeypatch.undo()
+    assert checkpoints.load(path, ("x-1",), "thing")["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_run_folder_belongs_to_one_configuration(tmp_path):
+    folder = tmp_path / "results" / "run"
+    run = open_run(folder, {"lr": 1.0})
+    assert not run.finished
+    run.finish(seconds=1)
+    assert open_run(folder, {"lr": 1.0}).finished
+    with pytest.raises(UserError, match="lr: 1.0 there, 2.0 asked"):
+        open_run(folder, {"lr": 2.0})
+    assert not open_run(folder, {"lr": 2.0}, overwrite=True).finished
+    assert len(list(folder.parent.iterdir())) == 2  # the earlier run was moved aside, not deleted
+
+
+def test_handing_on_never_replaces_another_runs_checkpoint(tmp_path):
+    target = tmp_path / "pretrains" / "a.pth"
+    one, two = (open_run(tmp_path / name, {}) for name in ("one", "two"))
+    for run in (one, two):
+        checkpoints.save(run.checkpoint, {"format": "x-1", "who": run.folder.name})
+    digest = hand_on(one, target)
+    assert checkpoints.sha256(target) == digest
+    hand_on(one, target)  # its own place
+    with pytest.raises(UserError, match="comes from"):
+        check_hand_on(target, two)
+    assert checkpoints.load(target, ("x-1",), "thing")["who"] == "one"

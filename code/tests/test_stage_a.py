@@ -1,0 +1,152 @@
+"""Stage A: the real command on small recordings; learning, resuming, accumulation, refusals."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stageA1_eeg_pretrain as stage_a
+from config import PretrainConfig, from_cli
+from dataset import EEGWindows
+from runtime import checkpoints
+from runtime.draws import StepBatches
+from runtime.errors import UserError
+from sc_mbm.linear_reference import linear_share
+
+SMALL = [
+    "preset=miniature", "eeg_path=eeg", "n_chans=6", "n_times=64", "embed_dim=16", "depth=1", "num_heads=2",
+    "decoder_embed_dim=16", "decoder_depth=1", "decoder_num_heads=2", "num_epoch=3", "batch_size=5", "validate_every=2",
+]  # fmt: skip
+
+
+def slow_waves(n_chans: int, n_times: int, seed: int) -> np.ndarray:
+    """Smooth noise of unit variance: white noise through a moving average."""
+    noise = np.random.default_rng(seed).standard_normal((n_chans, n_times + 15))
+    return np.stack([np.convolve(row, np.ones(16) / 4, "valid") for row in noise]).astype("float32")
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "eeg").mkdir()
+    for i, (n_chans, n_times) in enumerate([(4, 300), (6, 64 * 7), (8, 200), (6, 40), (6, 500), (6, 130)]):
+        np.save(tmp_path / "eeg" / f"{i}.npy", slow_waves(n_chans, n_times, i))
+    return tmp_path
+
+
+def run(root: Path, monkeypatch, *words: str) -> dict:
+    monkeypatch.setattr(sys, "argv", ["stage_a", f"root_path={root}", *SMALL, *words])
+    stage_a.main()
+    name = next((w.split("=")[1] for w in words if w.startswith("name=")), "miniature")
+    return checkpoints.load(root / f"pretrains/eeg_pretrain/{name}.pth", ("eeg-mae-1",), "stage A checkpoint")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_stopped_run_ends_with_the_same_weights(root, monkeypatch, precision):
+    straight = run(root, monkeypatch, "name=straight", f"precision={precision}")
+    whole = EEGWindows.__getitem__
+
+    def stop_at(step, number):
+        def get(self, batch):
+            if batch.step == step:
+                os.kill(os.getpid(), number)
+            return whole(self, batch)
+
+        return get
+
+    # 17 items in batches of 5 make 4 steps an epoch: both stops are in the middle of one
+    for step, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):
+        monkeypatch.setattr(EEGWindows, "__getitem__", stop_at(step, number))
+        with pytest.raises(SystemExit) as stopped:
+            run(root, monkeypatch, "name=stopped", f"precision={precision}")
+        assert stopped.value.code == 128 + number
+        assert torch.load(root / "results/eeg_pretrain/stopped/last.pth", weights_only=True)["step"] == step + 1
+    monkeypatch.setattr(EEGWindows, "__getitem__", whole)
+    resumed = run(root, monkeypatch, "name=stopped", f"precision={precision}")
+    assert equal(straight["model"], resumed["model"])
+    tables = [(root / f"results/eeg_pretrain/{n}/metrics.csv").read_text() for n in ("straight", "stopped")]
+    assert tables[0] == tables[1]
+
+
+def test_accumulated_batches_train_like_one_large_batch(root, monkeypatch):
+    large = run(root, monkeypatch, "name=large", "batch_size=6", "precision=32", "num_epoch=1")
+    small = run(root, monkeypatch, "name=small", "batch_size=2", "accum_iter=3", "precision=32", "num_epoch=1")
+    for key, value in large["model"].items():
+        # weights move by 5e-3; biases of keys have no gradient but rounding, which Adam enlarges
+        torch.testing.assert_close(small["model"][key], value, atol=5e-5, rtol=0)
+
+
+def test_it_learns_beyond_the_mean(tmp_path, monkeypatch):
+    (tmp_path / "eeg").mkdir()
+    for i in range(8):
+        np.save(tmp_path / "eeg" / f"{i}.npy", slow_waves(6, 64 * 40, i))
+    content = run(
+        tmp_path, monkeypatch, "embed_dim=32", "decoder_embed_dim=32", "num_epoch=25", "batch_size=32",
+        "mask_ratio=0.5", "validate_every=25", "lr=0.004",
+    )  # fmt: skip
+    figures = content["run"]["figures"]
+    assert figures["way_to_linear"] > 0.3, figures
+    assert 0 < figures["linear_share"] < 0.7
+
+
+def test_a_finished_run_says_so_and_another_configuration_is_refused(root, monkeypatch, capsys):
+    run(root, monkeypatch, "num_epoch=1")
+    capsys.readouterr()
+    run(root, monkeypatch, "num_epoch=1")
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another configuration .*lr"):
+        run(root, monkeypatch, "num_epoch=1", "lr=0.5")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(root, monkeypatch):
+    whole = EEGWindows.__getitem__
+    monkeypatch.setattr(EEGWindows, "__getitem__", lambda self, b: whole(self, b) * (torch.inf if b.step == 3 else 1))
+    with pytest.raises(UserError, match="at step 3"):
+        run(root, monkeypatch)
+
+
+def test_the_learning_rate_is_the_published_one():
+    cfg = from_cli(PretrainConfig, [*SMALL, "lr=2.5e-4", "num_epoch=500", "warmup_epochs=40"])
+    module = stage_a.build(cfg, steps_per_epoch=100)
+    expected = {0.01: 6.25e-8, 1: 6.25e-6, 20: 1.25e-4, 40: 2.5e-4, 100: 2.3965141e-4, 270: 1.25e-4, 499: 2.9151601e-9}
+    for epoch, lr in expected.items():
+        assert module.lr_at(round(epoch * 100)) == pytest.approx(lr, rel=1e-7)
+
+
+def test_linear_reference_of_an_autoregressive_process_is_the_closed_form():
+    # for x_t = a x_(t-1) + noise, hidden gaps of four between visible fours have a known conditional variance
+    a, n = 0.9, 256
+    rng = np.random.default_rng(0)
+    x = np.zeros((600, n + 200))
+    for t in range(1, n + 200):
+        x[:, t] = a * x[:, t - 1] + rng.standard_normal(600) * np.sqrt(1 - a * a)
+    windows = torch.tensor(x[:, None, 200:], dtype=torch.float32)
+    mask = torch.tensor([[0, 1] * 31 + [0, 0]])
+    ar = a ** np.abs(np.subtract.outer(np.arange(6), np.arange(6)))  # one gap with its two neighbours
+    inner, outer = [1, 2, 3, 4], [0, 5]
+    left = ar[np.ix_(inner, inner)] - ar[np.ix_(inner, outer)] @ np.linalg.solve(
+        ar[np.ix_(outer, outer)], ar[np.ix_(outer, inner)]
+    )
+    expected = np.trace(left) / 4
+    assert linear_share(windows[:500], windows[500:], mask) == pytest.approx(expected, rel=0.05)
+
+
+def test_missing_data_is_named_by_the_command(tmp_path):
+    script = Path(stage_a.__file__)
+    command = [sys.executable, str(script), f"root_path={tmp_path}", "--mask_ratio", "0.75", "--num_epoch", "800"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "eeg_train" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_steps_an_epoch_follow_from_windows_and_batch(root):
+    windows = EEGWindows(root / "eeg", 6, 64, 1.0, 2022, 0.1)
+    assert StepBatches(len(windows), 5, 0, 0, 0).steps_per_epoch == -(-len(windows) // 5)
