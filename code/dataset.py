@@ -40,9 +40,7 @@ class EEGWindows:
         UserError: no such folder, no `.npy` in it, or an array that is not finite, varying EEG.
     """
 
-    def __init__(
-        self, folder, n_chans: int = 128, n_times: int = 512, scale: float = 1.0, seed=2022, held_out=0.1
-    ):
+    def __init__(self, folder, n_chans: int = 128, n_times: int = 512, scale: float = 1.0, seed=2022, held_out=0.1):
         self.folder, self.n_chans, self.n_times, self.scale, self.seed = (
             Path(folder),
             n_chans,
@@ -58,9 +56,7 @@ class EEGWindows:
         if not files:
             raise UserError(f"{folder}: no .npy file in this folder or below it; see datasets/README.md")
         mapped.cache_clear()  # files of the same name may have been rewritten since
-        self.info = {"sfreq": None, "ch_names": None, "band": None} | read_manifest(
-            self.folder / "manifest.json"
-        )
+        self.info = {"sfreq": None, "ch_names": None, "band": None} | read_manifest(self.folder / "manifest.json")
         self.n_recordings = len(files)
         self.train, self.held_out = self._hold_out([spans_of(path) for path in files], held_out)
         self.last = np.cumsum([self._n_windows(span) for span in self.train])
@@ -72,10 +68,7 @@ class EEGWindows:
             order = draws.permutation(len(recordings), self.seed, "held-out recordings").tolist()
             n_held = max(1, int(share * len(recordings)))
             held = set(order[-n_held:])
-            parts = [
-                [spans for i, spans in enumerate(recordings) if (i in held) == wanted]
-                for wanted in (False, True)
-            ]
+            parts = [[spans for i, spans in enumerate(recordings) if (i in held) == wanted] for wanted in (False, True)]
             return sum(parts[0], []), sum(parts[1], [])
         train, held = [], []
         for spans in recordings:
@@ -197,18 +190,14 @@ def open_trials(
     _check_entries(path, content)
     order = [i for i, trial in enumerate(trials) if subject in (0, trial["subject"])]
     if not order:
-        raise UserError(
-            f"{path}: no trial of subject {subject}; it holds {sorted({t['subject'] for t in trials})}"
-        )
+        raise UserError(f"{path}: no trial of subject {subject}; it holds {sorted({t['subject'] for t in trials})}")
     whole = Path(splits_path).stem.endswith("_all") or subject == 0
     info["index_space"] = "the whole file" if whole else f"the list of subject {subject}"
     parts = _read_splits(Path(splits_path), range(len(trials)) if whole else order, info["index_space"])
     if whole and subject:
         parts = {name: [i for i in part if trials[i]["subject"] == subject] for name, part in parts.items()}
     shown = {name: {trials[i]["image"] for i in part} for name, part in parts.items()}
-    info["image_overlap"] = {
-        f"{a}/{b}": len(shown[a] & shown[b]) for a, b in (SPLITS[:2], SPLITS[1:], SPLITS[::2])
-    }
+    info["image_overlap"] = {f"{a}/{b}": len(shown[a] & shown[b]) for a, b in (SPLITS[:2], SPLITS[1:], SPLITS[::2])}
     return {name: _trials(path, content, parts[name], name, info, n_chans, n_times, scale) for name in splits}
 
 
@@ -220,9 +209,7 @@ def _check_entries(path: Path, content: dict) -> None:
                 raise UserError(f"{path}: trial {i} lacks the key '{key}'; found {sorted(map(str, trial))}")
         for key, limit in limits.items():
             if limit is not None and not 0 <= trial[key] < limit:
-                raise UserError(
-                    f"{path}: trial {i} has {key} {trial[key]}; the file lists {limit} {key}s, from 0"
-                )
+                raise UserError(f"{path}: trial {i} has {key} {trial[key]}; the file lists {limit} {key}s, from 0")
         if not isinstance(trial["eeg"], Tensor) or trial["eeg"].ndim != 2:
             shape = tuple(getattr(trial["eeg"], "shape", ())) or type(trial["eeg"]).__name__
             raise UserError(f"{path}: trial {i} has eeg {shape}; expected a tensor (channels, samples)")
@@ -247,9 +234,7 @@ def _read_splits(path: Path, order: Sequence[int], index_space: str) -> dict[str
     for a, b in (SPLITS[:2], SPLITS[1:], SPLITS[::2]):
         both = set(parts[a]) & set(parts[b])
         if both:
-            raise UserError(
-                f"{path}: splits '{a}' and '{b}' overlap in {len(both)} trials, for example {min(both)}"
-            )
+            raise UserError(f"{path}: splits '{a}' and '{b}' overlap in {len(both)} trials, for example {min(both)}")
     return {name: [order[i] for i in parts[name]] for name in SPLITS}
 
 
@@ -260,17 +245,13 @@ def _trials(
     begin, end = info["window"]
     kept = [i for i in part if shortest <= content["dataset"][i]["eeg"].shape[1] <= longest]
     if not kept:
-        raise UserError(
-            f"{path}: split '{name}' has no trial of {shortest} to {longest} samples among its {len(part)}"
-        )
+        raise UserError(f"{path}: split '{name}' has no trial of {shortest} to {longest} samples among its {len(part)}")
     chosen = [content["dataset"][i] for i in kept]
     eeg = torch.empty(len(kept), n_chans, n_times)
     for i, trial, out in zip(kept, chosen, eeg, strict=True):
         signal = trial["eeg"][:, begin:end]
         if signal.shape[0] > n_chans or 0 in signal.shape:
-            raise UserError(
-                f"{path}: trial {i} is {tuple(trial['eeg'].shape)}; the model takes {n_chans} channels"
-            )
+            raise UserError(f"{path}: trial {i} is {tuple(trial['eeg'].shape)}; the model takes {n_chans} channels")
         check_signal(signal.amin(1).numpy(), signal.amax(1).numpy(), f"{path}: trial {i}")
         out.copy_(fit_channels(fit_length(signal.double(), n_times), n_chans))
     column = {k: torch.tensor([int(t[k]) for t in chosen]) for k in ("label", "image", "subject")}

@@ -5,11 +5,14 @@ Shapes: C electrodes, T samples. Signals are microvolts until they are standardi
 
 import hashlib
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import scipy.signal
 
 from runtime.errors import UserError
 
@@ -90,7 +93,7 @@ def _read_csv(path: Path) -> tuple:
     try:
         header = np.loadtxt(path, dtype=str, delimiter=",", max_rows=1, ndmin=1, comments=None)
         table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: is not a table of numbers under one header line ({error})") from error
     names = [name.strip() for name in header]
     times = [i for i, name in enumerate(names) if name.lower().startswith("time")]
@@ -120,7 +123,7 @@ def _read_mne(path: Path) -> tuple:
         if "stim" in raw.get_channel_types():
             triggers = mne.find_events(raw, shortest_event=1, verbose="ERROR")
             markers += [(int(sample - raw.first_samp), str(number)) for sample, _, number in triggers]
-    except (ValueError, TypeError, LookupError, RuntimeError, NotImplementedError, OSError) as error:
+    except Exception as error:  # on a broken file its parsers fail in any way, AttributeError included
         raise UserError(f"{path}: cannot be read as a continuous recording ({error})") from error
     dropped = {name: "marked bad in the file" for name in raw.info["bads"]}
     for name, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True):
@@ -167,7 +170,8 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     rows = [recording.ch_names.index(name) for name in channels or recording.ch_names]
     data = mne.filter.filter_data(recording.data[rows], recording.sfreq, low or None, high, verbose="ERROR")
     if rate != recording.sfreq:
-        data = mne.filter.resample(data, up=rate / recording.sfreq, verbose="ERROR")
+        ratio = Fraction(rate / recording.sfreq).limit_denominator(1000)
+        data = scipy.signal.resample_poly(data, ratio.numerator, ratio.denominator, axis=1)
     markers = [(round(sample * rate / recording.sfreq), name) for sample, name in recording.markers]
     names = [recording.ch_names[row] for row in rows]
     return replace(recording, sfreq=rate, ch_names=names, data=data, markers=markers)

@@ -23,9 +23,7 @@ def image_path(root: str | Path, name: str) -> Path:
         UserError: the name would lead out of the folder.
     """
     if not name or "/" in name or "\\" in name or ".." in name or PureWindowsPath(name).drive or "\0" in name:
-        raise UserError(
-            f"image name {name!r} is not a plain file stem such as 'n02951358_31190'; it is not opened"
-        )
+        raise UserError(f"image name {name!r} is not a plain file stem such as 'n02951358_31190'; it is not opened")
     return Path(root) / name.split("_")[0] / f"{name}.JPEG"
 
 

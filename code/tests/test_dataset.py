@@ -31,9 +31,7 @@ def test_interpolation_is_the_published_one():
     signal = (torch.arange(440, dtype=torch.float64) ** 2 / 1000).expand(2, 440)
     out = eeg_signals.fit_length(signal, 512)[1, [0, 1, 2, 255, 510, 511]]
     # spec 8.7
-    expected = torch.tensor(
-        [0, 0.00085910, 0.00315460, 47.991928, 191.967560, 192.720993], dtype=torch.float64
-    )
+    expected = torch.tensor([0, 0.00085910, 0.00315460, 47.991928, 191.967560, 192.720993], dtype=torch.float64)
     assert torch.allclose(out, expected, atol=1e-6)
     oracle = torch.nn.functional.interpolate(signal[None], 512, mode="linear", align_corners=True)[0]
     assert torch.allclose(eeg_signals.fit_length(signal, 512), oracle, atol=1e-9)
@@ -177,9 +175,7 @@ def test_single_counts_in_the_subjects_own_trials_and_all_in_the_file(tmp_path):
     assert open_trials(*paths, subject=3)["train"].position.tolist() == [1, 3, 5]
     paths = published(tmp_path, mixed(), [0, 1, 2], [3, 4], [5, 6], name="splits_all.pth")
     parts = open_trials(*paths, subject=4)
-    assert (
-        parts["train"].position.tolist() == [0, 2] and parts["train"].info["index_space"] == "the whole file"
-    )
+    assert parts["train"].position.tolist() == [0, 2] and parts["train"].info["index_space"] == "the whole file"
     assert open_trials(*paths, subject=0, splits=["test"])["test"].position.tolist() == [5, 6]
 
 
@@ -287,9 +283,7 @@ def test_few_missing_pictures_are_left_out_and_more_are_refused(tmp_path):
     with pytest.raises(UserError, match="n01_4.JPEG: missing or corrupt, 1 of 4 pictures; .*allow_missing=1"):
         stimuli.leave_out_missing(parts, root)
     kept, lines = stimuli.leave_out_missing(parts, root, allow_missing=1)
-    assert kept["train"].names == ["n01_0", "n01_2"] and torch.equal(
-        kept["train"].eeg, parts["train"].eeg[:2]
-    )
+    assert kept["train"].names == ["n01_0", "n01_2"] and torch.equal(kept["train"].eeg, parts["train"].eeg[:2])
     assert "n01_4" in lines[0] and "train: 2 of 3 trials" in lines[1] and "val: 1 of 1" in lines[2]
     whole = pictures(tmp_path / "images", parts["train"].names + parts["val"].names)
     assert stimuli.leave_out_missing(parts, whole) == (parts, [])
