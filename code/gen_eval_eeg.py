@@ -25,7 +25,7 @@ from dc_ldm.generator import EEGImageGenerator, load_generator, to_uint8
 from dc_ldm.image_cache import clip_embeddings
 from dc_ldm.models.samplers import check_steps
 from dc_ldm.modules.clip import FrozenCLIP
-from eval_metrics import write_metrics
+from eval_metrics import n_way_accuracy, write_metrics
 from eval_report import about_trials, table, write_trials
 from linear_baseline import lda_probabilities
 from results_page import write_page
@@ -85,14 +85,18 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict) -> dict:
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
         arrays |= show(folder / "samples", paths["images"], test, model["config"]["img_size"], see, embed)
 
-    # The linear baseline learns from the training split
-    arrays["real.lda"] = lda_probabilities(trials["train"].eeg, trials["train"].label, test.eeg)
-    arrays["baseline.lda"] = (arrays["real.lda"].argmax(1) == test.label).float()
+    # The linear baseline learns from the training split and chooses among the classes that the pictures may show
+    train, kinds = trials["train"], test.label.unique()
+    lda = lda_probabilities(train.eeg.numpy(), train.label.numpy(), test.eeg.numpy(), len(test.wnids))
+    own = torch.searchsorted(kinds, test.label)
+    arrays["real.lda"] = torch.from_numpy(lda)
+    arrays["baseline.lda"] = n_way_accuracy(arrays["real.lda"][:, kinds], own, len(kinds))
 
     write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"))
     content = {name: values.contiguous() for name, values in arrays.items()}
     checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
     return about_trials(trials) | {
+        "name": cfg.name,
         "config": run_config(cfg),
         "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
         "hashes": {"base_sha256": model["base"]["sha256"], "classifier_sha256": classifier and classifier.sha256},

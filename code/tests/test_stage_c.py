@@ -1,0 +1,203 @@
+"""Stage C on a tiny world in the real formats: what it writes, what it refuses, what it repeats to the last digit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_scorers import write_classifier
+from tiny_diffusion import MAE, SIZE, stage_b_arguments
+
+import gen_eval_eeg
+import samples
+from dc_ldm import weights
+from dc_ldm.modules.conditioner import EEGConditioner
+from runtime import checkpoints
+from runtime.errors import UserError
+from sc_mbm.mae_for_eeg import EEGEncoder
+from stimuli import image_path, image_tensor, load_image
+
+SCRIPT = Path(gen_eval_eeg.__file__)
+TEST_TRIALS = 8
+
+
+def write_world(root: Path) -> Path:
+    """Random models and 24 trials of noise, 8 of them to test on, in the layout that the scripts expect."""
+    stage_b_arguments(root)  # writes everything but what stages B and C add
+    path = root / "datasets" / "eeg_5_95_std.pth"
+    content = checkpoints.read_plain(path, "trials")
+    content = {**content, "dataset": [dict(trial) for trial in content["dataset"]]}
+    random = torch.Generator().manual_seed(5)
+    for i, trial in enumerate(content["dataset"]):
+        trial |= {"eeg": torch.randn(8, 500, generator=random), "onset": 2.0 * i, "recording": 1}
+    checkpoints.save(path, content)
+    split = {"train": list(range(12)), "val": list(range(12, 16)), "test": list(range(16, 24))}
+    checkpoints.save(root / "datasets" / "block_splits_by_image_single.pth", {"splits": [split]})
+    path.with_suffix(".json").write_text(json.dumps({"simulated": True}))
+    write_classifier(root / "classifier")
+    base = weights.load_base(root / "pretrains")
+    encoder = {k: MAE[k] for k in ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
+    shape = {"context_dim": 16, "clip_dim": 12, "clip_head": "condition"}
+    conditioner = EEGConditioner(EEGEncoder(**encoder), **shape)
+    content = {
+        "format": weights.FORMAT,
+        "model": weights.trained_state(conditioner, base.unet),
+        "config": weights.model_config(base, encoder, shape, True, SIZE, 0.0),
+        "base": {"name": base.name, "sha256": base.sha256},
+        "input": {"scale": 1.0},
+    }
+    checkpoints.save(root / "pretrains" / "generation" / "tiny.pth", content)
+    return root
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def arguments(world, **changed):
+    values = {
+        "root_path": world, "name": "tiny", "clip": "pretrains/clip", "classifier": "classifier", "num_samples": 2,
+        "ddim_steps": 3, "sampler": "dpm_solver", "batch_size": 5, "device": "cpu",
+    } | changed  # fmt: skip
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def run(monkeypatch, world, **changed):
+    """Run the script in this process; returns its folder."""
+    monkeypatch.setattr(sys, "argv", ["gen_eval_eeg.py", *arguments(world, **changed)])
+    gen_eval_eeg.main()
+    return world / "results" / "eval" / changed.get("name", "tiny")
+
+
+@pytest.fixture(scope="module")
+def evaluated(world):
+    with pytest.MonkeyPatch.context() as patch:
+        return run(patch, world)
+
+
+def test_every_promised_file_is_there(evaluated):
+    names = {p.name for p in (evaluated / "samples").iterdir()}
+    assert names == {f"test{i}-{k}.png" for i in range(TEST_TRIALS) for k in range(3)}
+    for control in ("gaussian_eeg", "other_trials_eeg"):
+        found = {p.name for p in (evaluated / "controls" / control).iterdir()}
+        assert found == {f"test{i}-1.png" for i in range(TEST_TRIALS)}
+    assert "SIMULATED" in (evaluated / "index.html").read_text()
+    rows = (evaluated / "trials.csv").read_text().splitlines()
+    assert len(rows) == TEST_TRIALS + 1 and rows[0].startswith("trial,position,subject")
+    arrays = load_file(evaluated / "arrays.safetensors")
+    assert arrays["real.logits"].shape == (TEST_TRIALS, 2, 5)
+    assert arrays["real.clip"].shape == (TEST_TRIALS, 2, 12)
+    assert arrays["real.embedding"].shape == arrays["truth.clip"].shape == (TEST_TRIALS, 12)
+    assert arrays["gaussian_eeg.logits"].shape == (TEST_TRIALS, 1, 5)
+    assert arrays["real.lda"].sum(1).allclose(torch.ones(TEST_TRIALS, dtype=torch.float64))
+
+
+def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    assert {"5_way_top1", "class_accuracy", "two_way_mse", "retrieval_top1"} <= set(metrics["scores"])
+    assert set(metrics["controls"]) == {"gaussian_eeg", "other_trials_eeg", "class_prior"}
+    assert 0 <= metrics["baselines"]["lda"]["class_accuracy"]["value"] <= 1
+    assert metrics["run"]["split"]["scored"] == "test" and "train" in metrics["run"]["split"]["opened"]
+    assert metrics["verdict"]["class"] == "nothing"  # models and EEG are noise
+    assert metrics["run"]["hashes"]["model_sha256"] == checkpoints.sha256(
+        evaluated.parents[2] / "pretrains/generation/tiny.pth"
+    )
+
+
+def test_truth_is_the_image_at_the_generators_size(world, evaluated):
+    row = (evaluated / "trials.csv").read_text().splitlines()[1].split(",")
+    truth = image_tensor(load_image(image_path(world / "datasets/imageNet_images", row[7])), SIZE)
+    shown = samples.read_pictures([evaluated / "samples" / "test0-0.png"])[0]
+    assert np.abs(shown.permute(2, 0, 1).float() / 127.5 - 1 - truth).max() <= 1 / 127.5 + 1e-5
+
+
+def test_a_finished_run_says_so_and_another_configuration_is_refused(monkeypatch, capsys, world, evaluated):
+    run(monkeypatch, world)
+    assert capsys.readouterr().out.strip().endswith(f"{evaluated / 'index.html'}")
+    with pytest.raises(UserError, match="ddim_steps: 3 there, 4 asked"):
+        run(monkeypatch, world, ddim_steps=4)
+
+
+def test_a_stopped_run_keeps_its_pictures_and_scores_the_same(monkeypatch, world, evaluated):
+    calls = []
+    original = samples.write_picture
+
+    def stop_after_five(path, picture):
+        calls.append(path)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        original(path, picture)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "write_picture", stop_after_five)
+        with pytest.raises(KeyboardInterrupt):
+            run(patch, world, name="again", model_path="pretrains/generation/tiny.pth")
+    folder = world / "results" / "eval" / "again"
+    kept = folder / "samples" / "test0-1.png"
+    stamp = kept.stat().st_mtime_ns
+    broken = folder / "samples" / "test0-2.png"
+    broken.write_bytes(broken.read_bytes()[:200])  # as if copied half
+    run(monkeypatch, world, name="again", model_path="pretrains/generation/tiny.pth", batch_size=3)
+    assert kept.stat().st_mtime_ns == stamp
+    one, two = (json.loads((f / "metrics.json").read_text()) for f in (evaluated, folder))
+    assert one["scores"] == two["scores"] and one["controls"] == two["controls"]
+
+
+def test_pictures_depend_on_their_own_seed_only():
+    position = torch.tensor([3, 9, 4])
+    seeds = samples.picture_seeds(1, position, 4)
+    assert torch.equal(seeds[[2, 0]][:, :2], samples.picture_seeds(1, position[[2, 0]], 2))
+    assert len(set(seeds.flatten().tolist())) == 12
+    assert not (seeds == samples.picture_seeds(2, position, 4)).any()
+
+
+def test_unknown_images_leave_class_scores_only(monkeypatch, world):
+    manifest = world / "datasets" / "eeg_5_95_std.json"
+    before = manifest.read_text()
+    manifest.write_text(json.dumps({"simulated": False, "image_known": False}))
+    try:
+        folder = run(monkeypatch, world, name="unknown", model_path="pretrains/generation/tiny.pth", max_items=6)
+    finally:
+        manifest.write_text(before)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["scores"]) == {"5_way_top1", "class_accuracy"}
+    assert metrics["scores"]["class_accuracy"]["n"] == 6
+    assert not list((folder / "samples").glob("*-0.png"))
+    assert "SIMULATED" not in (folder / "index.html").read_text()
+
+
+def test_without_the_published_classifier_the_rest_is_scored(monkeypatch, capsys, world, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    folder = run(
+        monkeypatch,
+        world,
+        name="bare",
+        model_path="pretrains/generation/tiny.pth",
+        classifier="vit_h_14",
+        controls="none",
+    )
+    assert "vit_h_14_swag" in capsys.readouterr().out
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert not any("way_top1" in name or name == "class_accuracy" for name in metrics["scores"])
+    assert "retrieval_top1" in metrics["scores"] and metrics["verdict"]["class"] == "nothing"
+
+
+def test_the_published_command_line_names_all_missing_data_in_one_sentence(tmp_path):
+    words = [
+        "--dataset", "EEG", "--model_path", "pretrains/models/checkpoint.pth", "--splits_path",
+        "datasets/block_splits_by_image_single.pth", "--eeg_signals_path", "datasets/eeg_5_95_std.pth",
+        "--config_patch", "pretrains/models/config15.yaml", "--root", str(tmp_path),
+    ]  # fmt: skip
+    result = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, env=os.environ)
+    assert result.returncode == 2
+    assert "dataset has no effect" in result.stdout and "config_patch has no effect" in result.stdout
+    (line,) = result.stderr.strip().splitlines()
+    for name in ("checkpoint.pth", "eeg_5_95_std.pth", "block_splits_by_image_single.pth", "imageNet_images"):
+        assert name in line
+    assert not (tmp_path / "results").exists()
