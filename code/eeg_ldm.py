@@ -14,10 +14,10 @@ import torch
 from config import FinetuneConfig, from_cli, under_root
 from dataset import Trials, open_trials
 from dc_ldm import weights
-from dc_ldm.generator import EEGImageGenerator, save_grid
+from dc_ldm.generator import EEGImageGenerator, check_sampler, save_grid
 from dc_ldm.image_cache import clip_embeddings, latent_moments
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank, validation_losses
-from dc_ldm.models.samplers import check_steps, sd_alphas_cumprod
+from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints, draws
@@ -60,13 +60,12 @@ def train(cfg: FinetuneConfig, run: Run) -> dict:
     torch.manual_seed(cfg.seed)
     base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
+    latent_shape = base.sizes.latent_shape(cfg.img_size)
     items, clip_dim = cached_items(cfg, base, trials, device)
     shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip_dim, "clip_head": cfg.clip_head}
     conditioner = EEGConditioner(encoder, **shape)
     module = EEGLatentDiffusion(conditioner, base.unet, abar, cfg.lr, cfg.weight_decay, cfg.clip_weight)
-    generator = EEGImageGenerator(
-        conditioner, base.unet, base.vae, abar, base.sizes.latent_shape(cfg.img_size), base.sizes.scale_factor
-    )
+    generator = EEGImageGenerator(conditioner, base.unet, base.vae, abar, latent_shape, base.sizes.scale_factor)
 
     # Train; the best epoch's weights are kept in module.state, so that a resumed run still has them
     def validate(epoch: int) -> dict[str, float]:
@@ -105,7 +104,10 @@ def check(cfg: FinetuneConfig) -> None:
         raise UserError(f"dataset={cfg.dataset}: only EEG exists")
     if cfg.select != "clip_retrieval":
         raise UserError(f"select={cfg.select}: only clip_retrieval is built so far; leave select out")
-    check_steps(cfg.ddim_steps, cfg.sampler)
+    for name in ("crop_ratio", "cond_drop"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise UserError(f"{name}={getattr(cfg, name)}: expected a share from 0 to below 1")
+    check_sampler(cfg.sampler, cfg.ddim_steps)
 
 
 def run_config(cfg: FinetuneConfig) -> dict:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dc_ldm import weights
 from dc_ldm.models.autoencoder import AutoencoderKL
-from dc_ldm.models.samplers import ddim, dpm_solver, guided, plms, sd_alphas_cumprod
+from dc_ldm.models.samplers import check_steps, ddim, dpm_solver, guided, plms, sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints, draws
@@ -73,8 +73,7 @@ class EEGImageGenerator:
 
         A starting latent depends on the picture's seed alone; batch_size counts pictures. Raises UserError.
         """
-        if sampler not in SAMPLERS:
-            raise UserError(f"sampler={sampler}: no such sampler; there are {', '.join(SAMPLERS)}")
+        check_sampler(sampler, steps)
         if guidance != 1 and not self.guidable:
             raise UserError(f"guidance={guidance}: the checkpoint was trained without cond_drop; use 1")
         if len(seeds) != len(eeg):
@@ -98,6 +97,13 @@ class EEGImageGenerator:
         )
         latent = SAMPLERS[sampler](denoise, start.to(self.device), self.alphas_cumprod, steps)
         return to_uint8(self.vae.decode(latent / self.scale_factor))
+
+
+def check_sampler(sampler: str, steps: int) -> None:
+    """Refuse a sampler that does not exist, or a number of steps that it cannot do: UserError."""
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler={sampler}: no such sampler; there are {', '.join(SAMPLERS)}")
+    check_steps(steps, sampler)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -41,9 +41,11 @@ class BaseSizes:
     linear_end: float = 0.0120
 
     def latent_shape(self, img_size: int) -> tuple[int, int, int]:
-        """(4, h, w) of a picture of img_size pixels a side: an eighth of it for Stable Diffusion."""
-        side = img_size // 2 ** (len(self.vae["ch_mult"]) - 1)
-        return self.vae["z_channels"], side, side
+        """(4, h, w) of a picture of img_size pixels a side: an eighth of it for Stable Diffusion. Raises UserError."""
+        factor = 2 ** (len(self.vae["ch_mult"]) - 1)
+        if img_size <= 0 or img_size % factor:
+            raise UserError(f"img_size={img_size}: this autoencoder takes positive multiples of {factor}")
+        return self.vae["z_channels"], img_size // factor, img_size // factor
 
 
 @dataclass
