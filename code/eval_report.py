@@ -83,25 +83,20 @@ def about_trials(trials: dict[str, Trials]) -> dict:
 
 def table(metrics: dict) -> str:
     """The scores of metrics.json for a terminal: value, interval, chance; first sample and controls, same seeds."""
+    run, verdict = metrics["run"], metrics["verdict"]
     controls = [name for name in CONTROL_NAMES if name in metrics["controls"]]
-    head = f"{'':32}{'pictures':>9}  {'95 % interval':16}{'chance':>7}{'sample 1':>10}"
-    lines = [head + "".join(f"{CONTROL_NAMES[name]:>13}" for name in controls)]
+    heads = ["95 % interval", "chance", "sample 1", *(CONTROL_NAMES[name] for name in controls)]
+    lines = [f"{'':31}{'score':>6}{heads[0]:>17}" + "".join(f"{head:>12}" for head in heads[1:])]
     for score, entry in metrics["scores"].items():
-        low, high = entry["ci95"]
-        line = f"{score:32}{entry['value']:9.3f}  {f'[{low:.3f}, {high:.3f}]':16}{entry['chance']:7.3f}"
-        line += f"{entry['first_sample']:10.3f}"
-        lines.append(line + "".join(f"{metrics['controls'][name][score]['value']:13.3f}" for name in controls))
+        others = [entry["first_sample"], *(metrics["controls"][name][score]["value"] for name in controls)]
+        lines.append(_line(score, entry) + "".join(f"{value:12.3f}" for value in others))
     for name, scores in metrics["baselines"].items():
-        for score, entry in scores.items():
-            low, high = entry["ci95"]
-            lines.append(
-                f"{f'{score}, {name} on the EEG':32}{entry['value']:9.3f}  {f'[{low:.3f}, {high:.3f}]':16}"
-                f"{entry['chance']:7.3f}"
-            )
-    verdict = metrics["verdict"]
-    lines.append(
-        f"verdict: class {verdict['class']}, instance {verdict['instance']}, design {verdict['design']}".replace(
-            "_", " "
-        )
-    )
-    return "\n".join([*lines, *(f"  {reason}" for reason in verdict["reasons"])])
+        lines += [_line(f"{score}: {name} on EEG", entry) for score, entry in scores.items()]
+    found = ", ".join(f"{key} {verdict[key].replace('_', ' ')}" for key in ("class", "instance", "design"))
+    kind = " (SIMULATED EEG)" if run["simulated"] else ""
+    return "\n".join([*lines, f"verdict{kind}: {found}", *(f"  {reason}" for reason in verdict["reasons"])])
+
+
+def _line(name: str, entry: dict) -> str:
+    low, high = entry["ci95"]
+    return f"{name:31}{entry['value']:6.3f}{f'[{low:.3f}, {high:.3f}]':>17}{entry['chance']:12.3f}"

@@ -8,7 +8,6 @@ Shapes: N test trials, S pictures a trial, C electrodes, T time points.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,11 @@ from config import GenerateConfig, from_cli, under_root
 from controls import make_controls
 from dataset import Trials, open_trials
 from dc_ldm import weights
-from dc_ldm.generator import EEGImageGenerator, load_generator, to_uint8
+from dc_ldm.generator import load_generator
 from dc_ldm.image_cache import clip_embeddings
 from dc_ldm.models.samplers import check_steps
 from dc_ldm.modules.clip import FrozenCLIP
+from eeg_signals import read_manifest
 from eval_metrics import n_way_accuracy, write_metrics
 from eval_report import about_trials, table, write_trials
 from linear_baseline import lda_probabilities
@@ -33,10 +33,10 @@ from runtime import checkpoints
 from runtime.errors import UserError, cli
 from runtime.loop import pick_device
 from runtime.runs import open_run
-from samples import generate_missing, picture_path, picture_seeds, write_picture
+from samples import draw, picture_seeds, show
 from sc_mbm.mae_for_eeg import EEGEncoder
-from scorers import describe, load_classifier
-from stimuli import image_path, image_tensor, leave_out_missing, load_image
+from scorers import PictureClassifier, describe, load_classifier
+from stimuli import leave_out_missing, load_image
 
 
 def main() -> None:
@@ -78,12 +78,19 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict) -> dict:
 
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
+    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance}
+    generate = partial(generator.generate, **settings, batch_size=cfg.batch_size)
     see = partial(describe, classifier=classifier, embed_images=clip.embed_images)
-    arrays = draw(cfg, folder, generator, test, seeds, see)
+    group = test.image if test.info["image_known"] else test.position
+    arrays = draw(folder / "samples", generate, test.eeg, seeds, cfg.batch_size, see, "real")
+    arrays["real.embedding"] = generator.embed(test.eeg)
+    for name, eeg in make_controls(cfg.controls, test.eeg, group, cfg.seed).items():
+        arrays |= draw(folder / "controls" / name, generate, eeg, seeds[:, :1], cfg.batch_size, see, name)
+        arrays[f"{name}.embedding"] = generator.embed(eeg)
     if test.info["image_known"]:
         # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
-        arrays |= show(folder / "samples", paths["images"], test, model["config"]["img_size"], see, embed)
+        arrays |= show(folder / "samples", paths["images"], test.names, model["config"]["img_size"], see, embed)
 
     # The linear baseline learns from the training split and chooses among the classes that the pictures may show
     train, kinds = trials["train"], test.label.unique()
@@ -101,6 +108,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict) -> dict:
         "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
         "hashes": {"base_sha256": model["base"]["sha256"], "classifier_sha256": classifier and classifier.sha256},
         "classifier": classifier and classifier.name,
+        "classifier_agrees": agreement(arrays, classifier, test),
         "device": str(device),
         "torch": torch.__version__,
         "notes": notes,
@@ -125,6 +133,8 @@ def input_paths(cfg: GenerateConfig) -> dict:
         "base": ("folder of Stable Diffusion", "pretrain_gm_path", cfg.pretrain_gm_path),
     }
     paths = {name: under_root(cfg.root_path, path) for name, (_, _, path) in inputs.items()}
+    if not read_manifest(paths["eeg"].with_suffix(".json")).get("image_known", True):
+        del inputs["images"]
     missing = [f"{what} {paths[name]} ({key}=)" for name, (what, key, _) in inputs.items() if not paths[name].exists()]
     if missing:
         raise UserError(f"missing: {'; '.join(missing)}; see datasets/README.md and pretrains/README.md")
@@ -137,11 +147,15 @@ def input_paths(cfg: GenerateConfig) -> dict:
 
 def open_splits(cfg: GenerateConfig, paths: dict, model: dict) -> tuple[dict[str, Trials], list[str]]:
     """Test and training trials, scaled as the checkpoint's training was, without those whose image is missing."""
-    sizes = model["config"]["encoder"]
+    sizes, wanted = model["config"]["encoder"], model["input"]
     trials = open_trials(
         paths["eeg"], paths["splits"], cfg.subject, ("train", "test"), sizes["n_chans"], sizes["n_times"],
-        model["input"]["scale"],
+        wanted["scale"],
     )  # fmt: skip
+    for key in ("sfreq", "window", "ch_names"):
+        there = trials["test"].info[key]
+        if None not in (there, wanted.get(key)) and there != wanted[key]:
+            raise UserError(f"{paths['eeg']}: {key} is {there}, but {paths['model']} was trained on {wanted[key]}")
     if trials["test"].info["image_known"]:
         needed, notes = leave_out_missing({"test": trials["test"]}, paths["images"], cfg.allow_missing)
         trials |= needed
@@ -153,38 +167,12 @@ def open_splits(cfg: GenerateConfig, paths: dict, model: dict) -> tuple[dict[str
     return trials, notes
 
 
-def draw(
-    cfg: GenerateConfig, folder: Path, generator: EEGImageGenerator, test: Trials, seeds: Tensor, see: Callable
-) -> dict[str, Tensor]:
-    """Write each trial's pictures, then each control's from the first sample's seeds; returns what `see` made of them.
-
-    Keys are `<run>.<what>`, values (N, S, ...), run is real or a control (S = 1); `<run>.embedding` (N, D) the EEG's.
-    """
-    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance}
-    generate = partial(generator.generate, **settings, batch_size=cfg.batch_size)
-    group = test.image if test.info["image_known"] else test.position
-    runs = {"real": (folder / "samples", test.eeg, seeds)}
-    for name, eeg in make_controls(cfg.controls, test.eeg, group, cfg.seed).items():
-        runs[name] = (folder / "controls" / name, eeg, seeds[:, :1])
-    arrays = {}
-    for name, (place, eeg, own) in runs.items():
-        generate_missing(place, generate, eeg, own, cfg.batch_size)
-        files = [picture_path(place, i, k + 1) for i in range(len(own)) for k in range(own.shape[1])]
-        arrays |= {f"{name}.{what}": values.unflatten(0, own.shape) for what, values in see(files).items()}
-        arrays[f"{name}.embedding"] = generator.embed(eeg)
-    return arrays
-
-
-def show(folder: Path, root: Path, test: Trials, size: int, see: Callable, embed: Callable) -> dict[str, Tensor]:
-    """Write each trial's image as its picture 0; returns `truth.<what>` (N, ...), every image being seen once."""
-    names = sorted(set(test.names))
-    files = [image_path(root, name) for name in names]
-    truths = [to_uint8(image_tensor(load_image(file), size)[None])[0] for file in files]
-    row = [names.index(name) for name in test.names]
-    for i, k in enumerate(row):
-        write_picture(picture_path(folder, i, 0), truths[k])
-    shown = see([picture_path(folder, row.index(k), 0) for k in range(len(names))]) | {"clip": embed(paths=files)}
-    return {f"truth.{what}": values[row] for what, values in shown.items()}
+def agreement(arrays: dict[str, Tensor], classifier: PictureClassifier | None, test: Trials) -> float | None:
+    """Share of the truths in which the classifier sees the data set's class; the published score trusts it instead."""
+    if "truth.logits" not in arrays:
+        return None
+    own = classifier.index_of(test.wnids)[test.label]
+    return float((arrays["truth.logits"].argmax(1) == own).double().mean())
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dc_ldm.generator import to_uint8
 from runtime import checkpoints, draws
-from stimuli import readable
+from stimuli import image_path, image_tensor, load_image, readable
 
 
 def picture_path(folder: Path, i: int, k: int) -> Path:
@@ -64,3 +65,51 @@ def generate_missing(
                 write_picture(picture_path(folder, i, k + 1), picture)
             bar.update(len(trial))
     return len(wanted) - len(todo)
+
+
+def draw(
+    folder: Path,
+    generate: Callable[[Tensor, Tensor], Tensor],
+    eeg: Tensor,
+    seeds: Tensor,
+    batch_size: int,
+    see: Callable[[list[Path]], dict[str, Tensor]],
+    name: str,
+) -> dict[str, Tensor]:
+    """Write what is missing of the pictures (see `generate_missing`), then look at all of them.
+
+    Args:
+        see: paths (n,) -> arrays (n, ...) by name.
+
+    Returns:
+        `<name>.<what>`, each (N, S, ...).
+    """
+    generate_missing(folder, generate, eeg, seeds, batch_size)
+    paths = [picture_path(folder, i, k + 1) for i in range(len(seeds)) for k in range(seeds.shape[1])]
+    return {f"{name}.{what}": values.unflatten(0, seeds.shape) for what, values in see(paths).items()}
+
+
+def show(
+    folder: Path, root: Path, names: list[str], size: int, see: Callable, embed: Callable[..., Tensor]
+) -> dict[str, Tensor]:
+    """Write each trial's image as its picture 0, at the size of the generated ones.
+
+    Args:
+        root: folder of the images.
+        names: (N,) image stem of each trial.
+        size: pixels.
+        see: as in `draw`.
+        embed: paths -> CLIP embeddings (n, D) of the original files.
+
+    Returns:
+        `truth.<what>`, each (N, ...); every image is looked at once, however many trials showed it.
+    """
+    distinct = sorted(set(names))
+    row = [distinct.index(name) for name in names]
+    files = [image_path(root, name) for name in distinct]
+    for k, file in enumerate(files):
+        truth = to_uint8(image_tensor(load_image(file), size)[None])[0]
+        for i in [i for i, own in enumerate(row) if own == k]:
+            write_picture(picture_path(folder, i, 0), truth)
+    seen = see([picture_path(folder, row.index(k), 0) for k in range(len(distinct))]) | {"clip": embed(paths=files)}
+    return {f"truth.{what}": values[row] for what, values in seen.items()}

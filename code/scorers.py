@@ -179,7 +179,7 @@ def describe(
     paths: Sequence[Path],
     classifier: PictureClassifier | None,
     embed_images: Callable[[list[Image.Image]], Tensor] | None,
-    batch_size: int = 64,
+    batch_size: int = 32,
 ) -> dict[str, Tensor]:
     """What the frozen networks see in pictures, read from disk a batch at a time.
 

@@ -1,8 +1,6 @@
 """Stage C on a tiny world in the real formats: what it writes, what it refuses, what it repeats to the last digit."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,11 +16,10 @@ import samples
 from dc_ldm import weights
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
-from runtime.errors import UserError
+from runtime.errors import UserError, cli
 from sc_mbm.mae_for_eeg import EEGEncoder
 from stimuli import image_path, image_tensor, load_image
 
-SCRIPT = Path(gen_eval_eeg.__file__)
 TEST_TRIALS = 8
 
 
@@ -104,6 +101,7 @@ def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
     assert set(metrics["controls"]) == {"gaussian_eeg", "other_trials_eeg", "class_prior"}
     assert 0 <= metrics["baselines"]["lda"]["class_accuracy"]["value"] <= 1
     assert metrics["run"]["split"]["scored"] == "test" and "train" in metrics["run"]["split"]["opened"]
+    assert 0 <= metrics["run"]["classifier_agrees"] <= 1
     assert metrics["verdict"]["class"] == "nothing"  # models and EEG are noise
     assert metrics["run"]["hashes"]["model_sha256"] == checkpoints.sha256(
         evaluated.parents[2] / "pretrains/generation/tiny.pth"
@@ -188,16 +186,27 @@ def test_without_the_published_classifier_the_rest_is_scored(monkeypatch, capsys
     assert "retrieval_top1" in metrics["scores"] and metrics["verdict"]["class"] == "nothing"
 
 
-def test_the_published_command_line_names_all_missing_data_in_one_sentence(tmp_path):
+def test_the_published_command_line_names_all_missing_data_in_one_sentence(monkeypatch, capsys, tmp_path):
     words = [
         "--dataset", "EEG", "--model_path", "pretrains/models/checkpoint.pth", "--splits_path",
         "datasets/block_splits_by_image_single.pth", "--eeg_signals_path", "datasets/eeg_5_95_std.pth",
         "--config_patch", "pretrains/models/config15.yaml", "--root", str(tmp_path),
     ]  # fmt: skip
-    result = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, env=os.environ)
-    assert result.returncode == 2
-    assert "dataset has no effect" in result.stdout and "config_patch has no effect" in result.stdout
-    (line,) = result.stderr.strip().splitlines()
+    monkeypatch.setattr(sys, "argv", ["gen_eval_eeg.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli(gen_eval_eeg.main)
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "dataset has no effect" in printed.out and "config_patch has no effect" in printed.out
+    (line,) = printed.err.strip().splitlines()
     for name in ("checkpoint.pth", "eeg_5_95_std.pth", "block_splits_by_image_single.pth", "imageNet_images"):
         assert name in line
     assert not (tmp_path / "results").exists()
+
+
+def test_eeg_unlike_the_trainings_is_refused(monkeypatch, world):
+    path = world / "pretrains" / "generation" / "slow.pth"
+    content = checkpoints.load(world / "pretrains/generation/tiny.pth", (weights.FORMAT,), "stage B checkpoint")
+    checkpoints.save(path, {**content, "input": {"scale": 1.0, "sfreq": 250.0}})
+    with pytest.raises(UserError, match="sfreq is 1000.0, but .*slow.pth was trained on 250.0"):
+        run(monkeypatch, world, name="slow")
