@@ -39,7 +39,7 @@ TRIAL_COLUMNS = (
 class Outcome(NamedTuple):
     """What a run (the real one or a control) made of the trials."""
 
-    logits: np.ndarray  # (N, S, K) classifier on the pictures
+    logits: np.ndarray | None = None  # (N, S, K) classifier on the pictures
     pixels: np.ndarray | None = None  # (N, S, H, W, 3) uint8
     features: np.ndarray | None = None  # (N, S, F) penultimate layer of the classifier
     embedding: np.ndarray | None = None  # (N, D) of the EEG, in CLIP's space
@@ -100,15 +100,17 @@ def read_folder(folder: str | Path) -> tuple[Truth, dict[str, Outcome], dict[str
             raise UserError(f"{folder}/arrays.safetensors: {key} is in half precision or not finite: write it again")
         parts.setdefault(run, {})[field] = array
     if "real" not in parts:
-        raise UserError(f"{folder}/arrays.safetensors: lacks real.logits")
+        raise UserError(f"{folder}/arrays.safetensors: holds no array of the real run (real.logits and so on)")
     baselines, shown, n = parts.pop("baseline", {}), parts.pop("truth", {}), len(trials)
     outcomes = {}
     for run, arrays in parts.items():
         where = folder / "samples" if run == "real" else folder / "controls" / run
-        pixels = _pictures(where, n, range(1, arrays["logits"].shape[1] + 1)) if shown else None
-        outcomes[run] = Outcome(arrays["logits"], pixels, arrays.get("features"), arrays.get("embedding"))
+        samples = sum(path.name != "test0-0.png" for path in where.glob("test0-*.png"))
+        pixels = _pictures(where, n, range(1, samples + 1)) if shown else None
+        outcomes[run] = Outcome(pixels=pixels, **{key: arrays.get(key) for key in ("logits", "features", "embedding")})
     truth = Truth(*(np.array([int(row[column]) for row in trials]) for column in ("label", "class_index")))
     if shown:
         pixels = _pictures(folder / "samples", n, range(1))[:, 0]
-        truth = truth._replace(image=np.array([row["image"] for row in trials]), pixels=pixels, **shown)
+        truth = truth._replace(image=np.array([row["image"] for row in trials]), pixels=pixels)
+        truth = truth._replace(**{key: shown.get(key) for key in ("logits", "features", "clip")})
     return truth, outcomes, baselines, trials

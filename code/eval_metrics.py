@@ -189,7 +189,7 @@ def _retrieval_scores(outcome: Outcome, truth: Truth) -> dict[str, ItemScores]:
 
 def item_scores(outcome: Outcome, truth: Truth, n_way: int = 50) -> dict[str, ItemScores]:
     """All scores of one run that its arrays allow; where images are unknown, the class scores alone."""
-    scores = _class_scores(outcome, truth, n_way)
+    scores = {} if outcome.logits is None else _class_scores(outcome, truth, n_way)
     if truth.image is not None:
         scores |= _two_way_scores(outcome, truth)
         if outcome.embedding is not None and truth.clip is not None:
@@ -219,7 +219,7 @@ def write_metrics(folder: str | Path, run: dict) -> dict:
     items = {name: item_scores(outcome, truth, run.get("n_way", 50)) for name, outcome in outcomes.items()}
     real = items.pop("real")
     if not real:
-        raise UserError(f"{folder}: nothing can be scored: images are unknown and the classifier lacks their classes")
+        raise UserError(f"{folder}: nothing can be scored: images are unknown and no classifier knows their classes")
     repeated = truth.image is None or len(np.unique(truth.image)) < len(trials)
     unit = "trial" if repeated else "image"
     scores, controls = score_table(real, items, unit)
@@ -227,7 +227,9 @@ def write_metrics(folder: str | Path, run: dict) -> dict:
     if "retrieval_within_class_two_way" in real:
         similarity = cosine(outcomes["real"].embedding, truth.clip)
         instance_p = within_class_p([part[1:] for part in within_class(similarity, truth.label, truth.image, 2)])
-    deciding = "class_accuracy" if truth.image is None else next(iter(real))
+    about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
+    if truth.image is None:  # the kinds shown are then all there is to tell
+        about_class.reverse()
     metrics = {
         "scores": scores,
         "controls": controls,
@@ -235,7 +237,9 @@ def write_metrics(folder: str | Path, run: dict) -> dict:
             name: {"class_accuracy": entry(hits.astype(np.float64), 1 / len(np.unique(truth.label)), unit)}
             for name, hits in baselines.items()
         },
-        "verdict": verdict(deciding, scores, controls, tuple(run.get("design") or _design(trials)), instance_p),
+        "verdict": verdict(
+            next(iter(about_class), None), scores, controls, tuple(run.get("design") or _design(trials)), instance_p
+        ),
         "run": run,
     }
     write_text(Path(folder) / "metrics.json", json.dumps(metrics, indent=1) + "\n")

@@ -200,20 +200,25 @@ def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list
     return above, reasons
 
 
-def verdict(score: str, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None) -> dict:
+def verdict(
+    score: str | None, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None
+) -> dict:
     """The verdict of metrics.json from its other parts.
 
     Args:
-        score: name of the class score that decides, for example "50_way_top1".
+        score: name of the class score that decides, for example "50_way_top1"; None without a classifier.
         scores, controls: as `eval_metrics.score_table` returns them.
         design: what `design_from` returned.
         instance_p: p of retrieval within classes, or None where images are unknown or no class has two.
 
     Returns:
-        {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "reasons"}.
+        {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "score", "reasons"}.
     """
     kind, why = design
-    above, reasons = _class_reasons(score, scores, controls)
+    if score is None:
+        above, reasons = False, ["No classifier scored the pictures, so nothing is claimed about their classes."]
+    else:
+        above, reasons = _class_reasons(score, scores, controls)
     if not above:
         about_class = "nothing"
     else:
@@ -230,4 +235,4 @@ def verdict(score: str, scores: dict, controls: dict, design: tuple[str, str], i
             f"(p = {instance_p:.2g}, needed < {ALPHA})."
         )
     reasons.append(f"Design {kind}: {why}.")
-    return {"class": about_class, "instance": instance, "design": kind, "reasons": reasons}
+    return {"class": about_class, "instance": instance, "design": kind, "score": score, "reasons": reasons}

@@ -1,0 +1,197 @@
+"""The page of an evaluation: index.html, one file, from metrics.json, trials.csv and samples/ alone.
+
+It says first what may be concluded, then the scores beside chance and controls, then shows every picture beside its
+truth. Nothing is fetched: thumbnails are embedded and link to their PNGs; a policy in the head forbids the rest.
+"""
+
+import base64
+import csv
+import io
+import json
+from html import escape
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from page_scores import LABEL, scores_html, verdict_html
+from runtime.checkpoints import write_bytes, write_text
+from runtime.errors import UserError
+
+LIMIT = 25_000_000  # bytes of one page; the pictures that do not fit go to further pages
+THUMBNAIL = 192  # pixels
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path}: missing or no whole picture ({error}); run the evaluation again") from error
+
+
+def _thumbnail(path: Path) -> tuple[str, int, int]:
+    """(data address, width, height) of a picture at most THUMBNAIL pixels a side, as PNG or JPEG: the smaller."""
+    small = _open(path)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    coded = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
+        buffer = io.BytesIO()
+        small.save(buffer, kind, **options)
+        coded[kind] = buffer.getvalue()
+    kind = min(coded, key=lambda name: len(coded[name]))
+    return f"data:image/{kind};base64,{base64.b64encode(coded[kind]).decode()}", *small.size
+
+
+def _picture(folder: Path, trial: str, k: int, caption: str, alt: str, kind: str) -> str:
+    name = f"samples/test{trial}-{k}.png"
+    data, width, height = _thumbnail(folder / name)
+    return (
+        f'<figure class="{kind}"><a href="{name}"><img src="{data}" width="{width}" height="{height}" '
+        f'loading="lazy" alt="{escape(alt)}"></a><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _trial(folder: Path, row: dict, samples: int, image_known: bool) -> str:
+    """One trial: the truth, if known, beside its pictures and what the classifier saw in each."""
+    shown, i = row["class_name"], str(int(row["trial"]))
+    figures = [_picture(folder, i, 0, "shown", f"Trial {i}, shown: {shown}", "truth")] if image_known else []
+    seen = row["seen"].split(" | ") if row.get("seen") else [f"picture {k + 1}" for k in range(samples)]
+    for k, name in enumerate(seen, 1):
+        alt = f"Trial {i}, from EEG, the classifier sees: {name}"
+        figures.append(_picture(folder, i, k, name, alt, "same" if name == shown else ""))
+    return f'<li><h3>{escape(shown)} <span>trial {i}</span></h3><div class="strip">{"".join(figures)}</div></li>'
+
+
+def _contact(folder: Path, trials: list[dict], samples: int, image_known: bool, title: str) -> None:
+    """Write contact.png: a few trials evenly spaced over the split, a row each, with what it is written inside."""
+    side, gap, font = 128, 12, ImageFont.load_default(18)
+    rows = [trials[i * len(trials) // min(6, len(trials))] for i in range(min(6, len(trials)))]
+    columns = range(0 if image_known else 1, samples + 1)
+    left = 200
+    sheet = Image.new("RGB", (left + len(columns) * (side + gap) + gap, 80 + len(rows) * (side + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((gap, gap), title, "black", font)
+    pen.text((left, 48), "shown" if image_known else "", "black", font)
+    pen.text((left + image_known * (side + gap), 48), "made from EEG", "black", font)
+    for row, trial in enumerate(rows):
+        top = 76 + row * (side + gap)
+        pen.text((gap, top + side // 2 - 10), trial["class_name"][:20], "black", font)
+        for column, k in enumerate(columns):
+            picture = _open(folder / f"samples/test{int(trial['trial'])}-{k}.png").resize((side, side))
+            sheet.paste(picture, (left + column * (side + gap), top))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_bytes(folder / "contact.png", buffer.getvalue())
+
+
+def _values(value: object) -> str:
+    """Any plain value of the run record as text or as a nested list of definitions."""
+    if isinstance(value, dict):
+        return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{_values(v)}</dd>" for k, v in value.items()) + "</dl>"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_values(v) for v in value) or "none"
+    return escape("none" if value is None else str(value))
+
+
+def _record(run: dict) -> str:
+    """How it was made: the split that was opened first, then everything else the run wrote down."""
+    config, rest = run.get("config", {}), {k: v for k, v in run.items() if k not in ("config", "split")}
+    return (
+        f'<h2 id="record">How it was made</h2><h3>The split that was opened</h3>'
+        f"{_values(run.get('split', 'not recorded'))}<h3>The run</h3>{_values(rest)}"
+        f"<details><summary>Configuration, {len(config)} fields</summary>{_values(config)}</details>"
+    )
+
+
+def _document(title: str, simulated: bool, body: str) -> str:
+    banner = (
+        '<p class="simulated"><strong>SIMULATED EEG.</strong> A program made these signals; no brain was recorded.</p>'
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>\n{Path(__file__).with_suffix('.css').read_text()}</style></head>\n"
+        f'<body><a class="skip" href="#main">Skip to the verdict</a>{banner if simulated else ""}{body}</body></html>\n'
+    )
+
+
+def _pages(fixed: int, items: list[str], limit: int) -> list[list[str]]:
+    """Share the trials out over pages of at most `limit` bytes, `fixed` of which are taken before the first picture."""
+    pages, room = [[]], limit - fixed
+    for item in items:
+        size = len(item.encode())
+        if size > room and pages[-1]:
+            pages.append([])
+            room = limit - fixed
+        pages[-1].append(item)
+        room -= size
+    return pages
+
+
+def _gallery(items: list[str], page: int, pages: int, total: int, samples: int, image_known: bool) -> str:
+    """The pictures of one page, with links to the other pages."""
+    what = "The picture shown, then those made from the EEG" if image_known else "Pictures made from the EEG"
+    intro = f"{what}, captioned with the class that the classifier sees in each; bold where it is the class shown."
+    links = "".join(
+        f'<a href="{_file(p)}"{" aria-current=page" if p == page else ""}>Pictures {p + 1}</a>' for p in range(pages)
+    )
+    count = samples + image_known
+    return (
+        f'<h2 id="pictures">Pictures</h2><p class="soft">{intro} All {total} trials, in the order of '
+        'the split. <a href="contact.png">A sheet of some of them</a>, evenly spaced.</p>'
+        + (f'<nav aria-label="Pages of pictures">{links}</nav>' if pages > 1 else "")
+        + f'<ul class="trials{" many" if count > 4 else ""}" style="--count: {count}">{"".join(items)}</ul>'
+    )
+
+
+def _file(page: int) -> str:
+    return "index.html" if page == 0 else f"pictures-{page + 1}.html"
+
+
+def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
+    """Write index.html, and pictures-2.html ... where the thumbnails would make it larger than `limit` bytes.
+
+    Args:
+        folder: an evaluation folder (files in `eval_folder`) that has its metrics.json.
+
+    Returns:
+        the path of index.html.
+
+    Raises:
+        UserError: a file or picture is missing or half written.
+    """
+    folder = Path(folder)
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        with open(folder / "trials.csv", newline="") as file:
+            trials = list(csv.DictReader(file))
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: not found; expected a folder written by gen_eval_eeg.py") from error
+    run, known = metrics["run"], metrics["run"].get("image_known", True)
+    simulated, verdict = run.get("simulated", False), verdict_html(metrics)
+    samples = sum(path.name != "test0-0.png" for path in (folder / "samples").glob("test0-*.png"))
+    title = f"Pictures from EEG: {run.get('name', folder.name)}"
+    links = {"verdict": "Verdict", "scores": "Scores", "pictures": "Pictures", "record": "How it was made"}
+
+    def document(page: int, pages: int, items: list[str]) -> str:
+        gallery = _gallery(items, page, pages, len(trials), samples, known)
+        if page:
+            head, ways = f"{title}, pictures {page + 1}", '<a href="index.html">Verdict and scores</a>'
+            body = verdict + gallery
+        else:
+            head, ways = title, "".join(f'<a href="#{place}">{name}</a>' for place, name in links.items())
+            body = f'{verdict}<h2 id="scores">Scores</h2>{scores_html(metrics)}{gallery}{_record(run)}'
+        header = f'<header><h1>{escape(head)}</h1><nav aria-label="Contents">{ways}</nav></header>'
+        return _document(head, simulated, f'{header}<main id="main">{body}</main>')
+
+    warning = "SIMULATED EEG. " if simulated else ""
+    _contact(folder, trials, samples, known, f"{warning}{LABEL[metrics['verdict']['class']]}")
+    fixed = len(document(0, 99, []).encode())
+    pages = _pages(fixed, [_trial(folder, row, samples, known) for row in trials], limit)
+    for old in folder.glob("pictures-*.html"):
+        old.unlink()
+    for page, items in enumerate(pages):
+        write_text(folder / _file(page), document(page, len(pages), items))
+    return folder / "index.html"
