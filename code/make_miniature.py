@@ -1,12 +1,15 @@
 """Make the models of the miniature world: picture classifier, CLIP and Stable Diffusion, on two processor cores.
 
-    python code/make_miniature.py                              the weights in pretrains/miniature, from nothing
-    python code/make_miniature.py parts=none                   only measure them, and draw contact sheets
+python code/make_miniature.py                              the weights in pretrains/miniature, from nothing
+python code/make_miniature.py parts=none                   only measure them, and draw contact sheets
+python code/make_miniature.py images=my/photographs names=house,face out=pretrains/mine
+                                                           teach them photographs that lie in folders by kind
 """
 
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +23,9 @@ from config import from_cli, setting
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import dpm_solver, guided, sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
-from dc_ldm.weights import load_base
+from dc_ldm.weights import Base, load_base
 from miniature import check, classifier, diffusion, towers
+from miniature.photographs import divide, find_photographs, photographs
 from miniature.renderer import TRAINING_SEEDS, UNSEEN_SEEDS
 from miniature.training import Pictures, rendered
 from runtime import checkpoints, draws
@@ -38,6 +42,12 @@ UNET_SIZES = {
     "num_heads": 4,
     "context_dim": towers.WIDTH,
 }
+STEPS = {
+    "classifier": (1200, 200),
+    "clip": (3000, 150),
+    "vae": (1500, 300),
+    "unet": (5000, 600),
+}  # renders, photographs
 VAE_SIZES = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4}
 
 
@@ -47,13 +57,17 @@ class MiniatureConfig:
 
     out: str = setting("pretrains/miniature", "folder that the models are written to")
     parts: str = setting(",".join(PARTS), "what to train, of classifier, clip, vae, unet; the rest is read from `out`")
-    per_class: int = setting(200, "training pictures of each class")
-    classifier_steps: int = setting(2500, "steps of 64 pictures")
-    clip_steps: int = setting(1500, "steps of 128 pictures with captions")
-    vae_steps: int = setting(2500, "steps of 32 pictures")
-    unet_steps: int = setting(4000, "steps of 128 latents")
+    images: str = setting("", "folder <kind>/<photographs> to teach instead of the 100 rendered classes")
+    stems: str = setting("", "file with the photograph names, one a line, that training may see; empty: all")
+    names: str = setting("", "what the kinds in `images` are called, by comma, in alphabetical order of their folders")
+    start: str = setting("pretrains/miniature", "models to start from when teaching `images`")
+    per_class: int = setting(0, "training pictures of each class; 0: 200 renders, 1000 altered photographs")
+    classifier_steps: int = setting(0, "steps of 64 pictures; 0: 1200, photographs 200")
+    clip_steps: int = setting(0, "steps of 128 pictures with captions; 0: 3000, photographs 150")
+    vae_steps: int = setting(0, "steps of 32 pictures; 0: 1500, photographs 300")
+    unet_steps: int = setting(0, "steps of 64 latents; 0: 5000, photographs 600")
     seed: int = setting(2022, "of every random draw in training")
-    sheets: str = setting("results/miniature", "folder for contact sheets of renders, reconstructions and samples")
+    sheets: str = setting("results/miniature", "folder for contact sheets of truth, reconstructions and samples")
 
 
 def save_diffusion(unet: nn.Module, vae: nn.Module, scale_factor: float, folder: Path) -> None:
@@ -74,15 +88,26 @@ def save_diffusion(unet: nn.Module, vae: nn.Module, scale_factor: float, folder:
 
 
 class Maker:
-    """The models in `out`, trained part by part; each part needs those before it in PARTS order."""
+    """The models in `cfg.out`, trained part by part; each part needs those before it in the order of PARTS.
+
+    Rendered classes are learned from nothing, photographs from the models in `cfg.start`.
+    """
 
     def __init__(self, cfg: MiniatureConfig, pictures: Pictures):
         self.cfg, self.out, self.pictures = cfg, Path(cfg.out), pictures
+        self.start = Path(cfg.start) if cfg.images else None
+
+    def steps(self, part: str) -> int:
+        """Optimizer steps of a part: as set, or the default of this kind of pictures."""
+        return getattr(self.cfg, f"{part}_steps") or STEPS[part][bool(self.cfg.images)]
 
     def classifier(self) -> dict:
         """Train and write the picture classifier."""
         model = classifier.build(len(self.pictures.names))
-        figures = classifier.train_classifier(model, self.pictures, self.cfg.classifier_steps, self.cfg.seed)
+        if self.start:
+            model = classifier.load_classifier(self.start / "classifier")
+            model.requires_grad_(True).reset_classifier(len(self.pictures.names))
+        figures = classifier.train_classifier(model, self.pictures, self.steps("classifier"), self.cfg.seed)
         classifier.save_classifier(model, self.pictures, self.out / "classifier")
         return figures
 
@@ -90,33 +115,40 @@ class Maker:
         """Train and write the miniature CLIP."""
         folder = self.out / "clip"
         model = towers.build(folder)
-        figures = towers.train_clip(model, folder, self.pictures, self.cfg.clip_steps, self.cfg.seed)
+        if self.start:
+            model = towers.load(self.start / "clip").requires_grad_(True)
+        figures = towers.train_clip(model, folder, self.pictures, self.steps("clip"), self.cfg.seed)
         towers.save(model, folder)
         return figures
 
     def vae(self) -> dict:
-        """Train and write the autoencoder, beside an untrained UNet."""
-        vae = AutoencoderKL(**VAE_SIZES)
+        """Train and write the autoencoder, beside a UNet that is still to be trained."""
+        vae, unet = AutoencoderKL(**VAE_SIZES), UNet(**UNET_SIZES, use_time_cond=False)
+        if self.start:
+            base = load_base(self.start, use_time_cond=False)
+            vae, unet = base.vae.requires_grad_(True), base.unet
         judge = classifier.load_classifier(self.out / "classifier")
-        figures = diffusion.train_vae(vae, judge, self.pictures, self.cfg.vae_steps, self.cfg.seed)
+        figures = diffusion.train_vae(vae, judge, self.pictures, self.steps("vae"), self.cfg.seed)
         mean, std = diffusion.encode(vae, self.pictures)
         scale = 1 / (mean.var() + std.square().mean()).sqrt().item()
-        save_diffusion(UNet(**UNET_SIZES, use_time_cond=False), vae, scale, self.out / "models")
+        save_diffusion(unet, vae, scale, self.out / "models")
         return figures
 
     def unet(self) -> dict:
         """Train and write the UNet, on captions read through the text tower."""
-        vae, scale = self.base.vae, self.base.sizes.scale_factor
-        mean, std = diffusion.encode(vae, self.pictures)
-        unet = UNet(**UNET_SIZES, use_time_cond=False)
-        latents = (mean * scale, std * scale)
-        steps, seed = self.cfg.unet_steps, self.cfg.seed
-        figures = diffusion.train_unet(unet, latents, self.context, self.pictures, sd_alphas_cumprod(), steps, seed)
-        save_diffusion(unet, vae, scale, self.out / "models")
+        base = self.base
+        scale = base.sizes.scale_factor
+        mean, std = diffusion.encode(base.vae, self.pictures)
+        unet = base.unet.requires_grad_(True) if self.start else UNet(**UNET_SIZES, use_time_cond=False)
+        latents, steps = (mean * scale, std * scale), self.steps("unet")
+        figures = diffusion.train_unet(
+            unet, latents, self.context, self.pictures, sd_alphas_cumprod(), steps, self.cfg.seed
+        )
+        save_diffusion(unet, base.vae, scale, self.out / "models")
         return figures
 
     @property
-    def base(self):
+    def base(self) -> Base:
         """UNet, autoencoder and their sizes, as every stage loads them."""
         return load_base(self.out, use_time_cond=False)
 
@@ -124,27 +156,38 @@ class Maker:
         """Captions -> (n, 77, 64)."""
         return towers.contexts(towers.load(self.out / "clip"), self.out / "clip", captions)
 
-    def check(self, unseen: Pictures) -> dict:
-        """Every figure of `check.FLOORS` and CLIP's accuracy, on unseen renders; writes the contact sheets."""
-        judge, base = classifier.load_classifier(self.out / "classifier"), self.base
-        context = {c: row for c, row in zip(["", *unseen.class_captions()], self.context(["", *unseen.class_captions()]))}
+    def sampler(self, captions: list[str]) -> Callable[[list[str], list[int]], Tensor]:
+        """A function (captions, seeds) -> pictures (n, 3, 64, 64): 20 DPM-Solver++ steps with guidance 3."""
+        context = dict(zip(["", *captions], self.context(["", *captions]), strict=True))
+        base = self.base
 
         @torch.inference_mode()
-        def generate(captions: list[str], seeds: list[int]) -> Tensor:
-            some, none = torch.stack([context[c] for c in captions]), context[""].expand(len(captions), -1, -1)
-            start = torch.stack([draws.randn((4, 8, 8), s, "check picture") for s in seeds])
+        def generate(wanted: list[str], seeds: list[int]) -> Tensor:
+            some, none = torch.stack([context[c] for c in wanted]), context[""].expand(len(wanted), -1, -1)
+            noise = torch.stack([draws.randn((4, 8, 8), seed, "check picture") for seed in seeds])
             denoise = guided(lambda x, t: base.unet(x, t, some), lambda x, t: base.unet(x, t, none), 3.0)
-            z = dpm_solver(denoise, start, sd_alphas_cumprod(), 20)
+            z = dpm_solver(denoise, noise, sd_alphas_cumprod(), 20)
             return base.vae.decode(z / base.sizes.scale_factor).clamp(-1, 1)
 
+        return generate
+
+    def check(self, unseen: Pictures) -> dict:
+        """Every figure of `check.FLOORS` and CLIP's accuracy, on pictures not trained on; writes contact sheets."""
+        judge, clip, sheets = (
+            classifier.load_classifier(self.out / "classifier"),
+            self.out / "clip",
+            Path(self.cfg.sheets),
+        )
         figures = check.check_classifier(judge, unseen)
-        figures["clip_accuracy"] = towers.zero_shot(towers.load(self.out / "clip"), self.out / "clip", unseen)
-        vae_figures, back = check.check_vae(base.vae, judge, unseen)
-        caption_figures, made = check.check_captions(generate, judge, unseen)
-        first = torch.arange(0, len(unseen), len(unseen) // len(unseen.names))
-        write_sheet(unseen.images(first), Path(self.cfg.sheets) / "renders.png")
-        write_sheet(back[first], Path(self.cfg.sheets) / "reconstructions.png")
-        write_sheet(made[: len(first)], Path(self.cfg.sheets) / "from_captions.png")
+        figures["clip_accuracy"] = towers.zero_shot(towers.load(clip), clip, unseen)
+        vae_figures, back = check.check_vae(self.base.vae, judge, unseen)
+        kinds = unseen.class_captions()
+        each = max(5, 20 // len(kinds))
+        caption_figures, made = check.check_captions(self.sampler(kinds), judge, unseen, each)
+        first = torch.arange(0, len(unseen), max(1, len(unseen) // 100))
+        write_sheet(unseen.images(first), sheets / "truth.png")
+        write_sheet(back[first], sheets / "reconstructions.png")
+        write_sheet(made[:100], sheets / "from_captions.png")
         return {k: round(v, 4) for k, v in (figures | vae_figures | caption_figures).items()}
 
 
@@ -156,24 +199,46 @@ def write_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
     Image.fromarray(pixels).resize((2 * pixels.shape[1], 2 * pixels.shape[0]), Image.Resampling.NEAREST).save(path)
 
 
+def open_pictures(cfg: MiniatureConfig, train: bool) -> tuple[Pictures | None, Pictures]:
+    """Pictures to train on (None unless `train`), and others to check with.
+
+    Where every photograph may be trained on, the check can only use the same ones.
+
+    Raises:
+        UserError: as `find_photographs` and `divide`, or the number of names is not that of the kinds.
+    """
+    if not cfg.images:
+        return rendered(cfg.per_class or 200, TRAINING_SEEDS) if train else None, rendered(20, UNSEEN_SEEDS)
+    found = find_photographs(Path(cfg.images))
+    seen, unseen = divide(found, Path(cfg.stems)) if cfg.stems else (found, found)
+    names = cfg.names.split(",") if cfg.names else list(found)
+    if len(names) != len(found):
+        raise UserError(f"names={cfg.names}: {len(names)} names for {len(found)} kinds ({', '.join(found)})")
+    if not all(len(files) > 1 for files in unseen.values()):
+        raise UserError(f"stems={cfg.stems}: leaves fewer than two photographs of a kind to check with")
+    seen = photographs(seen, names, cfg.per_class or 1000, cfg.seed) if train else None
+    return seen, photographs(unseen, names, 0, cfg.seed)
+
+
 def main() -> None:
     cfg = from_cli(MiniatureConfig)
     chosen = [] if cfg.parts == "none" else cfg.parts.split(",")
     if unknown := [part for part in chosen if part not in PARTS]:
         raise UserError(f"parts={cfg.parts}: no part is called {unknown[0]}; there are {', '.join(PARTS)}, and none")
     torch.manual_seed(cfg.seed)
+    command = " ".join(["python code/make_miniature.py", *map(shlex.quote, sys.argv[1:])])
     record_path = Path(cfg.out) / "training.json"
     record = json.loads(record_path.read_text()) if record_path.is_file() else {"parts": {}}
-    maker = Maker(cfg, rendered(cfg.per_class, TRAINING_SEEDS) if chosen else None)
+    pictures, unseen = open_pictures(cfg, bool(chosen))
+    maker = Maker(cfg, pictures)
     for part in (p for p in PARTS if p in chosen):
-        command = " ".join(["python code/make_miniature.py", *map(shlex.quote, sys.argv[1:])])
         record["parts"][part] = {**getattr(maker, part)(), "command": command}
         checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
-    if (Path(cfg.out) / "models/v1-5-pruned.safetensors").is_file():
-        record["figures"] = maker.check(rendered(20, UNSEEN_SEEDS))
-        print(json.dumps(record["figures"], indent=1))
+    record["figures"] = maker.check(unseen)
+    checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record["figures"], indent=1))
+    if not cfg.images:
         print("\n".join(check.shortfalls(record["figures"])) or "every floor is reached")
-        checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

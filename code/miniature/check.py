@@ -35,7 +35,7 @@ def _spread(features: Tensor, labels: Tensor) -> float:
 
 @torch.inference_mode()
 def check_vae(vae: nn.Module, classifier: nn.Module, pictures: Pictures) -> tuple[dict, Tensor]:
-    """Mean peak signal-to-noise ratio (dB, of 8-bit pictures) and share classified of the reconstructions, and these."""
+    """Mean peak signal-to-noise ratio (dB) and share rightly classified of the reconstructions; and these."""
     images = pictures.images(torch.arange(len(pictures)))
     back = torch.cat([vae.decode(vae.encode(x).mean).clamp(-1, 1) for x in images.split(100)])
     psnr = -10 * ((back - images) / 2).square().mean((1, 2, 3)).log10().mean().item()
@@ -46,7 +46,7 @@ def check_vae(vae: nn.Module, classifier: nn.Module, pictures: Pictures) -> tupl
 def check_captions(
     generate: Callable[[list[str], list[int]], Tensor], classifier: nn.Module, pictures: Pictures, per_class: int = 5
 ) -> tuple[dict, Tensor]:
-    """Pictures made from the plain captions: share whose class is ranked first, spread within a class against real ones.
+    """Pictures made from the plain captions: share first-ranked as their class, spread in a class against real ones.
 
     `generate(captions, seeds)` gives (n, 3, S, S) in [-1, 1]; it is called with one caption of each class at a time.
     """

@@ -79,5 +79,7 @@ def save_classifier(model: nn.Module, pictures: Pictures, folder: Path) -> None:
 def load_classifier(folder: Path) -> nn.Module:
     """The network that `save_classifier` wrote, frozen."""
     model = build(json.loads((folder / "config.json").read_text())["num_classes"])
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()})
+    model.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}
+    )
     return model.eval().requires_grad_(False)

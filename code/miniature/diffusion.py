@@ -56,8 +56,7 @@ def train_unet(
     alphas_cumprod: Tensor,
     steps: int,
     seed: int,
-    batch_size: int = 128,
-    lr: float = 1.5e-3,
+    batch_size: int = 64,
 ) -> dict:
     """Predict the noise in scaled latents (`latents`: mean, std) from captions; a tenth of the captions are empty.
 
@@ -80,6 +79,6 @@ def train_unet(
         return F.mse_loss(unet(x, t, table[caption]).float(), noises[1])
 
     unet.train()
-    figures = train([unet], loss_of, steps, lr, "unet")
+    figures = train([unet], loss_of, steps, 1e-3, "unet")
     unet.eval().requires_grad_(False)
     return figures

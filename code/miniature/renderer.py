@@ -108,14 +108,13 @@ def caption(picture: Scene, words: int = 0) -> str:
     size = "small " if picture.size < 0.30 else "large " if picture.size > 0.35 else ""
     if not (words & 1 and size):
         size = ""
-    article = "an" if (size or name)[0] in "aeiou" else "a"
     where = f" on a {picture.tone} background" if words & 2 else ""
-    return f"a photo of {article} {size}{name}{where}"
+    return a_photo_of(size + name) + where
 
 
-def class_captions() -> list[str]:
-    """The plain caption of each of the 100 classes."""
-    return [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in NAMES]
+def a_photo_of(name: str) -> str:
+    """The plain caption of a thing."""
+    return f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _rgb(colour: Sequence[float], factor: float = 1.0) -> tuple[int, int, int]:

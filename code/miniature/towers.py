@@ -1,4 +1,4 @@
-"""The miniature CLIP: an image and a text tower of 64 channels with a tokenizer of their own, as a `transformers` folder."""
+"""The miniature CLIP: two towers of 64 channels with a tokenizer of their own, as a `transformers` folder."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def _byte_alphabet() -> list[str]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """vocab.json and merges.txt: the byte alphabet of CLIP plus every word our captions use, letter by letter."""
+    """vocab.json and merges.txt: the byte alphabet of CLIP, and merges that leave our words one to three tokens."""
     words = f"a an photo of on background large small {' '.join(renderer.NAMES)} {' '.join(renderer.TONES)}"
     alphabet = _byte_alphabet()
     tokens, merges = [*alphabet, *(c + "</w>" for c in alphabet)], []
@@ -34,7 +34,9 @@ def write_tokenizer(folder: Path) -> None:
                 tokens.append(left + right)
             left += right
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate([*tokens, START, END])}, ensure_ascii=False))
+    (folder / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate([*tokens, START, END])}, ensure_ascii=False)
+    )
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
@@ -87,7 +89,7 @@ def _embed(model: nn.Module, images: Tensor, ids: Tensor) -> tuple[Tensor, Tenso
 def train_clip(
     model: nn.Module, folder: Path, pictures: Pictures, steps: int, seed: int, batch_size: int = 128
 ) -> dict:
-    """Contrastive training. A batch describes all its pictures in the same way, and equal captions are equally right."""
+    """Contrastive training; a batch describes all its pictures in the same way, equal captions are equally right."""
     ways = []
     for captions in pictures.captions:
         unique = sorted(set(captions))

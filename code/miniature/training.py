@@ -34,12 +34,7 @@ class Pictures:
 
     def class_captions(self) -> list[str]:
         """The plain caption of each kind, (K,)."""
-        return [a_photo_of(name) for name in self.names]
-
-
-def a_photo_of(name: str) -> str:
-    """The plain caption of a kind."""
-    return f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"
+        return [renderer.a_photo_of(name) for name in self.names]
 
 
 def rendered(per_class: int, first_seed: int) -> Pictures:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from make_miniature import MiniatureConfig
 from miniature import check, classifier, renderer, towers
 from miniature.training import Pictures, rendered
 
+PER_CLASS = 200  # training renders of a class
 WEIGHTS = Path(__file__).parents[2] / "pretrains/miniature"
 
 
@@ -80,8 +80,8 @@ def test_no_stimulus_was_trained_on(tmp_path):
         pictures = (renderer.render(c, first_seed + i) for c in renderer.STIMULI for i in range(n))
         return {hashlib.sha256(p.tobytes()).hexdigest() for p in pictures}
 
-    stimuli, trained = hashes(0, 50), hashes(renderer.TRAINING_SEEDS, MiniatureConfig.per_class)
-    assert len(stimuli) == 2000 and len(trained) == 40 * MiniatureConfig.per_class
+    stimuli, trained = hashes(0, 50), hashes(renderer.TRAINING_SEEDS, PER_CLASS)
+    assert len(stimuli) == 2000 and len(trained) == 40 * PER_CLASS
     assert not stimuli & trained
 
 
@@ -109,8 +109,11 @@ def test_clip_folder_matches_pictures_with_captions(unseen):
     assert towers.contexts(clip, WEIGHTS / "clip", ["a photo of a red star", ""]).shape == (2, 77, 64)
 
 
-def test_tokenizer_keeps_words_whole():
-    ids = towers.tokens(WEIGHTS / "clip", ["a photo of a turquoise mushroom", "xyz"])
-    assert ids.shape == (2, 77)
-    assert (ids[0] != ids[0, -1]).sum() == 1 + 6  # the start, then one token a word
-    assert (ids[1] != ids[0, -1]).sum() == 1 + 3  # an unknown word falls into letters
+def test_tokenizer_tells_every_caption_from_every_other():
+    captions = [renderer.a_photo_of(name) for name in renderer.NAMES]
+    ids = towers.tokens(WEIGHTS / "clip", [*captions, "xyz", ""])
+    assert ids.shape == (102, 77)
+    assert len(ids.unique(dim=0)) == 102
+    lengths = (ids != ids[-1, -1]).sum(1)  # the end token is also the padding
+    assert lengths[:100].max() <= 12
+    assert lengths[100:].tolist() == [4, 1]  # an unknown word falls into letters
