@@ -44,6 +44,7 @@ def main() -> None:
     started = time.time()
     check_steps(cfg.ddim_steps, cfg.sampler)
     paths = input_paths(cfg)
+    model = checkpoints.load(paths["model"], (weights.FORMAT,), "stage B checkpoint")
     hashes = {f"{name}_sha256": checkpoints.sha256(paths[name]) for name in ("model", "eeg", "splits")}
 
     # Other files behind the same names make another run
@@ -52,7 +53,7 @@ def main() -> None:
     if run.finished:
         print(f"{run.folder} is finished; its page is {page}")
         return
-    facts = evaluate(cfg, run.folder, paths)
+    facts = evaluate(cfg, run.folder, paths, model)
     facts |= {"hashes": facts["hashes"] | hashes, "seconds": round(time.time() - started, 1)}
     metrics = write_metrics(run.folder, facts)
     write_page(run.folder)
@@ -60,12 +61,14 @@ def main() -> None:
     print(table(metrics), f"stage C done in {time.time() - started:.0f} s -> {page}", sep="\n")
 
 
-def evaluate(cfg: GenerateConfig, folder: Path, paths: dict) -> dict:
-    """Write pictures, trials.csv and arrays.safetensors; returns the `run` part of metrics.json. Raises UserError."""
+def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dict:
+    """Write pictures, trials.csv and arrays.safetensors; returns the `run` part of metrics.json. Raises UserError.
+
+    paths: as `input_paths` returns them; model: the stage B checkpoint.
+    """
     device = pick_device(cfg.device)
 
     # Trials: here, and only here, the test split is opened
-    model = checkpoints.load(paths["model"], (weights.FORMAT,), "stage B checkpoint")
     trials, notes = open_splits(cfg, paths, model)
     test = trials["test"]
 

@@ -210,3 +210,9 @@ def test_eeg_unlike_the_trainings_is_refused(monkeypatch, world):
     checkpoints.save(path, {**content, "input": {"scale": 1.0, "sfreq": 250.0}})
     with pytest.raises(UserError, match="sfreq is 1000.0, but .*slow.pth was trained on 250.0"):
         run(monkeypatch, world, name="slow")
+
+
+def test_a_checkpoint_of_another_stage_is_refused_before_anything_is_written(monkeypatch, world):
+    with pytest.raises(UserError, match="expected a stage B checkpoint"):
+        run(monkeypatch, world, name="other", model_path="pretrains/eeg_pretrain/tiny.pth")
+    assert not (world / "results" / "eval" / "other").exists()
