@@ -55,9 +55,9 @@ def _trial(folder: Path, row: dict, samples: int, image_known: bool) -> str:
     """One trial: the truth, if known, beside its pictures and what the classifier saw in each."""
     shown, i = row["class_name"], str(int(row["trial"]))
     figures = [_picture(folder, i, 0, "shown", f"Trial {i}, shown: {shown}", "truth")] if image_known else []
-    seen = row["seen"].split(" | ") if row.get("seen") else [f"picture {k + 1}" for k in range(samples)]
+    seen = row["seen"].split(" | ") if row.get("seen") else [""] * samples
     for k, name in enumerate(seen, 1):
-        alt = f"Trial {i}, from EEG, the classifier sees: {name}"
+        alt = f"Trial {i}, picture {k} from EEG" + (f"; the classifier sees: {name}" if name else "")
         figures.append(_picture(folder, i, k, name, alt, "same" if name == shown else ""))
     return f'<li><h3>{escape(shown)} <span>trial {i}</span></h3><div class="strip">{"".join(figures)}</div></li>'
 
@@ -90,7 +90,8 @@ def _values(value: object) -> str:
         return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{_values(v)}</dd>" for k, v in value.items()) + "</dl>"
     if isinstance(value, (list, tuple)):
         return ", ".join(_values(v) for v in value) or "none"
-    return escape("none" if value is None else str(value))
+    words = {None: "none", True: "yes", False: "no"}
+    return escape(words[value] if value is None or isinstance(value, bool) else str(value))
 
 
 def _record(run: dict) -> str:

@@ -71,15 +71,17 @@ def ssim(a: np.ndarray, b: np.ndarray, device: str = "cpu") -> np.ndarray:
         raise UserError(f"SSIM needs pictures of one size, at least 11 x 11; found {a.shape[1:]} and {b.shape[1:]}")
     rows, columns = _window(a.shape[1], device).T, _window(a.shape[2], device)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    # A shift leaves variances alone and keeps float32 sums of squares small
-    x, y = (torch.from_numpy(v).to(device).movedim(-1, 1).float() - 127.5 for v in (a, b))
+    x, y = (torch.from_numpy(v).to(device).movedim(-1, 1).float() for v in (a, b))
+    # Variances do not change when a channel's mean is taken off, and their float32 rounding gets small
+    level_x, level_y = (v.mean((2, 3), keepdim=True) for v in (x, y))
+    x, y = x - level_x, y - level_y
     mean_y, square_y = rows @ y @ columns, rows @ (y * y) @ columns
     similarity = []
-    for picture in x:
+    for picture, level in zip(x, level_x, strict=True):
         mean_x, square_x = rows @ picture @ columns, rows @ (picture * picture) @ columns
         covariance = rows @ (picture * y) @ columns - mean_x * mean_y
         variances = square_x - mean_x**2 + square_y - mean_y**2
-        light_x, light_y = mean_x + 127.5, mean_y + 127.5
+        light_x, light_y = mean_x + level, mean_y + level_y
         value = (
             (2 * light_x * light_y + c1) * (2 * covariance + c2) / ((light_x**2 + light_y**2 + c1) * (variances + c2))
         )

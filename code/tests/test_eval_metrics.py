@@ -1,0 +1,283 @@
+"""Scores against brute force, closed forms and other libraries; intervals and tests against their definition."""
+
+import json
+import shutil
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from made_up_eval import make_arrays, make_folder, pictures, random
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import eval_metrics
+from eval_metrics import Outcome, Truth, item_scores, n_way_accuracy, two_way, within_class, write_metrics
+from runtime.errors import UserError
+from similarity import cosine, pearson, pixel_mse, ssim
+from verdict import bootstrap_interval, paired_p, within_class_p
+
+# N-way accuracy
+
+
+def test_n_way_is_the_mean_of_the_published_draws():
+    """Spec 6.3 and 8.10: draw the distractors, compare, repeat; also with ties, which the draws break by a coin."""
+    g = random()
+    scores, true = np.round(g.normal(size=(4, 30)), 1), np.array([3, 7, 0, 29])
+    for n_way, top_k in ((2, 1), (10, 1), (10, 3), (30, 2)):
+        hits, draws = np.zeros(4), 20_000
+        for i, c in enumerate(true):
+            others = g.permuted(np.tile(np.delete(np.arange(30), c), (draws, 1)), axis=1)[:, : n_way - 1]
+            coin = g.random((draws, n_way))
+            drawn = scores[i, others]
+            above = (drawn > scores[i, c]) | ((drawn == scores[i, c]) & (coin[:, 1:] > coin[:, :1]))
+            hits[i] = (above.sum(1) < top_k).mean()
+        exact = n_way_accuracy(scores, true, n_way, top_k)
+        assert np.allclose(exact, hits, atol=5 * 0.5 / np.sqrt(draws))
+
+
+def test_n_way_values_stated_in_the_spec():
+    """r classes of 1000 above the true one, 50-way: 1.0, 0.951, 0.777, 0.492, 0.076, 0.005."""
+    scores = np.arange(1000.0)[None]
+    for r, expected in ((0, 1.0), (1, 0.951), (5, 0.777), (14, 0.492), (50, 0.076), (100, 0.005)):
+        (value,) = n_way_accuracy(scores, np.array([999 - r]), 50)
+        assert value == pytest.approx(expected, abs=6e-4)
+        assert value == pytest.approx(comb(999 - r, 49) / comb(999, 49), rel=1e-12)
+
+
+def test_n_way_over_all_classes_is_plain_top_k():
+    scores, true = random().normal(size=(50, 12)).astype(np.float32), random(1).integers(0, 12, 50)
+    order = (-scores).argsort(1)
+    for k in (1, 3, 5):
+        assert np.array_equal(n_way_accuracy(scores, true, 12, k), (order[:, :k] == true[:, None]).any(1))
+
+
+SCORES = arrays(np.float64, (3, 7), elements=st.integers(-3, 3).map(float))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, st.integers(2, 7), st.integers(1, 6))
+def test_n_way_moves_the_right_way(scores, n_way, top_k):
+    true, top_k = np.array([0, 3, 6]), min(top_k, n_way)
+    value = n_way_accuracy(scores, true, n_way, top_k)
+    assert ((value >= 0) & (value <= 1)).all()
+    if top_k < n_way:
+        assert (n_way_accuracy(scores, true, n_way, top_k + 1) >= value - 1e-12).all()
+    if n_way < 7:
+        assert (n_way_accuracy(scores, true, n_way + 1, top_k) <= value + 1e-12).all()
+    raised = scores.copy()
+    raised[np.arange(3), true] += 1
+    assert (n_way_accuracy(raised, true, n_way, top_k) >= value - 1e-12).all()
+    # Someone's class is the true one: over all classes the mean is chance, ties or not
+    every = [n_way_accuracy(scores, np.full(3, c), n_way, top_k) for c in range(7)]
+    assert np.allclose(np.mean(every, 0), top_k / n_way)
+
+
+def test_n_way_keeps_the_kind_of_its_input_and_float64():
+    scores = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    value = n_way_accuracy(scores, torch.arange(5), 4)
+    assert value.dtype == torch.float64 and value.shape == (5,)
+    assert np.array_equal(n_way_accuracy(scores.numpy(), np.arange(5), 4), value.numpy())
+
+
+@pytest.mark.parametrize(
+    ("scores", "true", "n_way", "top_k", "words"),
+    [
+        (torch.zeros(2, 5, dtype=torch.float16), [0, 1], 2, 1, "half precision"),
+        (torch.zeros(2, 5, dtype=torch.bfloat16), [0, 1], 2, 1, "half precision"),
+        (np.array([[0.0, 1.0], [np.nan, 1.0]]), [0, 1], 2, 1, "NaN, first in row 1"),
+        (np.zeros((2, 5)), [0, 1], 6, 1, "5 classes"),
+        (np.zeros((2, 5)), [0, 1], 3, 4, "top_k=4"),
+        (np.zeros((2, 5)), [0, 5], 3, 1, "0..4"),
+        (np.zeros((2, 5)), [0, -1], 3, 1, "0..4"),
+        (np.zeros((2, 5)), [0.0, 1.0], 3, 1, "integers"),
+        (np.zeros((2, 5)), [0], 3, 1, "expected scores"),
+    ],
+)
+def test_n_way_refuses_what_it_cannot_score(scores, true, n_way, top_k, words):
+    with pytest.raises(UserError, match=words):
+        n_way_accuracy(scores, np.array(true), n_way, top_k)
+
+
+# Two-way identification and its similarities
+
+
+def test_similarities_against_one_pair_at_a_time():
+    skimage = pytest.importorskip("skimage.metrics")
+    a, b = pictures(4), pictures(5, seed=7)
+    b[0] = np.clip(a[1].astype(int) + 9, 0, 255)
+    a[3], b[4] = 90, 210  # flat pictures: the luminance term alone
+    mse, correlation, structure = pixel_mse(a, b), pearson(a[:3], b[:4]), ssim(a, b)
+    for i in range(4):
+        for j in range(5):
+            x, y = a[i].astype(float), b[j].astype(float)
+            assert mse[i, j] == pytest.approx(((x - y) ** 2).mean(), rel=1e-12)
+            if i < 3 and j < 4:
+                assert correlation[i, j] == pytest.approx(np.corrcoef(x.ravel(), y.ravel())[0, 1], abs=1e-12)
+            options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+            oracle = skimage.structural_similarity(a[i], b[j], channel_axis=-1, **options)
+            assert structure[i, j] == pytest.approx(oracle, abs=1e-5)
+
+
+def test_pixel_error_does_not_wrap_as_the_published_one_did():
+    black, bright = np.full((1, 8, 8, 3), 10, np.uint8), np.full((1, 8, 8, 3), 200, np.uint8)
+    assert pixel_mse(black, bright)[0, 0] == 190**2
+
+
+def test_flat_pictures_correlate_zero_and_sizes_must_agree():
+    flat, other = np.full((1, 16, 16, 3), 7, np.uint8), pictures(2, 16)
+    assert (pearson(flat, other) == 0).all()
+    with pytest.raises(UserError, match="different sizes"):
+        pixel_mse(pictures(1, 16), pictures(1, 24))
+    with pytest.raises(UserError, match="one size"):
+        ssim(pictures(1, 16), pictures(1, 24))
+
+
+def test_two_way_against_loops_with_ties_and_repeated_images():
+    similarity = random().integers(0, 4, (9, 9)).astype(float)
+    image = np.array(list("abcabcdef"))
+    similarity[:, 3:6] = similarity[:, :3]  # one image, one column
+    for names in (None, image):
+        expected = []
+        for i in range(9):
+            others = [j for j in range(9) if j != i] if names is None else [
+                np.flatnonzero(image == name)[0] for name in sorted(set(image)) if name != image[i]
+            ]  # fmt: skip
+            wins = [
+                (similarity[i, i] > similarity[i, j]) + 0.5 * (similarity[i, i] == similarity[i, j]) for j in others
+            ]
+            expected.append(np.mean(wins))
+        assert np.allclose(two_way(similarity, names), expected)
+
+
+# Intervals and tests
+
+
+def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(300):
+        low, high = bootstrap_interval(random(seed).exponential(1.0, 60), n_boot=600, seed=seed)
+        covered += low <= 1.0 <= high
+    assert 0.88 <= covered / 300 <= 0.975
+
+
+def test_bootstrap_over_units_knows_that_repeats_are_no_evidence():
+    values, units = np.repeat(random().normal(size=20), 10), np.repeat(np.arange(20), 10)
+    width = np.diff(bootstrap_interval(values))[0]
+    assert np.diff(bootstrap_interval(values, units))[0] == pytest.approx(width * np.sqrt(10), rel=0.15)
+    assert bootstrap_interval(values, units) == bootstrap_interval(values, units)
+
+
+def test_paired_p_is_uniform_without_effect_and_small_with_one():
+    p = np.array([paired_p(random(s).normal(size=40), random(s + 999).normal(size=40), 500, s) for s in range(400)])
+    assert abs(p.mean() - 0.5) < 0.05
+    assert abs((p < 0.1).mean() - 0.1) < 0.05
+    assert paired_p(np.ones(30), np.zeros(30)) < 0.001
+    assert paired_p(np.zeros(30), np.ones(30)) > 0.99
+    assert paired_p(np.zeros(30), np.zeros(30)) == 1.0
+
+
+def test_within_class_sees_images_and_is_blind_to_classes():
+    """Embeddings that name the class only give uniform p; a trace of the image gives a small one."""
+    g, label, image = random(), np.repeat(np.arange(20), 6), np.arange(120).astype(str)
+    centre = 3 * g.normal(size=(20, 16))[label]
+
+    def p_of(trace: float, seed: int) -> float:
+        g = random(seed)
+        clip = centre + g.normal(size=(120, 16))
+        eeg = centre + g.normal(size=(120, 16)) + trace * (clip - centre)
+        parts = within_class(cosine(eeg, clip), label, image, 2)
+        return within_class_p([part[1:] for part in parts], 400, seed)
+
+    null = np.array([p_of(0.0, seed) for seed in range(150)])
+    assert abs(null.mean() - 0.5) < 0.08 and (null < 0.05).mean() < 0.12
+    assert max(p_of(1.0, seed) for seed in range(5)) < 0.01
+
+
+# All scores of a run, and of a folder
+
+
+def test_item_scores_name_chance_samples_and_prior():
+    outcome, truth = make_arrays()
+    scores = item_scores(outcome, truth, n_way=5)
+    assert list(scores) == [
+        "5_way_top1", "class_accuracy", "two_way_mse", "two_way_pearson", "two_way_ssim", "two_way_features",
+        "retrieval_top1", "retrieval_top5", "retrieval_within_class_top1", "retrieval_within_class_two_way",
+    ]  # fmt: skip
+    assert scores["class_accuracy"].value.mean() > 0.95 and scores["class_accuracy"].chance == 1 / 6
+    assert scores["two_way_features"].value.mean() == 1 and scores["retrieval_top1"].value.mean() > 0.9
+    assert scores["two_way_pearson"].first.mean() == 1  # the first sample is the truth here, the second is another
+    assert scores["two_way_pearson"].value.mean() < 0.9
+    assert scores["retrieval_within_class_top1"].chance == pytest.approx(1 / 4)
+
+
+def test_class_prior_is_every_picture_against_every_truth():
+    outcome, truth = make_arrays(hit=0.5)
+    prior = item_scores(outcome, truth, n_way=4)["4_way_top1"].prior
+    first, true = outcome.logits[:, 0], truth.logits.argmax(1)
+    pairs = [[n_way_accuracy(first[i : i + 1], true[j : j + 1], 4)[0] for i in range(24)] for j in range(24)]
+    assert np.allclose(prior, np.mean(pairs, 1))
+
+
+def test_unknown_images_leave_class_scores_alone():
+    outcome, truth = make_arrays()
+    blind = Truth(truth.label, truth.class_index)
+    assert list(item_scores(Outcome(outcome.logits), blind)) == ["10_way_top1", "class_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("eval"))
+
+
+def test_metrics_json_has_the_schema_and_repeats_to_the_digit(folder, monkeypatch, capsys):
+    text = (folder / "metrics.json").read_text()
+    metrics = json.loads(text)
+    assert list(metrics) == ["scores", "controls", "baselines", "verdict", "run"]
+    assert set(metrics["controls"]) == {"gaussian_eeg", "other_trials_eeg", "class_prior"}
+    for table in (metrics["scores"], *metrics["controls"].values(), *metrics["baselines"].values()):
+        for entry in table.values():
+            assert {"value", "ci95", "chance", "n", "unit"} <= set(entry) and entry["unit"] == "image"
+            assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
+    assert metrics["verdict"]["class"] == "supported" and metrics["verdict"]["design"] == "random"
+    assert metrics["verdict"]["instance"] == "supported"
+    monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(folder)])
+    eval_metrics.main()
+    assert (folder / "metrics.json").read_text() == text
+    assert "10_way_top1" in capsys.readouterr().out
+
+
+def test_repeated_images_make_trials_the_unit(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    text = (copy / "trials.csv").read_text()
+    (copy / "trials.csv").write_text(text.replace(",n6,", ",n0,"))
+    metrics = write_metrics(copy, {})
+    assert metrics["scores"]["10_way_top1"]["unit"] == "trial"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "trials.csv").unlink(), "trials.csv: not found"),
+        (lambda f: (f / "samples/test3-1.png").unlink(), "test3-1.png: picture of trial 3 is missing"),
+        (lambda f: (f / "samples/test3-1.png").write_bytes(b"\x89PNG"), "test3-1.png: is no whole picture"),
+        (lambda f: Image.new("RGB", (9, 9)).save(f / "samples/test3-1.png"), "test3-1.png: .* pixels"),
+        (lambda f: change(f, "real.logits", lambda a: a[:-1]), "real.logits has 47 rows, trials.csv 48"),
+        (lambda f: change(f, "real.logits", lambda a: a.astype(np.float16)), "half precision"),
+        (lambda f: change(f, "real.logits", lambda a: a * np.nan), "not finite"),
+    ],
+)
+def test_damaged_folders_are_named_in_a_sentence(folder, tmp_path, damage, words):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(UserError, match=words):
+        write_metrics(copy, {})
+
+
+def change(folder, key, how):
+    content = load_file(folder / "arrays.safetensors")
+    content[key] = np.ascontiguousarray(how(content[key]))
+    save_file(content, folder / "arrays.safetensors")

@@ -1,0 +1,172 @@
+"""The page as a reader and as a browser get it: whole, escaped, without a network, honest at first sight."""
+
+import base64
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from made_up_eval import make_folder
+from PIL import Image
+
+from results_page import write_page
+from runtime.errors import UserError
+
+VOID = {"meta", "img", "line", "circle", "br"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text, and whether every tag was closed in order."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.words, self.html = [], [], [], path.read_text()
+        self.feed(self.html)
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("eval"))
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page(write_page(folder))
+
+
+def test_pictures_are_embedded_described_and_linked(page, folder):
+    images = page.all("img")
+    assert len(images) == 48 * 3 and all(image["alt"] for image in images)
+    for image in images:
+        content = base64.b64decode(image["src"].partition("base64,")[2])
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.size == (int(image["width"]), int(image["height"])) and max(picture.size) <= 192
+    links = [a["href"] for a in page.all("a")]
+    assert sum(link.startswith("samples/") for link in links) == 48 * 3
+    places = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    for link in links:
+        assert link[1:] in places if link.startswith("#") else (folder / link).is_file()
+
+
+def test_large_pictures_are_made_small(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    Image.effect_noise((512, 256), 90).convert("RGB").save(copy / "samples/test0-1.png")
+    image = Page(write_page(copy)).all("img")[1]
+    assert (image["width"], image["height"]) == ("192", "96") and len(image["src"]) < 40_000
+
+
+def test_nothing_is_fetched(page):
+    addresses = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "action", "srcset")]
+    assert not [a for a in addresses if ":" in a and not a.startswith("data:image/")]
+    assert "http:" not in page.html and "https:" not in page.html and "@import" not in page.html
+    assert not page.all("script") and not page.all("link")
+    assert "default-src 'none'" in page.all("meta")[2]["content"]
+
+
+def test_a_keyboard_and_a_screen_reader_find_their_way(page):
+    assert page.all("html")[0]["lang"] == "en" and page.all("title") and page.all("main") and page.all("caption")
+    assert page.all("a")[0]["href"] == "#main"
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
+    assert levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(cell.get("scope") for cell in page.all("th"))
+    assert page.all("div")[0]["tabindex"] == "0"  # the table can be scrolled by keys
+
+
+def test_scores_stand_beside_chance_controls_and_baseline(page, folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for words in ("Chance", "Gaussian noise as EEG", "EEG of other trials", "Class prior", "Linear baseline (LDA)"):
+        assert words in page.text
+    for table in (metrics["scores"], *metrics["controls"].values()):
+        for entry in table.values():
+            assert f"{100 * entry['value']:.1f}\u00a0%" in page.html
+
+
+def test_simulated_eeg_is_said_first_and_written_into_the_sheet(page, folder, tmp_path):
+    assert page.text.index("SIMULATED EEG") < page.text.index("Pictures from EEG", 40)
+    assert "The simulated EEG tells which class of picture was seen." in page.text
+    real = make_folder(tmp_path / "real", simulated=False)
+    assert "SIMULATED" not in Page(write_page(real)).text
+    sheets = [Image.open(place / "contact.png").crop((0, 0, 400, 40)).tobytes() for place in (folder, real)]
+    assert sheets[0] != sheets[1]
+
+
+def test_a_block_design_never_looks_like_a_success(tmp_path):
+    page = Page(write_page(make_folder(tmp_path / "block", hit=1.0, block=True)))
+    verdict, scores = (
+        page.text.index("This score can be explained by time"),
+        page.text.index("50-way top-1" if "50-way top-1" in page.text else "10-way top-1"),
+    )
+    assert verdict < scores and "tells which class of picture was seen" not in page.text
+    assert "supported" not in [attrs.get("class", "").split()[-1:] for _, attrs in page.tags]
+    assert not [attrs for _, attrs in page.tags if "supported" in attrs.get("class", "").split()]
+    assert "names the class" in page.text and "Time can explain this score." in page.text
+
+
+def test_text_from_files_is_escaped(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    evil = '<script>alert("x")</script>&amp;'
+    text = (copy / "trials.csv").read_text().replace("kind 3", evil.replace('"', "'"))
+    (copy / "trials.csv").write_text(text)
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["run"] |= {"name": evil, evil: [evil, {evil: None}], "config": {"a": evil}, "split": {"opened": evil}}
+    metrics["verdict"]["reasons"].append(evil)
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(write_page(copy))
+    assert not page.all("script") and page.text.count(evil) >= 6
+
+
+def test_pictures_beyond_the_limit_go_to_linked_pages(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "pictures-99.html").write_text("left by a larger run")
+    limit = 60_000
+    first = Page(write_page(copy, limit))
+    files = sorted(copy.glob("*.html"))
+    assert len(files) > 2 and "pictures-99.html" not in [file.name for file in files]
+    assert all(file.stat().st_size <= limit for file in files)
+    pages = [Page(file) for file in files]
+    shown = [image["alt"] for page in pages for image in page.all("img")]
+    assert len(shown) == len(set(shown)) == 48 * 3
+    for page in pages:
+        assert {file.name for file in files} <= {a["href"] for a in page.all("a")}
+        assert "SIMULATED EEG" in page.text
+    assert "How it was made" in first.text
+
+
+def test_unknown_images_show_only_what_was_made(tmp_path):
+    folder = make_folder(tmp_path / "blind")
+    for i in range(48):
+        (folder / f"samples/test{i}-0.png").unlink()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["run"]["image_known"] = False
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(write_page(folder))
+    assert len(page.all("img")) == 48 * 2 and "Among pictures of one class" not in page.text
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "trials.csv", "samples/test2-1.png"])
+def test_a_missing_file_is_named(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / name).unlink()
+    with pytest.raises(UserError, match=name.rpartition("/")[2]):
+        write_page(copy)

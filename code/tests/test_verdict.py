@@ -1,0 +1,115 @@
+"""The verdict on runs whose truth is known, and how a design is read from the order of trials."""
+
+import numpy as np
+import pytest
+
+from runtime.errors import UserError
+from verdict import EEG_CONTROLS, ItemScores, design_from, score_table, verdict
+
+RANDOM, BLOCK, UNKNOWN = (("random", "shuffled"), ("block", "in blocks"), ("unknown", "no onsets"))
+
+
+def tables(hit: float, n: int = 160, controls: tuple = EEG_CONTROLS, control_hit: float = 0.03) -> tuple[dict, dict]:
+    """Scores of a run that is right on `hit` of n items, beside controls that are right on 3 %."""
+    g = np.random.default_rng(0)
+
+    def items(rate: float) -> ItemScores:
+        value = (g.random(n) < rate).astype(float)
+        return ItemScores(value, value, np.full(n, 0.03), 0.02)
+
+    return score_table(
+        {"50_way_top1": items(hit)}, {name: {"50_way_top1": items(control_hit)} for name in controls}, "image"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hit", "design", "instance_p", "about_class", "about_instance"),
+    [
+        (0.5, RANDOM, 0.4, "supported", "nothing"),
+        (0.5, BLOCK, 0.4, "explained_by_time", "nothing"),
+        (1.0, BLOCK, 0.4, "explained_by_time", "nothing"),
+        (1.0, UNKNOWN, None, "explained_by_time", "nothing"),
+        (0.03, RANDOM, 0.4, "nothing", "nothing"),
+        (0.03, BLOCK, 0.4, "nothing", "nothing"),
+        (0.5, BLOCK, 0.0002, "explained_by_time", "supported"),
+        (0.5, RANDOM, 0.0002, "supported", "supported"),
+        (0.5, RANDOM, 0.002, "supported", "nothing"),
+    ],
+)
+def test_verdict_reads_known_truths(hit, design, instance_p, about_class, about_instance):
+    found = verdict("50_way_top1", *tables(hit), design, instance_p)
+    assert (found["class"], found["instance"], found["design"]) == (about_class, about_instance, design[0])
+    assert any(design[1] in reason for reason in found["reasons"])
+
+
+def test_verdict_claims_nothing_without_every_control_or_without_a_classifier():
+    assert verdict("50_way_top1", *tables(0.9, controls=()), RANDOM)["class"] == "nothing"
+    assert verdict("50_way_top1", *tables(0.9, controls=EEG_CONTROLS[:1]), RANDOM)["class"] == "nothing"
+    assert verdict(None, *tables(0.9), RANDOM)["class"] == "nothing"
+
+
+def test_verdict_claims_nothing_when_a_control_does_as_well():
+    assert verdict("50_way_top1", *tables(0.5, control_hit=0.5), RANDOM)["class"] == "nothing"
+
+
+def test_verdict_needs_the_real_run_above_the_class_prior():
+    """A generator that always draws the commonest class scores high, and so does its prior."""
+    g, n = np.random.default_rng(0), 160
+    value = (g.random(n) < 0.5).astype(float)
+    common = ItemScores(value, value, value, 0.02)
+    low = ItemScores(np.zeros(n), np.zeros(n), np.zeros(n), 0.02)
+    scores, controls = score_table({"a": common}, {name: {"a": low} for name in EEG_CONTROLS}, "image")
+    assert verdict("a", scores, controls, RANDOM)["class"] == "nothing"
+
+
+def labels(kinds: int, each: int) -> np.ndarray:
+    return np.repeat(np.arange(kinds), each)
+
+
+def test_random_orders_are_seldom_taken_for_blocks():
+    found = [
+        design_from(np.random.default_rng(s).permutation(labels(40, 4)), np.arange(160.0), ["a"] * 160)[0]
+        for s in range(60)
+    ]
+    assert found.count("random") >= 58 and "unknown" not in found
+
+
+def halves() -> np.ndarray:
+    """Twenty classes in the first half, the others in the second, each in random order."""
+    g = np.random.default_rng(0)
+    return np.concatenate([g.permutation(labels(20, 4)), 20 + g.permutation(labels(20, 4))])
+
+
+@pytest.mark.parametrize(
+    ("order", "recording"),
+    [
+        (labels(40, 4), ["a"] * 160),
+        (labels(2, 80), ["a"] * 160),
+        (np.tile(labels(8, 5), 4), ["a"] * 160),  # short blocks, repeated
+        (halves(), ["a"] * 160),
+        (labels(4, 40), np.repeat(list("abcd"), 40)),  # one class a recording
+    ],
+)
+def test_blocks_of_several_kinds_are_seen(order, recording):
+    shuffled = np.random.default_rng(1).permutation(len(order))  # the file's order does not matter, time does
+    onset = np.arange(len(order), dtype=float)
+    kind, reason = design_from(order[shuffled], onset[shuffled], np.asarray(recording)[shuffled])
+    assert kind == "block" and "%" in reason
+
+
+def test_the_order_of_a_file_can_show_blocks_but_not_their_absence():
+    assert design_from(labels(40, 4))[0] == "block"
+    kind, reason = design_from(np.random.default_rng(0).permutation(labels(40, 4)))
+    assert kind == "unknown" and "onset" in reason
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 0, 0, 0], [0, 1] * 3, range(30), [0]])
+def test_too_few_trials_or_classes_leave_the_design_unknown(order):
+    assert design_from(order, np.arange(len(order), dtype=float))[0] == "unknown"
+
+
+def test_bad_onsets_are_refused():
+    with pytest.raises(UserError, match="4 finite numbers"):
+        design_from([0, 1, 0, 1], [0.0, 1.0, np.nan, 3.0])
+    with pytest.raises(UserError, match="4 finite numbers"):
+        design_from([0, 1, 0, 1], [0.0, 1.0])
