@@ -55,8 +55,8 @@ def _trial(folder: Path, row: dict, samples: int, image_known: bool) -> str:
     """One trial: the truth, if known, beside its pictures and what the classifier saw in each."""
     shown, i = row["class_name"], str(int(row["trial"]))
     figures = [_picture(folder, i, 0, "shown", f"Trial {i}, shown: {shown}", "truth")] if image_known else []
-    seen = row["seen"].split(" | ") if row.get("seen") else [""] * samples
-    for k, name in enumerate(seen, 1):
+    for k in range(1, samples + 1):
+        name = row[f"seen_{k}"]
         alt = f"Trial {i}, picture {k} from EEG" + (f"; the classifier sees: {name}" if name else "")
         figures.append(_picture(folder, i, k, name, alt, "same" if name == shown else ""))
     return f'<li><h3>{escape(shown)} <span>trial {i}</span></h3><div class="strip">{"".join(figures)}</div></li>'

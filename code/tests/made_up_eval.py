@@ -55,10 +55,10 @@ def make_folder(folder: Path, hit: float = 0.9, block: bool = False, n: int = 48
     onset = truth.label.argsort().argsort() if block else random(5).permutation(n)
     with open(folder / "trials.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*TRIAL_COLUMNS, "seen"])
+        writer.writerow([*TRIAL_COLUMNS, "seen_1", "seen_2"])
         for i, label in enumerate(truth.label):
-            names = " | ".join(f"kind {k}" for k in real.logits[i].argmax(1))
+            names = [f"kind {k}" for k in real.logits[i].argmax(1)]
             row = [i, i, 4, label, f"n{label}", f"kind {label}", label, truth.image[i], float(onset[i]), "tape"]
-            writer.writerow([*row, names])
+            writer.writerow([*row, *names])
     write_metrics(folder, {"name": "made up", "simulated": True, "image_known": True} | run)
     return folder

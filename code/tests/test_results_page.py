@@ -113,12 +113,8 @@ def test_simulated_eeg_is_said_first_and_written_into_the_sheet(page, folder, tm
 
 def test_a_block_design_never_looks_like_a_success(tmp_path):
     page = Page(write_page(make_folder(tmp_path / "block", hit=1.0, block=True)))
-    verdict, scores = (
-        page.text.index("This score can be explained by time"),
-        page.text.index("50-way top-1" if "50-way top-1" in page.text else "10-way top-1"),
-    )
-    assert verdict < scores and "tells which class of picture was seen" not in page.text
-    assert "supported" not in [attrs.get("class", "").split()[-1:] for _, attrs in page.tags]
+    assert page.text.index("This score can be explained by time") < page.text.index("10-way top-1")
+    assert "tells which class of picture was seen" not in page.text
     assert not [attrs for _, attrs in page.tags if "supported" in attrs.get("class", "").split()]
     assert "names the class" in page.text and "Time can explain this score." in page.text
 
