@@ -1,7 +1,9 @@
-"""Shrinkage LDA on time-binned EEG: what a linear reader gets from the same trials, printed beside every score.
+"""Shrinkage LDA on EEG features: what a linear reader gets from the same trials, printed beside every score.
 
 Shapes: N trials, C electrodes, T time points, K classes.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray
@@ -10,12 +12,22 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from runtime.errors import UserError
 
+N_COMPONENTS = 512
 
-def binned(eeg: ndarray, n_bins: int) -> ndarray:
-    """(N, C, T) to (N, C * n_bins) float64: each channel's mean over `n_bins` equal stretches of time."""
-    edges = np.linspace(0, eeg.shape[-1], n_bins + 1).astype(int)
+
+def time_bins(eeg: ndarray, n_bins: int = 32) -> ndarray:
+    """(N, C, T) to (N, C * bins) float64: each channel's mean over at most `n_bins` equal stretches of time.
+
+    This is what an evoked response moves.
+    """
+    edges = np.linspace(0, eeg.shape[-1], min(n_bins, eeg.shape[-1]) + 1).astype(int)
     sums = np.add.reduceat(np.asarray(eeg), edges[:-1], axis=-1)
     return (sums / np.diff(edges)).reshape(len(eeg), -1).astype(np.float64)
+
+
+def log_power(eeg: ndarray) -> ndarray:
+    """(N, C, T) to (N, C) float64: log variance of each channel, which slow drift moves and no evoked mean shows."""
+    return np.log(np.asarray(eeg).var(axis=-1, dtype=np.float64) + np.finfo(np.float32).tiny)
 
 
 def lda_probabilities(
@@ -23,25 +35,29 @@ def lda_probabilities(
     train_label: ndarray,
     test_eeg: ndarray,
     n_classes: int,
-    n_bins: int = 32,
-    n_components: int = 512,
+    features: Callable[[ndarray], ndarray] = time_bins,
 ) -> ndarray:
     """Class probabilities (N_test, K) of a shrinkage LDA fitted to the training trials alone.
 
-    Features are channel means in `n_bins` time bins, reduced to at most `n_components` principal components of the
-    training trials; the covariance is shrunk by Ledoit and Wolf's rule. A class without training trials gets 0.
+    Features are reduced to at most 512 principal components of the training trials; the covariance is shrunk by
+    Ledoit and Wolf's rule. A class without training trials gets 0.
+
+    Args:
+        features: (N, C, T) to (N, F).
 
     Raises:
-        UserError: fewer than two classes among the training trials, or fewer than two trials of some class on average.
+        UserError: fewer than two classes among the training trials, or no more trials than classes.
     """
     label = np.asarray(train_label)
     present = np.unique(label)
     if len(present) < 2 or len(label) <= len(present):
         raise UserError(f"linear baseline: {len(label)} training trials of {len(present)} classes are too few to fit")
-    train, test = binned(train_eeg, n_bins), binned(test_eeg, n_bins)
-    n_components = min(n_components, len(train) - 1, train.shape[1])
-    pca = PCA(n_components, svd_solver="randomized", random_state=0, iterated_power=3).fit(train)
-    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(pca.transform(train), label)
+    train, test = features(train_eeg), features(test_eeg)
+    n_components = min(N_COMPONENTS, len(train) - 1, train.shape[1])
+    if n_components < train.shape[1]:
+        pca = PCA(n_components, svd_solver="randomized", random_state=0, iterated_power=3).fit(train)
+        train, test = pca.transform(train), pca.transform(test)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(train, label)
     out = np.zeros((len(test), n_classes))
-    out[:, present] = lda.predict_proba(pca.transform(test))
+    out[:, present] = lda.predict_proba(test)
     return out

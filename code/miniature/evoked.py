@@ -8,30 +8,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from miniature import head
-from miniature.renderer import NAMES, scene
+from miniature.renderer import COLOURS, NAMES, THINGS, scene
 from runtime import draws
 
-WORD_SIZE = 8  # entries of a code for the thing, and as many for the colour
+CODE_SIZE = len(THINGS) + len(COLOURS) + 7
 N_SOURCES = 16
 RESPONSE_SECONDS = 0.5
 OCCIPITAL = (0.0, -1.0, 0.35)  # direction of visual cortex (x right, y front, z up)
 
 
-def picture_codes(classes: Sequence[int], seeds: Sequence[int], instance: float, seed: int) -> np.ndarray:
-    """Codes (N, 23) of pictures of the miniature world: thing 8, colour 8, pose and background 7.
+def picture_codes(classes: Sequence[int], seeds: Sequence[int], instance: float) -> np.ndarray:
+    """Codes (N, 27) of pictures of the miniature world: which thing (10), which colour (10), pose and background (7).
 
-    Things and colours have a random direction each, so that a class is the sum of two parts that it shares with
-    others, and what is learnt of one red thing holds for the next. `instance` scales the part that is the
-    picture's own (size, place, angle, background), against 1 for each of the others.
+    A class is the sum of two parts that it shares with others, so what is learnt of one red thing holds for the next.
+    `instance` scales the part that is the picture's own (size, place, angle, background), against 1 for the others.
     """
-    words = {word: _direction(word, seed) for name in NAMES for word in name.split()}
-    shared = [np.concatenate([words[word] for word in NAMES[c].split()]) for c in classes]
-    return np.concatenate([np.stack(shared), instance * _pose(classes, seeds)], axis=1)
-
-
-def _direction(word: str, seed: int) -> np.ndarray:
-    drawn = draws.randn((WORD_SIZE,), seed, f"code of {word}").double().numpy()
-    return drawn / np.linalg.norm(drawn)
+    words = np.array([NAMES[c].split() for c in classes])  # (N, 2): colour and thing
+    shared = [words[:, column, None] == np.array(names) for column, names in ((1, THINGS), (0, list(COLOURS)))]
+    return np.concatenate([*shared, instance * _pose(classes, seeds)], axis=1)
 
 
 def _pose(classes: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
@@ -54,24 +48,24 @@ class VisualCortex:
         positions = positions + 0.04 * own[:, :3]
         moments = moments + 0.15 * own[:, 3:]
         self.topography = head.average_reference(head.lead_field(electrodes, positions, moments))  # (E, K)
-        self.topography /= np.sqrt((self.topography**2).mean(axis=0))
+        self.topography = (self.topography / np.sqrt((self.topography**2).mean(axis=0))).astype(np.float32)
         uniform = draws.rand((N_SOURCES, 3), seed, "evoked timing").double().numpy()
         shift = draws.randn((N_SOURCES,), seed, "evoked timing", subject).double().numpy()
         self.latency = 0.08 + 0.27 * uniform[:, 0] + 0.008 * shift  # s
         self.frequency = 6 + 5 * uniform[:, 1]  # Hz
         self.width = 0.4 / self.frequency  # s: one cycle and a half
         self.always = 0.5 + uniform[:, 2]  # amplitude of the response that every picture evokes
-        self.tuning = draws.randn((2 * WORD_SIZE + 7, N_SOURCES, 2), seed, "tuning").double().numpy()
+        self.tuning = draws.randn((CODE_SIZE, N_SOURCES, 2), seed, "tuning").double().numpy()
         self.tuning += 0.4 * draws.randn(self.tuning.shape, seed, "tuning", subject).double().numpy()
 
     def respond(self, codes: np.ndarray, rate: float) -> np.ndarray:
-        """Responses (N, E, W), float32, of unit scale: the code changes each source's amplitude and latency.
+        """What each source does after each picture, (N, K, W) float32; `topography` (E, K) carries it to the scalp.
 
         A source's waveform is a Gaussian-windowed cosine; the code moves its amplitude by its own tuning (about 1)
         and its latency by at most 12 ms.
         """
         amplitude = self.always + codes @ self.tuning[..., 0]  # (N, K)
         latency = self.latency + 0.012 * np.tanh(codes @ self.tuning[..., 1])
-        time = np.arange(int(RESPONSE_SECONDS * rate)) / rate - latency[..., None]  # (N, K, W)
+        time = np.arange(int(RESPONSE_SECONDS * rate)) / rate - latency[..., None]
         wave = np.exp(-0.5 * (time / self.width[:, None]) ** 2) * np.cos(2 * np.pi * self.frequency[:, None] * time)
-        return self.topography.astype(np.float32) @ (amplitude[..., None] * wave).astype(np.float32)
+        return (amplitude[..., None] * wave).astype(np.float32)

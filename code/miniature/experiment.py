@@ -88,7 +88,7 @@ def simulate_experiment(
     Pictures have the renderer's seeds 0 to images_a_class - 1, in each of the 40 stimulus classes.
     """
     classes, pictures = np.repeat(STIMULI, images_a_class), np.tile(np.arange(images_a_class), len(STIMULI))
-    codes = picture_codes(classes.tolist(), pictures.tolist(), instance, seed)
+    codes = picture_codes(classes.tolist(), pictures.tolist(), instance)
     shown = presentations(len(classes), design, seed)
     trials = []
     for number in subjects:
@@ -114,6 +114,6 @@ def unlabelled_recording(seed: int, subject: int, n_chans: int, rate: float, sec
     """(n_chans, T): someone else, another cap, pictures of all stimulus classes at half a second each; standardised."""
     onset = np.arange(int(rate), int((seconds - 1) * rate), int(0.505 * rate))
     drawn = draws.randint(0, len(STIMULI), (len(onset),), seed, "unlabelled pictures", subject).tolist()
-    codes = picture_codes([STIMULI[k] for k in drawn], list(range(len(onset))), 0.3, seed)
+    codes = picture_codes([STIMULI[k] for k in drawn], list(range(len(onset))), 0.3)
     raw = Subject(seed, subject, n_chans, rate).record(codes, onset, seconds, recording=0)
     return standardise(bandpass(raw, band, rate))

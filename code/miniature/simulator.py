@@ -14,7 +14,8 @@ from runtime import draws
 BANDS = {"5_95": (5.0, 95.0), "14_70": (14.0, 70.0), "55_95": (55.0, 95.0), "raw": None}  # Hz, spec 1.1
 N_BACKGROUND, N_ALPHA, N_MUSCLES = 60, 6, 8
 # root mean squares, in microvolts, before any filter
-EVOKED, BACKGROUND, ALPHA, MUSCLE, LINE, SENSOR, BAD = 1.0, 6.0, 3.0, 1.5, 0.7, 1.0, 12.0
+EVOKED, BACKGROUND, ALPHA, MUSCLE, LINE, SENSOR, BAD = 1.0, 5.0, 1.5, 4.0, 0.7, 11.0, 12.0
+SLOPE = -0.5
 ADDITIVE_DRIFT = 20.0  # microvolts, slow, so gone above 5 Hz
 DRIFT_PERIODS = (40.0, 1200.0)  # s
 KNOT_SECONDS = 0.1  # slow changes are straight lines between such points
@@ -65,8 +66,8 @@ class Subject:
         eeg = self.background @ (BACKGROUND * self._noise(N_BACKGROUND, n, "background", _pink))
         eeg += self.alpha @ self._swelling(ALPHA * self._noise(N_ALPHA, n, "alpha", _alpha), "alpha", 0.7)
         eeg += self.muscle @ self._swelling(MUSCLE * self._noise(N_MUSCLES, n, "muscle", _muscle), "muscle", 0.8)
-        for response, start in zip(self.signal * EVOKED * self._responses(codes), onsets, strict=True):
-            eeg[:, start : start + response.shape[1]] += response[:, : n - start]
+        if self.signal:
+            eeg += self.cortex.topography @ (self.signal * EVOKED * self._evoked(codes, onsets, n))
         self._add_electrode_noise(eeg)
         eeg = self._swelling(eeg, "gain", 0.2)
         if self.drift:
@@ -74,10 +75,12 @@ class Subject:
             eeg += self.drift * ADDITIVE_DRIFT * _between(wander, n)
         return eeg
 
-    def _responses(self, codes: np.ndarray) -> np.ndarray:
-        if not self.signal:
-            return np.zeros((len(codes), len(self.electrodes), 1), np.float32)
-        return self.cortex.respond(codes, self.rate)
+    def _evoked(self, codes: np.ndarray, onsets: np.ndarray, n: int) -> np.ndarray:
+        """(K, n) activity of the visual sources; responses that overlap add up."""
+        activity = np.zeros((self.cortex.topography.shape[1], n), np.float32)
+        for response, start in zip(self.cortex.respond(codes, self.rate), onsets, strict=True):
+            activity[:, start : start + response.shape[1]] += response[:, : n - start]
+        return activity
 
     def _noise(self, n: int, length: int, purpose: str, shape) -> np.ndarray:
         """(n, length) Gaussian noise of unit mean square whose amplitude over frequency is `shape(Hz)`."""
@@ -116,7 +119,7 @@ class Subject:
 
 def _pink(hertz: np.ndarray) -> np.ndarray:
     """Power falling as f^-1.3, flat below 0.5 Hz."""
-    return np.maximum(hertz, 0.5) ** -0.65
+    return np.maximum(hertz, 0.5) ** SLOPE
 
 
 def _alpha(hertz: np.ndarray) -> np.ndarray:
