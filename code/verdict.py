@@ -63,8 +63,15 @@ def paired_p(above: np.ndarray, below: np.ndarray | float, n_perm: int = DRAWS, 
 
 
 def entry(values: np.ndarray, chance: float, unit: str) -> dict:
-    interval = list(bootstrap_interval(values))
-    return {"value": float(values.mean()), "ci95": interval, "chance": chance, "n": len(values), "unit": unit}
+    """One score of metrics.json from its value on every item, a share between 0 and 1."""
+    low, high = bootstrap_interval(values)
+    # Resampling nothing but misses, or hits, would claim certainty; the exact binomial bound does not
+    bound = 0.025 ** (1 / len(values))
+    if (values == 0).all():
+        high = 1 - bound
+    elif (values == 1).all():
+        low = bound
+    return {"value": float(values.mean()), "ci95": [low, high], "chance": chance, "n": len(values), "unit": unit}
 
 
 def score_table(

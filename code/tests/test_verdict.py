@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import UserError
-from verdict import EEG_CONTROLS, ItemScores, design_from, score_table, verdict
+from verdict import EEG_CONTROLS, ItemScores, design_from, entry, score_table, verdict
 
 RANDOM, BLOCK, UNKNOWN = (("random", "shuffled"), ("block", "in blocks"), ("unknown", "no onsets"))
 
@@ -113,3 +113,10 @@ def test_bad_onsets_are_refused():
         design_from([0, 1, 0, 1], [0.0, 1.0, np.nan, 3.0])
     with pytest.raises(UserError, match="4 finite numbers"):
         design_from([0, 1, 0, 1], [0.0, 1.0])
+
+
+def test_a_score_without_a_single_hit_or_miss_is_not_certain():
+    """The exact bound for 0 of 100 is 3.6 %."""
+    none, all_ = entry(np.zeros(100), 0.02, "image"), entry(np.ones(100), 0.02, "image")
+    assert none["ci95"] == [0.0, pytest.approx(0.0362, abs=1e-4)]
+    assert all_["ci95"] == [pytest.approx(0.9638, abs=1e-4), 1.0]
