@@ -188,7 +188,7 @@ def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
         return _document(head, simulated, f'{header}<main id="main">{body}</main>')
 
     warning = "SIMULATED EEG. " if simulated else ""
-    _contact(folder, trials, samples, known, f"{warning}{LABEL[metrics['verdict']['class']]}")
+    _contact(folder, trials, samples, known, f"{warning}Class from EEG: {LABEL[metrics['verdict']['class']].lower()}")
     fixed = len(document(0, 99, []).encode())
     pages = _pages(fixed, [_trial(folder, row, samples, known) for row in trials], limit)
     for old in folder.glob("pictures-*.html"):
