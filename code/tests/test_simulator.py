@@ -1,22 +1,21 @@
 """The simulated head, recordings and files: physics, layout, and the truths they were made to hold."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import simulate_eeg
 from dataset import EEGWindows, open_trials
 from linear_baseline import lda_probabilities, log_power
 from miniature import head
 from miniature.experiment import presentations, simulate_experiment, split_by_image, unlabelled_recording
 from miniature.simulator import Subject, bandpass, standardise
+from runtime.errors import UserError
 
 PER_CLASS = 8
-CODE = Path(__file__).parents[1]
 
 
 def closed_form(electrode: np.ndarray, position: np.ndarray, moment: np.ndarray) -> float:
@@ -151,21 +150,25 @@ def test_an_unlabelled_recording_is_standardised_and_reproducible():
     assert np.isfinite(standardise(a)).all()
 
 
-def test_the_command_writes_what_the_stages_read_and_repeats_nothing(tmp_path):
-    command = [sys.executable, CODE / "simulate_eeg.py", f"out={tmp_path}", "images_a_class=3", "corpus_minutes=0.1"]
-    first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "SIMULATED" in first.stdout
+def test_the_command_writes_what_the_stages_read_and_repeats_nothing(tmp_path, monkeypatch, capsys):
+    def run(*arguments: str) -> str:
+        words = ["simulate_eeg.py", f"out={tmp_path}", "images_a_class=4", "corpus_minutes=0.1", *arguments]
+        monkeypatch.setattr(sys, "argv", words)
+        simulate_eeg.main()
+        return capsys.readouterr().out
+
+    assert "SIMULATED" in run()
     parts = open_trials(tmp_path / "eeg_5_95_std.pth", tmp_path / "block_splits_by_image_single.pth")
     assert parts["train"].eeg.shape[1:] == (128, 512) and parts["train"].info["simulated"] is True
     assert (tmp_path / "imageNet_images" / parts["val"].names[0].split("_")[0]).is_dir()
     assert EEGWindows(tmp_path / "eeg_train").held_out_windows(4).shape[1:] == (128, 512)
     assert json.loads((tmp_path / "eeg_train" / "manifest.json").read_text())["simulated"] is True
 
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "nothing to do" in again.stdout
-    other = subprocess.run([*command, "signal=0"], capture_output=True, text=True)
-    assert other.returncode == 2 and "signal" in other.stderr and "overwrite" in other.stderr
-
+    assert "nothing to do" in run("check=true")
+    with pytest.raises(UserError, match="other signal.*overwrite"):
+        run("signal=0")
+    with pytest.raises(UserError, match="design=blocks"):
+        run("design=blocks")
     (tmp_path / "eeg_5_95_std.json").unlink()  # now it could be anyone's data
-    foreign = subprocess.run([*command, "overwrite=true"], capture_output=True, text=True)
-    assert foreign.returncode == 2 and "not made by this command" in foreign.stderr
+    with pytest.raises(UserError, match="not made by this command"):
+        run("overwrite=true")
