@@ -2,7 +2,8 @@
 
 samples/test{i}-{k}.png        trial i: truth (k = 0, absent where images are unknown) and pictures k = 1..S
 controls/<name>/test{i}-1.png  trial i under a control, from the same seed as picture 1
-trials.csv                     one row a trial, columns TRIAL_COLUMNS
+trials.csv                     one row a trial: TRIAL_COLUMNS, then seen_1..seen_S, the class that the classifier
+                               ranks first for picture k (empty without a classifier)
 arrays.safetensors             of run = real and each control (S = 1):
                                <run>.logits (N,S,K), <run>.features (N,S,F), <run>.embedding (N,D);
                                truth.logits (N,K), truth.features (N,F), truth.clip (N,D);
@@ -75,6 +76,19 @@ def _pictures(folder: Path, n: int, samples: range) -> np.ndarray:
     return np.stack(found).reshape(n, len(samples), *found[0].shape)
 
 
+def read_trials(folder: str | Path) -> list[dict]:
+    """The rows of trials.csv, one a trial, as text by column. Raises UserError if it is missing or lacks a column."""
+    path = Path(folder) / "trials.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        lacking = [name for name in (*TRIAL_COLUMNS, "seen_1") if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise UserError(f"{path}: lacks the column {lacking[0]}; run the evaluation again")
+        return list(reader)
+
+
 def read_folder(folder: str | Path) -> tuple[Truth, dict[str, Outcome], dict[str, np.ndarray], list[dict]]:
     """Read an evaluation folder.
 
@@ -85,22 +99,20 @@ def read_folder(folder: str | Path) -> tuple[Truth, dict[str, Outcome], dict[str
     Raises:
         UserError: a file or picture is missing, half written, or of another size or count than the others.
     """
-    folder = Path(folder)
-    for name in ("trials.csv", "arrays.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: not found; expected a folder written by gen_eval_eeg.py")
-    with open(folder / "trials.csv", newline="") as file:
-        trials = list(csv.DictReader(file))
+    folder, trials = Path(folder), read_trials(folder)
+    path = folder / "arrays.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
     parts: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in load_file(folder / "arrays.safetensors").items():
+    for key, array in load_file(path).items():
         run, _, field = key.partition(".")
         if len(array) != len(trials):
-            raise UserError(f"{folder}/arrays.safetensors: {key} has {len(array)} rows, trials.csv {len(trials)}")
+            raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {len(trials)}")
         if array.dtype == np.float16 or not np.isfinite(array).all():
-            raise UserError(f"{folder}/arrays.safetensors: {key} is in half precision or not finite: write it again")
+            raise UserError(f"{path}: {key} is in half precision or not finite: write it again")
         parts.setdefault(run, {})[field] = array
     if "real" not in parts:
-        raise UserError(f"{folder}/arrays.safetensors: holds no array of the real run (real.logits and so on)")
+        raise UserError(f"{path}: holds no array of the real run (real.logits and so on)")
     baselines, shown, n = parts.pop("baseline", {}), parts.pop("truth", {}), len(trials)
     outcomes = {}
     for run, arrays in parts.items():

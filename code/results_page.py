@@ -5,7 +5,6 @@ truth. Nothing is fetched: thumbnails are embedded and link to their PNGs; a pol
 """
 
 import base64
-import csv
 import io
 import json
 from html import escape
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from eval_folder import read_trials
 from page_scores import LABEL, scores_html, verdict_html
 from runtime.checkpoints import write_bytes, write_text
 from runtime.errors import UserError
@@ -164,12 +164,9 @@ def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
         UserError: a file or picture is missing or half written.
     """
     folder = Path(folder)
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        with open(folder / "trials.csv", newline="") as file:
-            trials = list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: not found; expected a folder written by gen_eval_eeg.py") from error
+    if not (folder / "metrics.json").is_file():
+        raise UserError(f"{folder / 'metrics.json'}: not found; expected a folder written by gen_eval_eeg.py")
+    metrics, trials = json.loads((folder / "metrics.json").read_text()), read_trials(folder)
     run, known = metrics["run"], metrics["run"].get("image_known", True)
     simulated, verdict = run.get("simulated", False), verdict_html(metrics)
     samples = sum(path.name != "test0-0.png" for path in (folder / "samples").glob("test0-*.png"))
