@@ -60,7 +60,7 @@ class MiniatureConfig:
     images: str = setting("", "folder <kind>/<photographs> to teach instead of the 100 rendered classes")
     stems: str = setting("", "file with the photograph names, one a line, that training may see; empty: all")
     names: str = setting("", "what the kinds in `images` are called, by comma, in alphabetical order of their folders")
-    start: str = setting("pretrains/miniature", "models to start from when teaching `images`")
+    start: str = setting("", "models to start from; empty: none for the rendered classes, else pretrains/miniature")
     per_class: int = setting(0, "training pictures of each class; 0: 200 renders, 1000 altered photographs")
     classifier_steps: int = setting(0, "steps of 64 pictures; 0: 1200, photographs 200")
     clip_steps: int = setting(0, "steps of 128 pictures with captions; 0: 3000, photographs 150")
@@ -90,12 +90,13 @@ def save_diffusion(unet: nn.Module, vae: nn.Module, scale_factor: float, folder:
 class Maker:
     """The models in `cfg.out`, trained part by part; each part needs those before it in the order of PARTS.
 
-    Rendered classes are learned from nothing, photographs from the models in `cfg.start`.
+    Each part starts from that of `cfg.start` where there is one.
     """
 
     def __init__(self, cfg: MiniatureConfig, pictures: Pictures):
         self.cfg, self.out, self.pictures = cfg, Path(cfg.out), pictures
-        self.start = Path(cfg.start) if cfg.images else None
+        start = cfg.start or (cfg.images and "pretrains/miniature")
+        self.start = Path(start) if start else None
 
     def steps(self, part: str) -> int:
         """Optimizer steps of a part: as set, or the default of this kind of pictures."""
@@ -128,7 +129,8 @@ class Maker:
             base = load_base(self.start, use_time_cond=False)
             vae, unet = base.vae.requires_grad_(True), base.unet
         judge = classifier.load_classifier(self.out / "classifier")
-        figures = diffusion.train_vae(vae, judge, self.pictures, self.steps("vae"), self.cfg.seed)
+        lr = 1e-3 if self.start else 2e-3
+        figures = diffusion.train_vae(vae, judge, self.pictures, self.steps("vae"), self.cfg.seed, lr)
         mean, std = diffusion.encode(vae, self.pictures)
         scale = 1 / (mean.var() + std.square().mean()).sqrt().item()
         save_diffusion(unet, vae, scale, self.out / "models")
@@ -194,7 +196,8 @@ class Maker:
 def write_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
     """Pictures (n, 3, S, S) in [-1, 1] side by side, each pixel doubled."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = torch.cat([torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns], dim=1)
+    images = torch.cat([images, images.new_full((-len(images) % columns, *images.shape[1:]), -1.0)])
+    rows = torch.cat([torch.cat(list(row), dim=2) for row in images.split(columns)], dim=1)
     pixels = ((rows.movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
     Image.fromarray(pixels).resize((2 * pixels.shape[1], 2 * pixels.shape[0]), Image.Resampling.NEAREST).save(path)
 

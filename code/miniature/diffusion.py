@@ -18,7 +18,7 @@ FEATURE_WEIGHT = 0.1
 
 
 def train_vae(
-    vae: nn.Module, classifier: nn.Module, pictures: Pictures, steps: int, seed: int, batch_size: int = 32
+    vae: nn.Module, classifier: nn.Module, pictures: Pictures, steps: int, seed: int, lr: float, batch_size: int = 32
 ) -> dict:
     """Squared error, distance in the classifier's feature maps, and a small KL term; returns `train`'s figures."""
 
@@ -36,7 +36,7 @@ def train_vae(
         return F.mse_loss(back, images) + FEATURE_WEIGHT * feature + KL_WEIGHT * kl
 
     vae.train()
-    figures = train([vae], loss_of, steps, 2e-3, "vae")
+    figures = train([vae], loss_of, steps, lr, "vae")
     vae.eval().requires_grad_(False)
     return figures
 
