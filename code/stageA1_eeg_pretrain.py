@@ -16,7 +16,7 @@ from dataset import EEGWindows
 from runtime import checkpoints
 from runtime.draws import StepBatches, rand
 from runtime.errors import UserError, cli
-from runtime.loop import Schedule, fit, pick_device
+from runtime.loop import Schedule, fit, pick_device, pick_precision
 from runtime.runs import check_hand_on, hand_on, open_run
 from sc_mbm.linear_reference import linear_share
 from sc_mbm.mae_for_eeg import MAEforEEG, start_local
@@ -29,7 +29,7 @@ SIZES = [f.name for f in fields(PretrainConfig) if f.name in signature(MAEforEEG
 def main() -> None:
     cfg = from_cli(PretrainConfig)
     started = time.time()
-    pick_device(cfg.device)
+    pick_precision(cfg.precision, pick_device(cfg.device))
 
     # Run folder
     run = open_run(under_root(cfg.root_path, f"results/eeg_pretrain/{cfg.name}"), run_config(cfg), cfg.overwrite)

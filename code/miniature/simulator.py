@@ -15,8 +15,8 @@ from runtime import draws
 BANDS = {"5_95": (5.0, 95.0), "14_70": (14.0, 70.0), "55_95": (55.0, 95.0), "raw": None}  # Hz, spec 1.1
 N_BACKGROUND, N_ALPHA, N_MUSCLES = 60, 6, 8
 # root mean squares, in microvolts, before any filter
-EVOKED, BACKGROUND, ALPHA, MUSCLE, LINE, SENSOR, BAD = 1.0, 5.0, 1.5, 4.0, 0.7, 11.0, 12.0
-SLOPE = -0.5
+EVOKED, BACKGROUND, ALPHA, MUSCLE, LINE, SENSOR, BAD = 1.1, 7.0, 1.5, 2.0, 0.7, 4.0, 12.0
+SLOPE = -0.65
 ADDITIVE_DRIFT = 20.0  # microvolts, slow, so gone above 5 Hz
 DRIFT_PERIODS = (40.0, 1200.0)  # s
 KNOT_SECONDS = 0.1  # slow changes are straight lines between such points
@@ -120,7 +120,7 @@ class Subject:
 
 
 def _pink(hertz: np.ndarray) -> np.ndarray:
-    """Power falling as f^-1.3, flat below 0.5 Hz."""
+    """Amplitude falling as f^SLOPE (power as f^-1.3), flat below 0.5 Hz."""
     return np.maximum(hertz, 0.5) ** SLOPE
 
 

@@ -45,7 +45,7 @@ def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
         aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         folder.rename(aside)
         print(f"moved the earlier run to {aside}")
-    if saved.exists():
+    if saved.exists() and any(path != saved for path in folder.iterdir()):
         before = OmegaConf.to_container(OmegaConf.load(saved))
         differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
         if differ:
@@ -54,9 +54,9 @@ def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
                 f"{folder}: holds a run with another configuration ({shown}): "
                 "choose another name=, or overwrite=true to move it aside"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path != saved for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
-    else:
+    else:  # new, or never begun: its data were missing, say
         checkpoints.write_text(saved, OmegaConf.to_yaml(OmegaConf.create(config)))
     return Run(folder, (folder / "finished.json").exists())
 

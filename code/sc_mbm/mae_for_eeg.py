@@ -122,20 +122,6 @@ def check_eeg(eeg: Tensor, n_chans: int, n_times: int) -> None:
         )
 
 
-def start_local(model: nn.Module, gain: float) -> None:
-    """Let attention begin on tokens near in time: every block's keys start equal to its queries, both times `gain`.
-
-    From the published start attention is uniform, an average over time predicts nothing of an oscillation, and a small
-    model stays at the mean for hundreds of steps. Equal queries and keys make a logit grow with the likeness of two
-    tokens, and with a position table likeness falls with distance (compare arXiv 2305.09828).
-    """
-    with torch.no_grad():
-        for attn in (module for module in model.modules() if isinstance(module, Attention)):
-            queries, keys, _ = attn.qkv.weight.chunk(3)
-            queries.mul_(gain)
-            keys.copy_(queries)
-
-
 class MAEforEEG(nn.Module):
     """Masked autoencoder: reconstructs hidden runs of time points, all electrodes at once.
 
@@ -232,6 +218,22 @@ class MAEforEEG(nn.Module):
         latent, mask, ids_restore = self.forward_encoder(eeg, mask_ratio, noise)
         pred = self.forward_decoder(latent, ids_restore)
         return self.forward_loss(eeg, pred, mask), pred, mask
+
+
+def start_local(model: MAEforEEG, gain: float) -> None:
+    """Let attention begin on tokens near in time: every block's keys start equal to its queries, both times `gain`.
+
+    From the published start attention is uniform, an average over time predicts nothing of an oscillation, and a small
+    model stays at the mean for hundreds of steps. Equal queries and keys make a logit grow with the likeness of two
+    tokens, and with a position table likeness falls with distance (compare arXiv 2305.09828). What the decoder is
+    given of the visible tokens starts small, so that their positions are not drowned by what they hold.
+    """
+    with torch.no_grad():
+        model.decoder_embed.weight.mul_(0.3)
+        for attn in (module for module in model.modules() if isinstance(module, Attention)):
+            queries, keys, _ = attn.qkv.weight.chunk(3)
+            queries.mul_(gain)
+            keys.copy_(queries)
 
 
 class EEGEncoder(nn.Module):

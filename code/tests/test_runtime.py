@@ -76,6 +76,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path, monkeypatch):
 
 def test_a_run_folder_belongs_to_one_configuration(tmp_path):
     folder = tmp_path / "results" / "run"
+    open_run(folder, {"lr": 3.0})  # never begun, so it binds nobody
     run = open_run(folder, {"lr": 1.0})
     assert not run.finished
     run.finish(seconds=1)
