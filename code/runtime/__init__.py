@@ -1,1 +1,1 @@
-"""What every stage needs once: run folders, atomic plain checkpoints, random draws, the training loop, one-sentence errors."""
+"""What every stage needs once: run folders, checkpoints, draws, the training loop, errors."""

@@ -1,4 +1,4 @@
-"""Checkpoints as plain dicts of tensors and plain values: written whole or not at all, read without executing anything."""
+"""Checkpoints as plain dicts: written whole or not at all, read without executing anything."""
 
 import hashlib
 import os

@@ -1,7 +1,7 @@
 """The training loop of stages A and B: Lightning over batches that are a function of the step, with exact resume.
 
-The whole run is one pass of Lightning's loop over `StepBatches`. Lightning's own resume repeats and skips batches in the
-middle of an epoch, so we keep the step ourselves: a resumed run starts its batches at that step.
+The whole run is one pass of Lightning's loop over `StepBatches`. Lightning's own resume repeats and skips batches in
+the middle of an epoch, so we keep the step ourselves: a resumed run starts its batches at that step.
 """
 
 import csv

@@ -1,10 +1,11 @@
-"""What a linear prediction of the masked samples from the visible ones achieves: the bar that pretraining has to approach.
+"""What a linear prediction of the masked samples from the visible ones achieves: the bar for pretraining.
 
 Shapes: N windows, C electrodes, T samples, K components, P samples in a token, L = T/P tokens.
 
-For a stationary Gaussian signal the best prediction of all is linear: E[masked | visible] = S_mv S_vv^-1 visible, with S the
-covariance of the samples of a window. S is estimated from the training windows as lagged covariances (block Toeplitz). With many
-electrodes the signal is rotated to its principal components, which are predicted jointly in groups of eight.
+For a stationary Gaussian signal the best prediction of all is linear: E[masked | visible] = S_mv S_vv^-1 visible, with
+S the covariance of the samples of a window. S is estimated from the training windows as lagged covariances (block
+Toeplitz), which takes far fewer windows than a free covariance. With many electrodes the signal is rotated to its
+principal components, which are predicted jointly in groups of eight.
 """
 
 import torch
@@ -15,7 +16,10 @@ GROUP = 8
 
 
 def lagged_covariance(x: Tensor) -> Tensor:
-    """x (N, K, T), centred -> R (T, K, K) float64 with R[d, i, j] = E[x_i(t + d) x_j(t)]; the biased estimate, which is positive."""
+    """x (N, K, T), centred -> R (T, K, K) float64 with R[d, i, j] = E[x_i(t + d) x_j(t)].
+
+    The biased estimate, because it is positive.
+    """
     n_times = x.shape[-1]
     total = torch.zeros(n_times + 1, x.shape[1], x.shape[1], dtype=torch.complex128)
     for part in x.split(64):
@@ -36,7 +40,9 @@ def window_covariance(lags: Tensor) -> Tensor:
 
 
 def linear_share(train: Tensor, held_out: Tensor, masks: Tensor) -> float:
-    """Mean squared error of the linear prediction of masked samples, as a share of their variance (1.0: predicting the mean).
+    """Squared error of the linear prediction of masked samples, as a share of their variance.
+
+    1.0 is what predicting the mean achieves.
 
     Args:
         train: (N, C, T) windows for the covariance.

@@ -15,7 +15,7 @@ from runtime.draws import Batch, rand
 
 
 class MaskedPretraining(pl.LightningModule):
-    """Masked modelling of EEG windows (DreamDiffusion, section 3.1; spec of the published loop: AdamW, warm-up, cosine).
+    """Masked modelling of EEG windows (DreamDiffusion, section 3.1) by the published loop: AdamW, warm-up, cosine.
 
     Args:
         mae: maps (eeg (B, C, T), mask_ratio, noise (B, L)) to (loss, prediction, mask); its `num_tokens` is L.
