@@ -223,6 +223,12 @@ def open_pictures(cfg: MiniatureConfig, train: bool) -> tuple[Pictures | None, P
     return seen, photographs(unseen, names, 0, cfg.seed)
 
 
+def read_record(folder: Path) -> dict:
+    """training.json of a folder of models, or an empty one: for each part its runs, one after the other."""
+    path = folder / "training.json"
+    return json.loads(path.read_text()) if path.is_file() else {"parts": {}}
+
+
 def main() -> None:
     cfg = from_cli(MiniatureConfig)
     chosen = [] if cfg.parts == "none" else cfg.parts.split(",")
@@ -231,11 +237,12 @@ def main() -> None:
     torch.manual_seed(cfg.seed)
     command = " ".join(["python code/make_miniature.py", *map(shlex.quote, sys.argv[1:])])
     record_path = Path(cfg.out) / "training.json"
-    record = json.loads(record_path.read_text()) if record_path.is_file() else {"parts": {}}
+    record = read_record(Path(cfg.out))
     pictures, unseen = open_pictures(cfg, bool(chosen))
     maker = Maker(cfg, pictures)
+    earlier = read_record(maker.start)["parts"] if maker.start else {}
     for part in (p for p in PARTS if p in chosen):
-        record["parts"][part] = {**getattr(maker, part)(), "command": command}
+        record["parts"][part] = [*earlier.get(part, []), {**getattr(maker, part)(), "command": command}]
         checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
     record["figures"] = maker.check(unseen)
     checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
