@@ -4,7 +4,7 @@ BIN := .venv/bin
 # without this, two torch processes on few cores slow each other about tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-long test lint clean-demo
+.PHONY: setup demo demo-long test lint
 setup: .venv/installed
 
 .venv/installed: requirements.txt
@@ -18,6 +18,13 @@ demo: setup
 	$(BIN)/python code/stageA1_eeg_pretrain.py preset=miniature
 	$(BIN)/python code/eeg_ldm.py preset=miniature
 	$(BIN)/python code/gen_eval_eeg.py preset=miniature
+
+# The same with more steps: about 20 minutes.
+demo-long: setup
+	$(BIN)/python code/simulate_eeg.py
+	$(BIN)/python code/stageA1_eeg_pretrain.py preset=miniature name=long num_epoch=100
+	$(BIN)/python code/eeg_ldm.py preset=miniature name=long num_epoch=100
+	$(BIN)/python code/gen_eval_eeg.py preset=miniature name=long
 
 test: setup
 	$(BIN)/pytest
