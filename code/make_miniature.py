@@ -89,10 +89,13 @@ class Maker:
     Each part starts from that of `cfg.start` where there is one.
     """
 
-    def __init__(self, cfg: MiniatureConfig, pictures: Pictures):
+    def __init__(self, cfg: MiniatureConfig, pictures: Pictures | None):
         self.cfg, self.out, self.pictures = cfg, Path(cfg.out), pictures
         start = cfg.start or (cfg.images and "pretrains/miniature")
         self.start = Path(start) if start else None
+        for folder in filter(None, (self.start, None if pictures else self.out)):
+            if not (folder / "training.json").is_file():
+                raise UserError(f"{folder}: holds no training.json of miniature models; make them first")
 
     def steps(self, part: str) -> int:
         """Optimizer steps of a part: as set, or the default of this kind of pictures."""
@@ -103,7 +106,9 @@ class Maker:
         model = classifier.build(len(self.pictures.names))
         if self.start:
             model = classifier.load_classifier(self.start / "classifier")
-            model.requires_grad_(True).reset_classifier(len(self.pictures.names))
+            model.requires_grad_(True)
+        if self.start and self.cfg.images:
+            model.reset_classifier(len(self.pictures.names))
         figures = classifier.train_classifier(model, self.pictures, self.steps("classifier"), self.cfg.seed)
         classifier.save_classifier(model, self.pictures, self.out / "classifier")
         return figures
@@ -120,16 +125,15 @@ class Maker:
 
     def vae(self) -> dict:
         """Train and write the autoencoder, beside a UNet that is still to be trained."""
-        vae, unet = AutoencoderKL(**VAE_SIZES), UNet(**UNET_SIZES, use_time_cond=False)
+        vae = AutoencoderKL(**VAE_SIZES)
         if self.start:
-            base = load_base(self.start, use_time_cond=False)
-            vae, unet = base.vae.requires_grad_(True), base.unet
+            vae = load_base(self.start, use_time_cond=False).vae.requires_grad_(True)
         judge = classifier.load_classifier(self.out / "classifier")
         lr = 1e-3 if self.start else 2e-3
         figures = diffusion.train_vae(vae, judge, self.pictures, self.steps("vae"), self.cfg.seed, lr)
         mean, std = diffusion.encode(vae, self.pictures)
         scale = 1 / (mean.var() + std.square().mean()).sqrt().item()
-        save_diffusion(unet, vae, scale, self.out / "models")
+        save_diffusion(UNet(**UNET_SIZES, use_time_cond=False), vae, scale, self.out / "models")
         return figures
 
     def unet(self) -> dict:
@@ -137,7 +141,9 @@ class Maker:
         base = self.base
         scale = base.sizes.scale_factor
         mean, std = diffusion.encode(base.vae, self.pictures)
-        unet = base.unet.requires_grad_(True) if self.start else UNet(**UNET_SIZES, use_time_cond=False)
+        unet = UNet(**UNET_SIZES, use_time_cond=False)
+        if self.start:
+            unet = load_base(self.start, use_time_cond=False).unet.requires_grad_(True)
         latents, steps = (mean * scale, std * scale), self.steps("unet")
         figures = diffusion.train_unet(
             unet, latents, self.context, self.pictures, sd_alphas_cumprod(), steps, self.cfg.seed
@@ -172,11 +178,8 @@ class Maker:
 
     def check(self, unseen: Pictures) -> dict:
         """Every figure of `check.FLOORS` and CLIP's accuracy, on pictures not trained on; writes contact sheets."""
-        judge, clip, sheets = (
-            classifier.load_classifier(self.out / "classifier"),
-            self.out / "clip",
-            Path(self.cfg.sheets),
-        )
+        clip, sheets = self.out / "clip", Path(self.cfg.sheets)
+        judge = classifier.load_classifier(self.out / "classifier")
         figures = check.check_classifier(judge, unseen)
         figures["clip_accuracy"] = towers.zero_shot(towers.load(clip), clip, unseen)
         vae_figures, back = check.check_vae(self.base.vae, judge, unseen)
@@ -241,6 +244,9 @@ def main() -> None:
     for part in (p for p in PARTS if p in chosen):
         record["parts"][part] = [*earlier.get(part, []), {**getattr(maker, part)(), "command": command}]
         checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
+    if missing := [part for part in PARTS if part not in record["parts"]]:
+        print(f"not measured: {cfg.out} still lacks {', '.join(missing)}")
+        return
     record["figures"] = maker.check(unseen)
     checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["figures"], indent=1))

@@ -45,6 +45,19 @@ def divide(found: dict[str, list[Path]], stems_file: Path) -> tuple[dict[str, li
     return chosen, others
 
 
+def read(path: Path) -> Image.Image:
+    """A photograph in RGB.
+
+    Raises:
+        UserError: it cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a picture ({error})") from error
+
+
 def altered(image: Image.Image, u: Sequence[float], size: int) -> Image.Image:
     """A mirrored, turned, cropped and relit variant of a photograph; `u` are seven numbers in [0, 1)."""
     image = image.resize((2 * size, 2 * size), Image.Resampling.BILINEAR)
@@ -66,7 +79,7 @@ def photographs(files: dict[str, list[Path]], names: Sequence[str], copies: int,
     """
     pixels, labels = [], []
     for label, paths in enumerate(files.values()):
-        plain = [Image.open(path).convert("RGB") for path in paths]
+        plain = [read(path) for path in paths]
         for i in range(copies or len(plain)):
             image = plain[i % len(plain)]
             u = draws.rand((7,), seed, "altered photograph", label, i).tolist()

@@ -57,6 +57,15 @@ def test_unusable_folders_are_named(folder):
         divide(find_photographs(folder / "photos"), folder / "one.txt")
 
 
+def test_unusable_files_and_starts_are_named(folder, monkeypatch):
+    (folder / "photos/n80000001/n80000001_0.JPEG").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="n80000001_0.JPEG: cannot be read"):
+        photographs(find_photographs(folder / "photos"), ["cave", "snow"], 0, seed=1)
+    monkeypatch.setattr("sys.argv", ["make_miniature.py", "parts=none", f"out={folder}/nothing"])
+    with pytest.raises(UserError, match="nothing: holds no training.json"):
+        make_miniature.main()
+
+
 def test_a_whole_folder_of_models_comes_out(folder, monkeypatch):
     out = folder / "pretrains"
     steps = [f"{part}_steps=2" for part in make_miniature.PARTS]
