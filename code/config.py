@@ -87,11 +87,12 @@ class FinetuneConfig:
         "condition", "what is aligned with CLIP: the condition (paper) or the tokens (published)", PAPER
     )
     clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
+    text_start: bool = setting(True, "the condition starts at CLIP's empty caption, its head at CLIP's text projection")
     use_time_cond: bool = setting(True, "also add the condition to the time embedding", PUBLISHED)
     img_size: int = setting(512, "pixels", PUBLISHED)
     crop_ratio: float = setting(0.2, "share cut off by a training crop", PUBLISHED)
     n_crops: int = setting(4, "cached random crops an image, standing for the endless stream")
-    cond_drop: float = setting(0.0, "share of training conditions replaced by zeros; needed for guidance")
+    cond_drop: float = setting(0.0, "share of training conditions replaced by that of no EEG; needed for guidance")
     lr: float = setting(5.3e-5, "learning rate, constant", PUBLISHED)
     weight_decay: float = setting(0.01, "AdamW, on everything that trains", PUBLISHED)
     num_epoch: int = setting(300, "epochs", PAPER)
@@ -104,6 +105,7 @@ class FinetuneConfig:
     num_samples: int = setting(5, "validation pictures a trial", PUBLISHED)
     ddim_steps: int = setting(250, "sampling steps of validation pictures", PUBLISHED)
     sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
+    guidance: float = setting(1.0, "guidance scale of validation pictures; 1: none", PUBLISHED)
     encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER)
     encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER)
     encoder_num_heads: int = setting(16, "encoder heads without a stage A checkpoint", PAPER)
@@ -161,11 +163,14 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
     },
     FinetuneConfig: {
         "paper": {},
-        "published": {"num_epoch": 500, "clip_head": "tokens", "encoder_mlp_ratio": 1.0, "eeg_scale": 1.0},
+        "published": {
+            "num_epoch": 500, "clip_head": "tokens", "text_start": False, "encoder_mlp_ratio": 1.0, "eeg_scale": 1.0,
+        },
         "miniature": {
             **_MINIATURE_DATA, "img_size": 64, "lr": 1e-3, "num_epoch": 15, "batch_size": 32, "validate_every": 5,
-            "num_samples": 2, "ddim_steps": 10, "sampler": "dpm_solver", "encoder_embed_dim": 128,
-            "encoder_depth": 2, "encoder_num_heads": 4, "encoder_mlp_ratio": 2.0,
+            "cond_drop": 0.1, "clip_grad": 5.0, "num_samples": 2, "ddim_steps": 10, "sampler": "dpm_solver",
+            "guidance": 3.0, "encoder_embed_dim": 128, "encoder_depth": 2, "encoder_num_heads": 2,
+            "encoder_mlp_ratio": 2.0,
         },
     },
     GenerateConfig: {
@@ -173,7 +178,7 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
         "published": {},
         "miniature": {
             **_MINIATURE_DATA, "classifier": "pretrains/miniature/classifier", "num_samples": 3,
-            "sampler": "dpm_solver", "ddim_steps": 20, "batch_size": 80,
+            "sampler": "dpm_solver", "ddim_steps": 20, "guidance": 3.0, "batch_size": 80,
         },
     },
 }  # fmt: skip

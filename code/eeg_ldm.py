@@ -29,6 +29,7 @@ from stimuli import image_path, image_tensor, leave_out_missing, load_image
 
 ENCODER_SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
+CONTEXT_LENGTH = 77  # tokens of Stable Diffusion 1.5's condition
 N_SHOWN = 5  # validation trials in a grid, as in the published short validation
 
 
@@ -60,12 +61,20 @@ def train(cfg: FinetuneConfig, run: Run) -> dict:
     torch.manual_seed(cfg.seed)
     base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
-    latent_shape = base.sizes.latent_shape(cfg.img_size)
-    items, clip_dim = cached_items(cfg, base, trials, device)
-    shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip_dim, "clip_head": cfg.clip_head}
+    own = under_root(cfg.root_path, cfg.clip)
+    clip = FrozenCLIP(own if own.is_dir() else cfg.clip, device)
+    items = cached_items(cfg, base, clip, trials, device)
+    shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
     conditioner = EEGConditioner(encoder, **shape)
-    module = EEGLatentDiffusion(conditioner, base.unet, abar, cfg.lr, cfg.weight_decay, cfg.clip_weight)
-    generator = EEGImageGenerator(conditioner, base.unet, base.vae, abar, latent_shape, base.sizes.scale_factor)
+    no_context = torch.zeros(CONTEXT_LENGTH, shape["context_dim"])
+    if cfg.text_start:
+        no_context, projection = clip.text_start(CONTEXT_LENGTH)
+        conditioner.start_at_text(no_context, projection)
+    module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, cfg.lr, cfg.weight_decay, cfg.clip_weight)
+    generator = EEGImageGenerator(
+        conditioner, base.unet, base.vae, abar, no_context, base.sizes.latent_shape(cfg.img_size),
+        base.sizes.scale_factor, cfg.cond_drop > 0,
+    )  # fmt: skip
 
     # Train; the best epoch's weights are kept in module.state, so that a resumed run still has them
     def validate(epoch: int) -> dict[str, float]:
@@ -89,6 +98,7 @@ def train(cfg: FinetuneConfig, run: Run) -> dict:
     content = {
         "format": weights.FORMAT,
         "model": module.state["model"],
+        "no_context": no_context,
         "config": weights.model_config(base, sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": scale} | {k: info[k] for k in INPUT_FACTS},
@@ -140,12 +150,10 @@ def open_training_data(cfg: FinetuneConfig, sizes: dict, scale: float) -> dict[s
 
 
 def cached_items(
-    cfg: FinetuneConfig, base: weights.Base, trials: dict[str, Trials], device: torch.device
-) -> tuple[dict[str, LatentTrials], int]:
-    """Per split, trials beside their pictures' latents and CLIP embeddings, computed once; CLIP's width."""
+    cfg: FinetuneConfig, base: weights.Base, clip: FrozenCLIP, trials: dict[str, Trials], device: torch.device
+) -> dict[str, LatentTrials]:
+    """Per split, trials beside their pictures' latents and CLIP embeddings, computed once."""
     folder, imagenet = (under_root(cfg.root_path, path) for path in ("datasets/cache", cfg.imagenet_path))
-    own = under_root(cfg.root_path, cfg.clip)
-    clip = FrozenCLIP(own if own.is_dir() else cfg.clip, device)
     base.vae.to(device)
     items = {}
     for split, part in trials.items():
@@ -160,7 +168,7 @@ def cached_items(
         picture = torch.tensor([row[name] for name in part.names])
         scale = base.sizes.scale_factor
         items[split] = LatentTrials(part.eeg, picture, moments, targets, scale, drop, cfg.seed)
-    return items, clip.dim
+    return items
 
 
 def draw_samples(cfg: FinetuneConfig, generator: EEGImageGenerator, val: Trials, path: Path) -> None:
@@ -169,7 +177,7 @@ def draw_samples(cfg: FinetuneConfig, generator: EEGImageGenerator, val: Trials,
     imagenet = under_root(cfg.root_path, cfg.imagenet_path)
     truth = [image_tensor(load_image(image_path(imagenet, val.names[i])), cfg.img_size) for i in shown]
     seeds = draws.randint(0, 2**62, (len(shown), cfg.num_samples), cfg.seed, "validation pictures")
-    samples = generator.generate(val.eeg[shown], seeds, cfg.ddim_steps, cfg.sampler)
+    samples = generator.generate(val.eeg[shown], seeds, cfg.ddim_steps, cfg.sampler, cfg.guidance)
     kind = "SIMULATED EEG, " if val.info["simulated"] else ""
     save_grid(path, torch.stack(truth), samples, f"{kind}validation: truth | from EEG")
 

@@ -31,11 +31,15 @@ class EEGImageGenerator:
         unet: UNet,
         vae: AutoencoderKL,
         alphas_cumprod: Tensor,
+        no_context: Tensor,
         latent_shape: tuple[int, int, int],
         scale_factor: float = 0.18215,
         guidable: bool = False,
     ):
-        """All modules on one device. latent_shape: (4, h, w); guidable: trained with cond_drop."""
+        """All modules on one device. latent_shape: (4, h, w); no_context (77, 768): the condition of no EEG, for
+        guidance; guidable: trained with cond_drop.
+        """
+        self.no_context = no_context
         self.conditioner, self.unet, self.vae, self.alphas_cumprod = conditioner, unet, vae, alphas_cumprod
         self.latent_shape, self.scale_factor, self.guidable = latent_shape, scale_factor, guidable
 
@@ -92,7 +96,7 @@ class EEGImageGenerator:
         start = torch.stack([draws.randn(self.latent_shape, seed, "starting latent") for seed in seeds])
         denoise = guided(
             lambda x, t: self.unet(x, t, context),
-            lambda x, t: self.unet(x, t, torch.zeros_like(context)),
+            lambda x, t: self.unet(x, t, self.no_context.expand_as(context)),
             guidance,
         )
         latent = SAMPLERS[sampler](denoise, start.to(self.device), self.alphas_cumprod, steps)
@@ -148,6 +152,7 @@ def load_generator(
         base.unet.to(device),
         base.vae.to(device),
         sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end),
+        content["no_context"].to(device),
         base.sizes.latent_shape(config["img_size"]),
         base.sizes.scale_factor,
         guidable=config["cond_drop"] > 0,

@@ -27,7 +27,7 @@ class LatentBatch(NamedTuple):
     latent: Tensor  # (B, 4, h, w), scaled posterior sample of the picture
     noise: Tensor  # (B, 4, h, w)
     t: Tensor  # (B,) int64 in 0..999
-    keep: Tensor  # (B, 1, 1) float32: 0 where the condition is dropped
+    keep: Tensor  # (B, 1, 1) float32: 0 where the condition is replaced by the one of no EEG
     clip: Tensor  # (B, D), CLIP embedding of the plain picture
 
 
@@ -83,11 +83,16 @@ def add_noise(latent: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
     return abar.sqrt() * latent + (1 - abar).sqrt() * noise
 
 
-def losses(conditioner: EEGConditioner, unet: UNet, alphas_cumprod: Tensor, data: LatentBatch) -> tuple[Tensor, Tensor]:
-    """L_simple (squared error of the predicted noise) and L_clip (1 - cosine), both means, scalars."""
+def losses(
+    conditioner: EEGConditioner, unet: UNet, alphas_cumprod: Tensor, no_context: Tensor, data: LatentBatch
+) -> tuple[Tensor, Tensor]:
+    """L_simple (squared error of the predicted noise) and L_clip (1 - cosine), both means, scalars.
+
+    no_context (77, 768) stands where the condition is dropped.
+    """
     context, embedding = conditioner(data.eeg)
     noisy = add_noise(data.latent, data.noise, alphas_cumprod[data.t])
-    predicted = unet(noisy, data.t, context * data.keep)
+    predicted = unet(noisy, data.t, context * data.keep + no_context * (1 - data.keep))
     loss_clip = 1 - F.cosine_similarity(embedding.float(), data.clip).mean()
     return F.mse_loss(predicted.float(), data.noise), loss_clip
 
@@ -100,6 +105,7 @@ class EEGLatentDiffusion(pl.LightningModule):
         conditioner: EEGConditioner,
         unet: UNet,
         alphas_cumprod: Tensor,
+        no_context: Tensor,
         lr: float = 5.3e-5,
         weight_decay: float = 0.01,
         clip_weight: float = 1.0,
@@ -107,6 +113,7 @@ class EEGLatentDiffusion(pl.LightningModule):
         super().__init__()
         self.conditioner, self.unet = conditioner, unet
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+        self.register_buffer("no_context", no_context, persistent=False)
         self.lr, self.weight_decay, self.clip_weight = lr, weight_decay, clip_weight
         self.state: dict[str, Any] = {}  # survives a stop: plain values and tensors only
         unet.requires_grad_(False)
@@ -116,8 +123,12 @@ class EEGLatentDiffusion(pl.LightningModule):
     def training_step(self, item: tuple[draws.Batch, LatentBatch], _: int) -> Tensor:
         """Weighted loss of one share of a batch."""
         batch, data = item
-        loss_noise, loss_clip = losses(self.conditioner, self.unet, self.alphas_cumprod, data)
+        loss_noise, loss_clip = self.losses(data)
         return (loss_noise + self.clip_weight * loss_clip) * batch.weight
+
+    def losses(self, data: LatentBatch) -> tuple[Tensor, Tensor]:
+        """L_simple and L_clip of one batch."""
+        return losses(self.conditioner, self.unet, self.alphas_cumprod, self.no_context, data)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what trains, each tensor once (the published code steps some twice; spec 5.4)."""
@@ -144,7 +155,7 @@ def validation_losses(module: EEGLatentDiffusion, trials: LatentTrials, batch_si
     sums = torch.zeros(2)
     for batch in batches:
         data = LatentBatch(*(value.to(module.device) for value in trials[batch]))
-        pair = losses(module.conditioner, module.unet, module.alphas_cumprod, data)
+        pair = module.losses(data)
         sums += torch.stack(pair).cpu() * len(batch.index)
     noise, clip = (sums / len(trials)).tolist()
     return {"val_noise_loss": noise, "val_clip_loss": clip}

@@ -74,10 +74,11 @@ def test_losses_are_the_published_ones():
         seen["context"], seen["x"] = c, x
         return data.noise + 0.5
 
-    loss_noise, loss_clip = losses(lambda eeg: (context, -3 * data.clip), unet, abar, data)
+    nothing = torch.full((77, 16), 7.0)
+    loss_noise, loss_clip = losses(lambda eeg: (context, -3 * data.clip), unet, abar, nothing, data)
     assert_close(loss_noise, torch.tensor(0.25))
     assert_close(loss_clip, torch.tensor(2.0))
-    assert torch.equal(seen["context"], context * data.keep)
+    assert torch.equal(seen["context"], torch.where(data.keep.bool(), context, nothing))
     assert_close(seen["x"][5], abar[data.t[5]].sqrt() * data.latent[5] + (1 - abar[data.t[5]]).sqrt() * data.noise[5])
     assert_close(add_noise(data.latent, data.noise, torch.ones(24)), data.latent)
 
@@ -89,6 +90,7 @@ def tiny_module(**settings) -> EEGLatentDiffusion:
         EEGConditioner(encoder, context_dim=16, clip_dim=12, clip_head="condition"),
         UNet(**UNET).requires_grad_(False),
         sd_alphas_cumprod(),
+        torch.zeros(77, 16),
         **{"lr": 0.01, **settings},
     )
 

@@ -45,6 +45,7 @@ def write_world(root: Path) -> Path:
         "format": weights.FORMAT,
         "model": weights.trained_state(conditioner, base.unet),
         "config": weights.model_config(base, encoder, shape, True, SIZE, 0.0),
+        "no_context": torch.zeros(77, 16),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": 1.0},
     }

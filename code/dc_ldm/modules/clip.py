@@ -57,6 +57,20 @@ class FrozenCLIP:
         )
         return self.model.get_text_features(**tokens.to(self.device)).pooler_output.float().cpu()
 
+    @torch.inference_mode()
+    def text_start(self, length: int) -> tuple[Tensor, Tensor]:
+        """What Stable Diffusion's condition is without a caption, and how CLIP reads a text state.
+
+        Returns the last hidden states of the empty caption (length, W) and the text projection (dim, W).
+        """
+        from transformers import AutoTokenizer
+
+        tokens = AutoTokenizer.from_pretrained(self.path)(
+            [""], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        states = self.model.text_model(**tokens.to(self.device)).last_hidden_state[0]
+        return states.float().cpu().clone(), self.model.text_projection.weight.float().cpu().clone()
+
     def fingerprint_parts(self) -> tuple[torch.nn.Module, str]:
         """What an image embedding depends on: image tower and projection, and the preprocessing as text."""
         tower = torch.nn.ModuleList([self.model.vision_model, self.model.visual_projection])

@@ -4,6 +4,7 @@ Shapes: B batch, L EEG tokens, D their width, N condition tokens (77), W their w
 Parameter names are those of the published checkpoints (`cond_stage_model.*`).
 """
 
+import torch
 from torch import Tensor, nn
 
 from runtime.errors import UserError
@@ -52,6 +53,31 @@ class EEGConditioner(nn.Module):
             self.mapping = Mapping(encoder.num_tokens, encoder.embed_dim, clip_dim)
         else:
             self.mapping = Mapping(context_length, context_dim, clip_dim)
+
+    @torch.no_grad()
+    def start_at_text(self, empty: Tensor, projection: Tensor) -> None:
+        """Start where Stable Diffusion already understands: at the empty caption, seen by CLIP as a text is.
+
+        All condition tokens start alike, as the states behind a caption's end are, around the empty caption's
+        (N, W); a head on the condition starts as CLIP's text projection (V, W) of their mean. Aligning it with the
+        picture's embedding then moves the condition towards the states of a fitting caption.
+
+        Raises UserError where the widths differ.
+        """
+        if empty.shape[1] != self.dim_mapper.out_features:
+            raise UserError(
+                f"text_start: CLIP's text states have width {empty.shape[1]}, but Stable Diffusion's condition has "
+                f"{self.dim_mapper.out_features}; use text_start=false"
+            )
+        last = self.channel_mapper[1]
+        last.weight.copy_(last.weight[:1].expand_as(last.weight))
+        last.bias.zero_()
+        self.dim_mapper.bias.copy_(empty[1:].mean(0))
+        if self.clip_head == "condition":
+            self.mapping.maxpool.weight.fill_(1 / len(empty))
+            self.mapping.maxpool.bias.zero_()
+            self.mapping.fc.weight.copy_(projection)
+            self.mapping.fc.bias.zero_()
 
     def forward(self, eeg: Tensor) -> tuple[Tensor, Tensor]:
         """eeg (B, C, T) -> context (B, N, W), clip_embedding (B, V), not normalised."""
