@@ -287,3 +287,19 @@ def test_bad_input_is_refused_in_one_sentence(world, tmp_path, changed, said):
         given = {"pretrain_mbm_path": "pretrains/eeg_pretrain/tiny.pth"} | changed
         run_script(world, name=tmp_path.name, **given)
     assert "\n" not in str(error.value)
+
+
+def test_the_condition_starts_at_the_empty_caption_read_as_clip_reads_text(tmp_path):
+    empty, projection = FrozenCLIP(write_clip(tmp_path)).text_start(77)
+    assert empty.shape == (77, 16) and projection.shape == (12, 16)
+    conditioner = EEGConditioner(EEGEncoder(8, 64, 4, 16, 1, 2, 1.0), 77, 16, 12, "condition")
+    conditioner.start_at_text(empty, projection)
+    with torch.no_grad():
+        context, embedding = conditioner(torch.randn(3, 8, 64))
+        assert_close(context, context[:, :1].expand_as(context))  # all tokens alike, but not all trials
+        assert not torch.allclose(context[0], context[1])
+        assert_close(embedding, context.mean(1) @ projection.T)
+        conditioner.channel_mapper[1].weight.zero_()
+        assert_close(conditioner(torch.randn(1, 8, 64))[0][0, 0], empty[1:].mean(0))
+    with pytest.raises(UserError, match="text_start=false"):
+        EEGConditioner(EEGEncoder(8, 64, 4, 16, 1, 2, 1.0), 77, 24, 12).start_at_text(empty, projection)
