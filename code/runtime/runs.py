@@ -43,6 +43,8 @@ def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
     saved = folder / "config.yaml"
     if overwrite and folder.exists():
         aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        while aside.exists():  # moved aside twice within a second
+            aside = aside.with_name(f"{aside.name}a")
         folder.rename(aside)
         print(f"moved the earlier run to {aside}")
     if saved.exists() and any(path != saved for path in folder.iterdir()):
