@@ -158,7 +158,7 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
         "miniature": {
             "eeg_path": "datasets/miniature/eeg_train", "embed_dim": 128, "depth": 2, "num_heads": 2,
             "mlp_ratio": 2.0, "decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 2, "lr": 4e-3,
-            "num_epoch": 30, "warmup_epochs": 1.0, "batch_size": 32, "local_start": 2.0, "validate_every": 5,
+            "num_epoch": 26, "warmup_epochs": 1.0, "batch_size": 32, "local_start": 2.0, "validate_every": 5,
         },
     },
     FinetuneConfig: {

@@ -23,7 +23,7 @@ from runtime import checkpoints
 from runtime.errors import UserError, cli
 
 SUBJECTS = (4, 1, 2, 3, 5, 6)
-CORPUS = ((101, 128, 1000.0), (102, 128, 1000.0), (103, 64, 500.0), (104, 32, 1000.0))  # subject, electrodes, Hz
+CORPUS = ((101, 128, 1000.0), (102, 64, 1000.0), (103, 32, 500.0), (104, 19, 2000.0))  # subject, electrodes, Hz
 
 
 @dataclass
