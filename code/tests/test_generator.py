@@ -60,9 +60,8 @@ def test_picture_follows_the_eeg(generator, eeg):
     same = eeg[:1].expand(5, -1, -1)
     one, other = (generator.encode(x)[0] for x in (eeg, same))
     assert not torch.allclose(one[1], other[1], atol=1e-4)
-    assert torch.equal(
-        generator.generate(same, SEEDS[:1].expand(5), 4)[0], generator.generate(same, SEEDS[:1].expand(5), 4)[4]
-    )
+    alike = generator.generate(same, SEEDS[:1].expand(5), 4)
+    assert apart(alike[:1], alike[4:]) <= 1
 
 
 def test_several_seeds_a_trial_are_the_trial_repeated(generator, eeg):
