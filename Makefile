@@ -19,11 +19,10 @@ demo: setup
 	$(BIN)/python code/eeg_ldm.py preset=miniature
 	$(BIN)/python code/gen_eval_eeg.py preset=miniature
 
-# Stage B longer, on the demo's stage A: about 20 minutes in all.
+# The best that the miniature reaches: stage B three times as long, from an untrained encoder (README, "Does stage A help?").
 demo-long: setup
 	$(BIN)/python code/simulate_eeg.py
-	$(BIN)/python code/stageA1_eeg_pretrain.py preset=miniature
-	$(BIN)/python code/eeg_ldm.py preset=miniature name=long pretrain_mbm_path=pretrains/eeg_pretrain/miniature.pth num_epoch=60
+	$(BIN)/python code/eeg_ldm.py preset=miniature name=long pretrain_mbm_path=none num_epoch=30
 	$(BIN)/python code/gen_eval_eeg.py preset=miniature name=long
 
 test: setup

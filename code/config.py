@@ -167,7 +167,7 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
             "num_epoch": 500, "clip_head": "tokens", "text_start": False, "encoder_mlp_ratio": 1.0, "eeg_scale": 1.0,
         },
         "miniature": {
-            **_MINIATURE_DATA, "img_size": 64, "lr": 1e-3, "num_epoch": 15, "batch_size": 32, "validate_every": 5,
+            **_MINIATURE_DATA, "img_size": 64, "lr": 1e-3, "num_epoch": 10, "batch_size": 32, "validate_every": 5,
             "cond_drop": 0.1, "clip_grad": 5.0, "num_samples": 2, "ddim_steps": 10, "sampler": "dpm_solver",
             "guidance": 3.0, "encoder_embed_dim": 128, "encoder_depth": 2, "encoder_num_heads": 2,
             "encoder_mlp_ratio": 2.0,
