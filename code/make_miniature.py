@@ -43,7 +43,7 @@ UNET_SIZES = {
     "context_dim": towers.WIDTH,
 }
 # default optimizer steps: on renders, on photographs
-STEPS = {"classifier": (1200, 200), "clip": (3000, 60), "vae": (1800, 300), "unet": (4000, 600)}
+STEPS = {"classifier": (1200, 200), "clip": (3000, 60), "vae": (1800, 300), "unet": (6000, 600)}
 VAE_SIZES = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4}
 
 
@@ -61,7 +61,7 @@ class MiniatureConfig:
     classifier_steps: int = setting(0, "steps of 64 pictures; 0: 1200, photographs 200")
     clip_steps: int = setting(0, "steps of 128 pictures with captions; 0: 3000, photographs 60")
     vae_steps: int = setting(0, "steps of 32 pictures; 0: 1800, photographs 300")
-    unet_steps: int = setting(0, "steps of 64 latents; 0: 4000, photographs 600")
+    unet_steps: int = setting(0, "steps of 64 latents; 0: 6000, photographs 600")
     seed: int = setting(2022, "of every random draw in training")
     sheets: str = setting("results/miniature", "folder for contact sheets of truth, reconstructions and samples")
 
