@@ -195,10 +195,7 @@ NO_EFFECT: dict[type, dict[str, str]] = {
         "eval_avg": "scores are computed by stage C, over all samples",
         "checkpoint_path": "a run resumes from its own folder",
     },
-    GenerateConfig: {
-        "dataset": "only EEG exists",
-        "config_patch": "models/config15.yaml beside the weights is read",
-    },
+    GenerateConfig: {"dataset": "only EEG exists", "config_patch": "models/config15.yaml beside the weights is read"},
 }
 ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 

@@ -41,13 +41,7 @@ class EEGWindows:
     """
 
     def __init__(self, folder, n_chans: int = 128, n_times: int = 512, scale: float = 1.0, seed=2022, held_out=0.1):
-        self.folder, self.n_chans, self.n_times, self.scale, self.seed = (
-            Path(folder),
-            n_chans,
-            n_times,
-            scale,
-            seed,
-        )
+        self.folder, self.n_chans, self.n_times, self.scale, self.seed = (Path(folder), n_chans, n_times, scale, seed)
         if not self.folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder; it should hold recordings as .npy files (see datasets/README.md)"

@@ -14,13 +14,7 @@ def _moments(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     if a.shape[1] != b.shape[1]:
         raise UserError(f"items of different sizes cannot be compared: {a.shape[1]} and {b.shape[1]} numbers each")
-    sums = [
-        np.zeros(len(a)),
-        np.zeros(len(b)),
-        np.zeros(len(a)),
-        np.zeros(len(b)),
-        np.zeros((len(a), len(b))),
-    ]
+    sums = [np.zeros(len(a)), np.zeros(len(b)), np.zeros(len(a)), np.zeros(len(b)), np.zeros((len(a), len(b)))]
     for start in range(0, a.shape[1], 16_384):  # a part at a time: float64 copies of large pictures would not fit
         x, y = (v[:, start : start + 16_384].astype(np.float64) for v in (a, b))
         for total, part in zip(sums, (x.sum(1), y.sum(1), (x * x).sum(1), (y * y).sum(1), x @ y.T), strict=True):

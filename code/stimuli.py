@@ -51,10 +51,7 @@ def image_tensor(image: Image.Image, size: int, crop: tuple[int, int, int] | Non
     if crop is not None:
         top, left, side = crop
         resized = F.interpolate(
-            resized[..., top : top + side, left : left + side],
-            (size, size),
-            mode="bilinear",
-            align_corners=False,
+            resized[..., top : top + side, left : left + side], (size, size), mode="bilinear", align_corners=False
         )
     return resized[0].float()
 

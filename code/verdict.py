@@ -142,10 +142,7 @@ def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tu
         return (sums**2 / np.maximum(sizes, 1)).sum(1)
 
     shuffled = np.concatenate([random.permuted(np.tile(label, (100, 1)), axis=1) for _ in range(n_perm // 100)])
-    near, far = (
-        neighbours(shuffled),
-        np.concatenate([spread(part) for part in np.split(shuffled, n_perm // 100)]),
-    )
+    near, far = (neighbours(shuffled), np.concatenate([spread(part) for part in np.split(shuffled, n_perm // 100)]))
     p = min(1.0, 2 * permutation_p(neighbours(label[None])[0], near), 2 * permutation_p(spread(label[None])[0], far))
     share = float(neighbours(label[None])[0] / max(1, linked.sum()))
     return share, permutation_p(neighbours(np.sort(label)[None])[0], near), p

@@ -118,14 +118,7 @@ def fit(
     first_step = resume["step"] if resume else 0
     keeper = _Keeper(run, schedule, validate, resume, steps_per_epoch, log_to_wandb)
     batches = StepBatches(
-        len(items),
-        schedule.batch_size,
-        schedule.seed,
-        first_step,
-        last_step,
-        schedule.accumulate,
-        rank,
-        world,
+        len(items), schedule.batch_size, schedule.seed, first_step, last_step, schedule.accumulate, rank, world
     )
     trainer = _trainer(schedule, keeper, device, world)
     trainer.fit(module, _Loader(items, batches))
@@ -235,13 +228,7 @@ class _Keeper(pl.Callback):
         module.train()
         mean_loss = sum(self.losses) / len(self.losses)
         self.losses.clear()
-        row = {
-            "epoch": epoch,
-            "step": self.step,
-            "train_loss": mean_loss,
-            "lr": module.lr_at(self.step - 1),
-            **figures,
-        }
+        row = {"epoch": epoch, "step": self.step, "train_loss": mean_loss, "lr": module.lr_at(self.step - 1), **figures}
         self.rows.append(row)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(k for r in self.rows for k in r)))

@@ -221,10 +221,7 @@ def without(key):
             trial(0) | {"eeg": trial(0)["eeg"].index_fill(1, torch.tensor([30]), torch.nan)},
             "trial 1: channel 0 has NaN",
         ),
-        (
-            trial(0) | {"eeg": trial(0)["eeg"].index_fill(0, torch.tensor([7]), 1.0)},
-            "trial 1: channel 7 is constant",
-        ),
+        (trial(0) | {"eeg": trial(0)["eeg"].index_fill(0, torch.tensor([7]), 1.0)}, "trial 1: channel 7 is constant"),
     ],
 )
 def test_unusable_trials_are_named(tmp_path, bad, words):

@@ -183,11 +183,7 @@ class AutoencoderKL(nn.Module):
     """
 
     def __init__(
-        self,
-        ch: int = 128,
-        ch_mult: tuple[int, ...] = (1, 2, 4, 4),
-        num_res_blocks: int = 2,
-        z_channels: int = 4,
+        self, ch: int = 128, ch_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2, z_channels: int = 4
     ):
         super().__init__()
         self.encoder = Encoder(ch, ch_mult, num_res_blocks, z_channels)
