@@ -5,20 +5,16 @@ Parameter names are those of the published weights (`encoder.down.0.block.0.conv
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dc_ldm.modules.attention import GroupNorm, attention
+from dc_ldm.modules.attention import GroupNorm, attention, named, residual, upsample
 
 EPS = 1e-6  # of every normalisation in the published autoencoder
-
-
-def norm_swish(norm: nn.Module, x: Tensor) -> Tensor:
-    """x * sigmoid(x) of the normalised input, shape kept."""
-    return F.silu(norm(x))
 
 
 class ResBlock(nn.Module):
@@ -30,14 +26,12 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = GroupNorm(out_channels, EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.nin_shortcut = residual(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, in, h, w) -> (B, out, h, w)."""
-        hidden = self.conv1(norm_swish(self.norm1, x))
-        hidden = self.conv2(norm_swish(self.norm2, hidden))
-        return hidden + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
 
 
 class AttnBlock(nn.Module):
@@ -55,107 +49,52 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(rearrange(attention(q, k, v), "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
-class Downsample(nn.Module):
-    """Halve height and width."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, c, h, w) -> (B, c, h/2, w/2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # the weights were trained with padding on the right and below only
+def downsample(channels: int) -> nn.Sequential:
+    """Halve height and width: (B, c, h, w) -> (B, c, h/2, w/2)."""
+    # The weights were trained with padding on the right and below only.
+    return named(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2))
 
 
-class Upsample(nn.Module):
-    """Double height and width."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, c, h, w) -> (B, c, 2h, 2w)."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+def middle(channels: int) -> nn.Sequential:
+    """Block, attention, block at the lowest resolution: (B, c, h, w) -> the same."""
+    return named(block_1=ResBlock(channels, channels), attn_1=AttnBlock(channels), block_2=ResBlock(channels, channels))
 
 
-class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResBlock(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, c, h, w) -> the same."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+def level(in_channels: int, out_channels: int, num_blocks: int, **change: nn.Module) -> nn.Sequential:
+    """The blocks of one resolution, then its `change`, if any: (B, in, h, w) -> (B, out, h', w')."""
+    widths = [in_channels] + [out_channels] * num_blocks
+    return named(block=nn.Sequential(*(ResBlock(*pair) for pair in pairwise(widths))), **change)
 
 
-class Level(nn.Module):
-    """The blocks of one resolution; the change of resolution follows as `downsample` or `upsample`."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_blocks
-        self.block = nn.ModuleList(ResBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, in, h, w) -> (B, out, h', w')."""
-        for block in self.block:
-            x = block(x)
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
-        return x
-
-
-class Encoder(nn.Module):
+def encoder(ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int) -> nn.Sequential:
     """Picture (B, 3, H, W) -> moments (B, 2z, h, w) before the last 1 x 1 convolution."""
-
-    def __init__(self, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int):
-        super().__init__()
-        widths = [ch] + [ch * mult for mult in ch_mult]
-        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
-        pairs = zip(widths, widths[1:], strict=False)
-        self.down = nn.ModuleList(Level(*pair, num_res_blocks) for pair in pairs)
-        for level in self.down[:-1]:
-            level.downsample = Downsample(level.block[-1].conv2.out_channels)
-        self.mid = Middle(widths[-1])
-        self.norm_out = GroupNorm(widths[-1], EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * z_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W) -> (B, 2z, h, w)."""
-        hidden = self.conv_in(x)
-        for level in self.down:
-            hidden = level(hidden)
-        return self.conv_out(norm_swish(self.norm_out, self.mid(hidden)))
+    *inner, last = pairwise([ch] + [ch * mult for mult in ch_mult])
+    levels = [level(*pair, num_res_blocks, downsample=downsample(pair[1])) for pair in inner]
+    return named(
+        conv_in=nn.Conv2d(3, ch, 3, padding=1),
+        down=nn.Sequential(*levels, level(*last, num_res_blocks)),
+        mid=middle(last[1]),
+        norm_out=GroupNorm(last[1], EPS),
+        swish=nn.SiLU(),
+        conv_out=nn.Conv2d(last[1], 2 * z_channels, 3, padding=1),
+    )
 
 
-class Decoder(nn.Module):
+def decoder(ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int) -> nn.Sequential:
     """Latent (B, z, h, w) -> picture (B, 3, H, W); numbered by resolution, so the last level runs first."""
-
-    def __init__(self, ch: int, ch_mult: tuple[int, ...], num_res_blocks: int, z_channels: int):
-        super().__init__()
-        widths = [ch * mult for mult in ch_mult]
-        widths.append(widths[-1])
-        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
-        levels = zip(widths[1:], widths, strict=False)
-        self.up = nn.ModuleList(Level(*pair, num_res_blocks + 1) for pair in levels)
-        for level in self.up[1:]:
-            level.upsample = Upsample(level.block[-1].conv2.out_channels)
-        self.norm_out = GroupNorm(widths[0], EPS)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """z (B, z, h, w) -> (B, 3, H, W)."""
-        hidden = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            hidden = level(hidden)
-        return self.conv_out(norm_swish(self.norm_out, hidden))
+    widths = [ch * mult for mult in ch_mult]
+    levels = {}
+    for i, (after, before) in enumerate(pairwise([*widths, widths[-1]])):
+        change = {"upsample": upsample(after)} if i else {}
+        levels[str(i)] = level(before, after, num_res_blocks + 1, **change)
+    return named(
+        conv_in=nn.Conv2d(z_channels, widths[-1], 3, padding=1),
+        mid=middle(widths[-1]),
+        up=named(**dict(reversed(levels.items()))),
+        norm_out=GroupNorm(widths[0], EPS),
+        swish=nn.SiLU(),
+        conv_out=nn.Conv2d(widths[0], 3, 3, padding=1),
+    )
 
 
 @dataclass
@@ -186,8 +125,8 @@ class AutoencoderKL(nn.Module):
         self, ch: int = 128, ch_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2, z_channels: int = 4
     ):
         super().__init__()
-        self.encoder = Encoder(ch, ch_mult, num_res_blocks, z_channels)
-        self.decoder = Decoder(ch, ch_mult, num_res_blocks, z_channels)
+        self.encoder = encoder(ch, ch_mult, num_res_blocks, z_channels)
+        self.decoder = decoder(ch, ch_mult, num_res_blocks, z_channels)
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * z_channels, 1)
         self.post_quant_conv = nn.Conv2d(z_channels, z_channels, 1)
 

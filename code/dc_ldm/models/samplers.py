@@ -5,6 +5,7 @@ Symbols: abar = product of (1 - beta) up to a step, tau = the grid of time steps
 Coefficients are Python floats (double precision), so a step costs no transfer from the accelerator.
 """
 
+from bisect import bisect
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from runtime.errors import UserError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+# Linear multi-step weights of the newest prediction and those before it, by how many there are (Adams-Bashforth).
+ADAMS_BASHFORTH = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
 def sd_alphas_cumprod(linear_start: float = 0.00085, linear_end: float = 0.0120, timesteps: int = 1000) -> Tensor:
@@ -45,8 +49,8 @@ def check_steps(steps: int, sampler: str, timesteps: int = 1000) -> None:
     # The grid starts at 1, so one step for every time step would run past the end of the schedule.
     possible = [s for s in range(1, timesteps) if timesteps % s == 0]
     if steps not in possible:
-        above = next((i for i, s in enumerate(possible) if s > steps), len(possible))
-        near = possible[max(0, min(above, len(possible) - 1) - 1) :][:2]  # the neighbours on both sides
+        above = min(bisect(possible, steps), len(possible) - 1)
+        near = possible[max(0, above - 1) :][:2]  # the neighbours on both sides
         raise UserError(
             f"{sampler} needs steps that divide {timesteps} evenly and are fewer, but was asked for {steps}; "
             f"the nearest are {near[0]} and {near[1]} (dpm_solver takes any number)"
@@ -90,26 +94,16 @@ def plms(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int = 250)
     """Pseudo linear multi-step sampling (arXiv 2202.09778) from noise x (B, ...); steps + 1 calls."""
     check_steps(steps, "plms", len(alphas_cumprod))
     taus, abar, abar_prev = even_grid(alphas_cumprod, steps)
-    past: list[Tensor] = []  # raw predictions, newest first, at most three
+    known: list[Tensor] = []  # raw predictions, newest first, at most four
     for i in reversed(range(steps)):
-        eps = denoise(x, at(x, taus[i]))
-        if not past:  # no history yet: average with the prediction at the next point (Heun)
-            ahead = denoise(ddim_step(x, eps, abar[i], abar_prev[i]), at(x, taus[max(i - 1, 0)]))
-            mixed = (eps + ahead) / 2
+        known = [denoise(x, at(x, taus[i])), *known[:3]]
+        if len(known) == 1:  # no history yet: average with the prediction at the next point (Heun)
+            ahead = denoise(ddim_step(x, known[0], abar[i], abar_prev[i]), at(x, taus[max(i - 1, 0)]))
+            eps = (known[0] + ahead) / 2
         else:
-            mixed = adams_bashforth(eps, past)
-        x = ddim_step(x, mixed, abar[i], abar_prev[i])
-        past = [eps, *past][:3]
+            eps = sum(weight * e for weight, e in zip(ADAMS_BASHFORTH[len(known)], known, strict=True))
+        x = ddim_step(x, eps, abar[i], abar_prev[i])
     return x
-
-
-def adams_bashforth(eps: Tensor, past: list[Tensor]) -> Tensor:
-    """Linear multi-step extrapolation of order 2 to 4, by how many past predictions (newest first)."""
-    if len(past) == 1:
-        return (3 * eps - past[0]) / 2
-    if len(past) == 2:
-        return (23 * eps - 16 * past[0] + 5 * past[1]) / 12
-    return (55 * eps - 59 * past[0] + 37 * past[1] - 9 * past[2]) / 24
 
 
 @torch.no_grad()
@@ -124,16 +118,13 @@ def dpm_solver(denoise: Denoiser, x: Tensor, alphas_cumprod: Tensor, steps: int 
     abar = alphas_cumprod.double().cpu()[taus]
     alpha, sigma = abar.sqrt().tolist(), (1 - abar).sqrt().tolist()
     half_logsnr = (0.5 * (abar / (1 - abar)).log()).tolist()
-    last_x0 = None
+    last_x0, h = None, 0.0
     for i, tau in enumerate(taus.tolist()):
         x0 = (x - sigma[i] * denoise(x, at(x, tau))) / alpha[i]
         if i == steps - 1:
             return x0  # sigma 0: the step of order 1 is the prediction itself
-        h = half_logsnr[i + 1] - half_logsnr[i]
-        target = x0
-        if last_x0 is not None:
-            ratio = (half_logsnr[i] - half_logsnr[i - 1]) / h
-            target = x0 + (x0 - last_x0) / (2 * ratio)
+        last_h, h = h, half_logsnr[i + 1] - half_logsnr[i]
+        target = x0 if last_x0 is None else x0 + (x0 - last_x0) * h / (2 * last_h)
         shrink = sigma[i + 1] / sigma[i]
         x = shrink * x + (alpha[i + 1] - shrink * alpha[i]) * target
         last_x0 = x0

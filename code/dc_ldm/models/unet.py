@@ -5,13 +5,11 @@ Parameter names are those of the published checkpoints, `time_embed_condtion` (s
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dc_ldm.modules.attention import GroupNorm, SpatialTransformer, zeroed
+from dc_ldm.modules.attention import GroupNorm, SpatialTransformer, named, residual, upsample, zeroed
 from runtime.errors import UserError
 
 
@@ -33,37 +31,12 @@ class ResBlock(nn.Module):
         # Index 2 is the published model's dropout of zero.
         last = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.out_layers = nn.Sequential(GroupNorm(out_channels, eps=1e-5), nn.SiLU(), nn.Identity(), last)
-        same = in_channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip_connection = residual(in_channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, in, h, w), emb (B, E) -> (B, out, h, w)."""
         hidden = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(hidden)
-
-
-class Downsample(nn.Module):
-    """Halve height and width."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, c, h, w) -> (B, c, h/2, w/2)."""
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Double height and width."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, c, h, w) -> (B, c, 2h, 2w)."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class Step(nn.Sequential):
@@ -72,46 +45,9 @@ class Step(nn.Sequential):
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """x (B, c, h, w), emb (B, E), context (B, M, context_dim) -> (B, c', h', w')."""
         for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, emb)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
-            else:
-                x = layer(x)
+            needed = {ResBlock: (emb,), SpatialTransformer: (context,)}.get(type(layer), ())
+            x = layer(x, *needed)
         return x
-
-
-Blocks = Callable[[int, int, int], list[nn.Module]]  # (width before, width after, level) -> layers of one block
-
-
-def contracting(
-    first: nn.Conv2d, widths: list[int], num_blocks: int, blocks: Blocks
-) -> tuple[nn.ModuleList, list[int]]:
-    """The way down: `num_blocks` blocks a level, halving between; also each step's width."""
-    width = first.out_channels
-    steps, skips = nn.ModuleList([Step(first)]), [width]
-    for level, after in enumerate(widths):
-        for _ in range(num_blocks):
-            steps.append(Step(*blocks(width, after, level)))
-            width = after
-            skips.append(width)
-        if level < len(widths) - 1:
-            steps.append(Step(Downsample(width)))
-            skips.append(width)
-    return steps, skips
-
-
-def expanding(skips: list[int], widths: list[int], num_blocks: int, blocks: Blocks) -> nn.ModuleList:
-    """The way up: every block is also given one step's answer, last first; doubling between."""
-    steps, skips, width = nn.ModuleList(), list(skips), widths[-1]
-    for level in reversed(range(len(widths))):
-        for i in range(num_blocks + 1):
-            layers = blocks(width + skips.pop(), widths[level], level)
-            width = widths[level]
-            if level > 0 and i == num_blocks:
-                layers.append(Upsample(width))
-            steps.append(Step(*layers))
-    return steps
 
 
 class UNet(nn.Module):
@@ -151,23 +87,35 @@ class UNet(nn.Module):
                 nn.Conv1d(context_length, half, 1), nn.Conv1d(half, 1, 1), nn.Linear(context_dim, emb_dim)
             )
 
-        def blocks(before: int, after: int, level: int) -> list[nn.Module]:
+        def block(before: int, after: int, level: int | None) -> list[nn.Module]:
             layers: list[nn.Module] = [ResBlock(before, after, emb_dim)]
-            if 2**level in attention_resolutions:
+            if level is None or 2**level in attention_resolutions:
                 layers.append(SpatialTransformer(after, context_dim, num_heads))
             return layers
 
-        widths = [mult * model_channels for mult in channel_mult]
-        first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
-        self.input_blocks, skips = contracting(first, widths, num_res_blocks, blocks)
-        self.middle_block = Step(
-            ResBlock(widths[-1], widths[-1], emb_dim),
-            SpatialTransformer(widths[-1], context_dim, num_heads),
-            ResBlock(widths[-1], widths[-1], emb_dim),
-        )
-        self.output_blocks = expanding(skips, widths, num_res_blocks, blocks)
-        last = zeroed(nn.Conv2d(widths[0], out_channels, 3, padding=1))
-        self.out = nn.Sequential(GroupNorm(widths[0], eps=1e-5), nn.SiLU(), last)
+        # The way down; halving follows every level but the last. `skips`: the width of each step's answer
+        width, skips = model_channels, [model_channels]
+        self.input_blocks = nn.ModuleList([Step(nn.Conv2d(in_channels, width, 3, padding=1))])
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                self.input_blocks.append(Step(*block(width, mult * model_channels, level)))
+                width = mult * model_channels
+                skips.append(width)
+            if level < len(channel_mult) - 1:
+                self.input_blocks.append(Step(named(op=nn.Conv2d(width, width, 3, stride=2, padding=1))))
+                skips.append(width)
+        self.middle_block = Step(*block(width, width, None), ResBlock(width, width, emb_dim))
+        # The way up; every block is also given one step's answer, last first, and doubling closes each level but 0
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers = block(width + skips.pop(), mult * model_channels, level)
+                width = mult * model_channels
+                if level > 0 and i == num_res_blocks:
+                    layers.append(upsample(width))
+                self.output_blocks.append(Step(*layers))
+        last = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(width, eps=1e-5), nn.SiLU(), last)
 
     def embed_time(self, t: Tensor, context: Tensor) -> Tensor:
         """t int64 (B,), context (B, context_length, context_dim) -> embedding (B, E)."""

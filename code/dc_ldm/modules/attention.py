@@ -1,8 +1,10 @@
-"""Attention and normalisation of the Stable Diffusion UNet.
+"""Attention, normalisation and what else the networks of Stable Diffusion have in common.
 
 Shapes: B batch, N tokens, M context tokens, D width, H heads, E width of a head, c channels, h x w latent.
 Module names are those of the published weights (`attn1`, `to_q`, `ff.net.0.proj` ...).
 """
+
+from collections import OrderedDict
 
 import torch
 from einops import rearrange
@@ -35,11 +37,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (B, c, ...)."""
-        if x.dtype in (torch.bfloat16, torch.float16):
-            return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(
-                x.dtype
-            )
-        return super().forward(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class CrossAttention(nn.Module):
@@ -74,25 +74,14 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    """Two layers of 4 x width; index 1 of `net` is the published model's dropout of zero."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, D) -> the same."""
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, attention over the context, feed-forward; each after a LayerNorm and added back."""
 
     def __init__(self, dim: int, context_dim: int, num_heads: int):
         super().__init__()
         self.attn1 = CrossAttention(dim, dim, num_heads)
-        self.ff = FeedForward(dim)
+        # Index 1 is the published model's dropout of zero.
+        self.ff = named(net=nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)))
         self.attn2 = CrossAttention(dim, context_dim, num_heads)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
 
@@ -119,6 +108,21 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         return x + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Layers in a row whose parameters are called after their keyword."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+def upsample(channels: int) -> nn.Sequential:
+    """Double height and width: (B, c, h, w) -> (B, c, 2h, 2w), each pixel four times, then a convolution."""
+    return named(larger=nn.Upsample(scale_factor=2), conv=nn.Conv2d(channels, channels, 3, padding=1))
+
+
+def residual(in_channels: int, out_channels: int) -> nn.Module:
+    """What a block adds its answer to: its input, brought to the new width where that differs."""
+    return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -7,22 +7,10 @@ Parameter names are those of the published checkpoints (`cond_stage_model.*`).
 import torch
 from torch import Tensor, nn
 
+from dc_ldm.modules.attention import named
 from runtime.errors import UserError
 
 CLIP_HEADS = ("tokens", "condition")
-
-
-class Mapping(nn.Module):
-    """A learned mix of all tokens into one, then a linear layer; `maxpool` is the published name of the mix."""
-
-    def __init__(self, num_tokens: int, dim: int, out_dim: int):
-        super().__init__()
-        self.maxpool = nn.Conv1d(num_tokens, 1, 1)
-        self.fc = nn.Linear(dim, out_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, N, D) -> (B, out_dim)."""
-        return self.fc(self.maxpool(tokens).squeeze(1))
 
 
 class EEGConditioner(nn.Module):
@@ -49,10 +37,10 @@ class EEGConditioner(nn.Module):
         half = encoder.num_tokens // 2
         self.channel_mapper = nn.Sequential(nn.Conv1d(encoder.num_tokens, half, 1), nn.Conv1d(half, context_length, 1))
         self.dim_mapper = nn.Linear(encoder.embed_dim, context_dim)
-        if clip_head == "tokens":
-            self.mapping = Mapping(encoder.num_tokens, encoder.embed_dim, clip_dim)
-        else:
-            self.mapping = Mapping(context_length, context_dim, clip_dim)
+        seen = {"tokens": (encoder.num_tokens, encoder.embed_dim), "condition": (context_length, context_dim)}
+        length, width = seen[clip_head]
+        # A learned mix of all tokens into one, (B, 1, width); `maxpool` is its published name.
+        self.mapping = named(maxpool=nn.Conv1d(length, 1, 1), fc=nn.Linear(width, clip_dim), one=nn.Flatten(1))
 
     @torch.no_grad()
     def start_at_text(self, empty: Tensor, projection: Tensor) -> None:
