@@ -34,32 +34,38 @@ class Run:
         checkpoints.write_text(self.folder / "finished.json", json.dumps(facts, indent=1))
 
 
-def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
-    """Open or make a run folder that belongs to exactly this `config` (plain values, saved as config.yaml).
+def begun(folder: Path, config: dict) -> bool:
+    """Whether `folder` holds work of a run of exactly this `config` (plain values); writes nothing.
 
     Raises:
         UserError: the folder holds a run of another config, or files of no run at all.
     """
     saved = folder / "config.yaml"
+    if not folder.exists() or all(path == saved for path in folder.iterdir()):
+        return False  # new, or never begun: its data were missing, say
+    if not saved.exists():
+        raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
+    before = OmegaConf.to_container(OmegaConf.load(saved))
+    differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
+    if differ:
+        shown = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} asked" for k in differ[:4])
+        raise UserError(
+            f"{folder}: holds a run with another configuration ({shown}): "
+            "choose another name=, or overwrite=true to move it aside"
+        )
+    return True
+
+
+def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
+    """Open or make a run folder that belongs to exactly this `config`, saved as config.yaml. Raises as `begun`."""
     if overwrite and folder.exists():
         aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         while aside.exists():  # moved aside twice within a second
             aside = aside.with_name(f"{aside.name}a")
         folder.rename(aside)
         print(f"moved the earlier run to {aside}")
-    if saved.exists() and any(path != saved for path in folder.iterdir()):
-        before = OmegaConf.to_container(OmegaConf.load(saved))
-        differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
-        if differ:
-            shown = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} asked" for k in differ[:4])
-            raise UserError(
-                f"{folder}: holds a run with another configuration ({shown}): "
-                "choose another name=, or overwrite=true to move it aside"
-            )
-    elif folder.exists() and any(path != saved for path in folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
-    else:  # new, or never begun: its data were missing, say
-        checkpoints.write_text(saved, OmegaConf.to_yaml(OmegaConf.create(config)))
+    if not begun(folder, config):
+        checkpoints.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     return Run(folder, (folder / "finished.json").exists())
 
 
