@@ -8,11 +8,9 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
 
 from runtime.errors import UserError
 
@@ -73,20 +71,23 @@ def read_recording(path: Path, folder: Path) -> Recording:
         UserError: unreadable, not finite, no EEG channel left, gaps in time.
     """
     is_csv = path.name.lower().endswith((".csv", ".csv.gz"))
-    sfreq, ch_names, data, markers, dropped = (_read_csv if is_csv else _read_mne)(path)
+    sfreq, channels, data, markers, dropped = (_read_csv if is_csv else _read_mne)(path)
+    names = list(channels)
     if not np.isfinite(data).all():
         channel, sample = np.argwhere(~np.isfinite(data))[0]
-        raise UserError(f"{path}: channel {ch_names[channel]} is NaN or infinite at sample {sample}; cut it there")
-    for channel in np.flatnonzero(np.ptp(data, axis=1) == 0):
-        dropped[ch_names[channel]] = "constant"
-    kept = [i for i, name in enumerate(ch_names) if name not in dropped]
+        raise UserError(f"{path}: channel {names[channel]} is NaN or infinite at sample {sample}; cut it there")
+    for (name, kind), span in zip(channels.items(), np.ptp(data, axis=1), strict=True):
+        if kind != "eeg" or NOT_EEG.search(name):
+            dropped[name] = f"{kind} channel" if kind != "eeg" else "not EEG by its name"
+        elif span == 0:
+            dropped[name] = "constant"
+    kept = [i for i, name in enumerate(names) if name not in dropped]
     if not kept:
-        raise UserError(f"{path}: no EEG channel left of {ch_names} ({dropped})")
+        raise UserError(f"{path}: no EEG channel left of {names} ({dropped})")
     numbers = re.findall(r"sub(?:ject)?[-_ ]?0*(\d+)", str(path.resolve()), re.I)
-    return Recording(
-        _name(path, folder), path, int(numbers[-1]) if numbers else 1, sfreq,
-        [ch_names[i] for i in kept], data[kept], markers, dropped,
-    )  # fmt: skip
+    subject = int(numbers[-1]) if numbers else 1
+    kept_names = [names[i] for i in kept]
+    return Recording(_name(path, folder), path, subject, sfreq, kept_names, data[kept], sorted(markers), dropped)
 
 
 def _read_csv(path: Path) -> tuple:
@@ -108,8 +109,7 @@ def _read_csv(path: Path) -> tuple:
         raise UserError(f"{path}: time stamps are up to {stray:.2f} s off even sampling; cut the recording at its gaps")
     channels = [i for i in range(len(names)) if i not in (*times, *marks)]
     markers = [(int(row), f"{table[row, i]:g}") for i in marks for row in np.flatnonzero(table[:, i])]
-    dropped = {names[i]: "not EEG by its name" for i in channels if NOT_EEG.search(names[i])}
-    return sfreq, [names[i] for i in channels], table[:, channels].T, sorted(markers), dropped
+    return sfreq, {names[i]: "eeg" for i in channels}, table[:, channels].T, markers, {}
 
 
 def _read_mne(path: Path) -> tuple:
@@ -126,10 +126,8 @@ def _read_mne(path: Path) -> tuple:
     except Exception as error:  # on a broken file its parsers fail in any way, AttributeError included
         raise UserError(f"{path}: cannot be read as a continuous recording ({error})") from error
     dropped = {name: "marked bad in the file" for name in raw.info["bads"]}
-    for name, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True):
-        if kind != "eeg" or NOT_EEG.search(name):
-            dropped[name] = f"{kind} channel" if kind != "eeg" else "not EEG by its name"
-    return raw.info["sfreq"], list(raw.ch_names), raw.get_data() * 1e6, sorted(markers), dropped
+    kinds = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
+    return raw.info["sfreq"], kinds, raw.get_data() * 1e6, markers, dropped
 
 
 def without_copies(paths: list[Path], folder: Path, report: list[dict]) -> Iterator[Recording]:
@@ -140,7 +138,7 @@ def without_copies(paths: list[Path], folder: Path, report: list[dict]) -> Itera
     seen: dict[str, Path] = {}
     for path in paths:
         recording = read_recording(path, Path(folder))
-        key = hashlib.sha256(np.ascontiguousarray(recording.data).tobytes()).hexdigest()
+        key = hashlib.sha256(np.ascontiguousarray(recording.data)).hexdigest()
         if key in seen:
             same = "bytes" if path.read_bytes() == seen[key].read_bytes() else "samples"
             report.append({"file": str(path), "copy_of": str(seen[key]), "same": same})
@@ -170,11 +168,9 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     rows = [recording.ch_names.index(name) for name in channels or recording.ch_names]
     data = mne.filter.filter_data(recording.data[rows], recording.sfreq, low or None, high, verbose="ERROR")
     if rate != recording.sfreq:
-        ratio = Fraction(rate / recording.sfreq).limit_denominator(1000)
-        data = scipy.signal.resample_poly(data, ratio.numerator, ratio.denominator, axis=1)
+        data = mne.filter.resample(data, rate, recording.sfreq, method="polyphase", verbose="ERROR")
     markers = [(round(sample * rate / recording.sfreq), name) for sample, name in recording.markers]
-    names = [recording.ch_names[row] for row in rows]
-    return replace(recording, sfreq=rate, ch_names=names, data=data, markers=markers)
+    return replace(recording, sfreq=rate, ch_names=[recording.ch_names[i] for i in rows], data=data, markers=markers)
 
 
 def standardise(data: np.ndarray, clip: float) -> np.ndarray:

@@ -11,8 +11,12 @@ import torch
 from runtime.errors import UserError
 
 
-def _replace_atomically(path: Path, write) -> None:
-    """Call `write(file)` on a temporary file beside `path`, flush it to disk, then rename it onto `path`."""
+def replace_atomically(path: Path, write) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to disk, then rename it onto `path`.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -34,17 +38,17 @@ def save(path: str | Path, content: dict) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    _replace_atomically(Path(path), lambda file: torch.save(content, file))
+    replace_atomically(Path(path), lambda file: torch.save(content, file))
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file (utf-8) by the same rename."""
-    _replace_atomically(Path(path), lambda file: file.write(text.encode()))
+    replace_atomically(Path(path), lambda file: file.write(text.encode()))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write bytes by the same rename."""
-    _replace_atomically(Path(path), lambda file: file.write(content))
+    replace_atomically(Path(path), lambda file: file.write(content))
 
 
 def read_plain(path: str | Path, what: str) -> dict:
