@@ -1,0 +1,150 @@
+"""What a file is, told from the names in it. Nothing in a file is executed, and no weight is read."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from runtime.errors import UserError
+
+OURS_A, OURS_B = "stage A checkpoint (ours)", "stage B checkpoint (ours)"
+PUBLISHED_A, PUBLISHED_B = "published stage A checkpoint", "published generation checkpoint"
+SD1, SD1_EMA, SD2 = "Stable Diffusion 1.x", "Stable Diffusion 1.x, EMA only", "Stable Diffusion 2.x"
+LFS, HTML, EMPTY = "Git LFS pointer", "HTML page", "empty file"
+TRUNCATED, DIFFUSERS, UNKNOWN = "truncated file", "diffusers folder", "file of an unknown kind"
+
+# A kind needs all its signs: each is a name in the file (a key, a tensor's name, our format), or how one begins
+SIGNS = {
+    OURS_A: ("eeg-mae-1",),
+    OURS_B: ("eeg-ldm-1",),
+    "resume point (ours)": ("resume-1",),
+    PUBLISHED_B: ("model_state_dict", "cond_stage_model.mae."),
+    "Stable Diffusion 1.x with an EEG condition (v1 layout)": ("cond_stage_model.mae.", "first_stage_model."),
+    "stage B tensors (safetensors)": ("cond_stage_model.mae.",),
+    PUBLISHED_A: ("model", "mask_token", "decoder_blocks.0."),
+    "stage A tensors (safetensors)": ("mask_token", "decoder_blocks.0."),
+    SD2: ("model.diffusion_model.", "cond_stage_model.model."),
+    "Stable Diffusion XL": ("model.diffusion_model.", "conditioner.embedders."),
+    "inpainting or other variant of Stable Diffusion 1.x": ("model.diffusion_model.", "masked_image"),
+    "Stable Diffusion 1.x with its EMA": ("model.diffusion_model.", "first_stage_model.", "model_ema."),
+    SD1_EMA: ("model.diffusion_model.", "cond_stage_model.transformer."),
+    "EMA of Stable Diffusion": ("model_ema.",),
+    SD1: ("model.diffusion_model.", "first_stage_model."),
+    "diffusers UNet": ("down_blocks.0.resnets.0.", "time_embedding."),
+    "diffusers autoencoder": ("encoder.down_blocks.0.", "quant_conv."),
+    "CLIP": ("vision_model.",),
+    "EEG trials file": ("dataset", "labels", "images", "eeg", "subject"),
+    "splits file": ("splits", "train", "test"),
+}
+SAME = {"Stable Diffusion 1.x with its EMA": SD1, "EMA of Stable Diffusion": SD1_EMA}
+ADVICE = {
+    LFS: "fetch the file itself (git lfs pull)",
+    HTML: "download the file itself, not the page about it",
+    EMPTY: "download it again",
+    TRUNCATED: "download or copy it again",
+    SD1_EMA: "get v1-5-pruned, which also holds the weights without averaging",
+    SD2: "get Stable Diffusion 1.5's v1-5-pruned",
+    DIFFUSERS: "get v1-5-pruned as one file",
+}
+
+
+def file_kind(path: str | Path) -> str:
+    """What lies at `path`, by a constant of this module or another key of SIGNS; "missing" where nothing does."""
+    path = Path(path)
+    if path.is_dir():
+        return DIFFUSERS if (path / "model_index.json").is_file() or (path / "unet").is_dir() else "folder"
+    if not path.is_file():
+        return "missing"
+    with open(path, "rb") as file:
+        head = file.read(200)
+    if not head:
+        return EMPTY
+    if head.startswith(b"version https://git-lfs"):
+        return LFS
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return HTML
+    if head.startswith(b"\x93NUMPY"):
+        return "NumPy array"
+    try:
+        names, _ = names_in(path)
+    except ValueError:
+        return UNKNOWN
+    except EOFError:
+        return TRUNCATED
+    found = (kind for kind, signs in SIGNS.items() if all(any(n.startswith(s) for n in names) for s in signs))
+    kind = next(found, UNKNOWN)
+    return SAME.get(kind, kind)
+
+
+def expect(path: str | Path, kinds: tuple[str, ...], what: str) -> str:
+    """The kind of the file at `path`, one of `kinds`; otherwise a UserError that says what it is instead of `what`."""
+    kind = file_kind(path)
+    if kind == "missing":
+        raise UserError(f"{path}: no such file; expected a {what}")
+    if kind not in kinds:
+        advice = f": {ADVICE[kind]}" if kind in ADVICE else ""
+        raise UserError(f"{path}: expected a {what}, found this: {kind}{advice}")
+    return kind
+
+
+def names_in(path: str | Path) -> tuple[set[str], set[str]]:
+    """All strings in a torch or safetensors file, and all classes and functions that it asks for ("module.name").
+
+    Raises ValueError for a file of neither format, EOFError for one that was cut off.
+    """
+    with open(path, "rb") as file:
+        magic = file.read(9)
+        size = file.seek(0, 2)
+        file.seek(0)
+        if magic.startswith(b"PK"):
+            return _names_in_zip(file)
+        if magic[8:] == b"{":
+            return _names_in_safetensors(file, size), set()
+        if magic.startswith(b"\x80"):
+            # torch before 1.6: magic number, protocol, system, then the content, its storages' keys, their numbers
+            parts = [_names_in_pickle(file) for _ in range(4)]
+            return parts[3]
+    raise ValueError(f"{path} is neither a torch nor a safetensors file")
+
+
+def _names_in_zip(file: BinaryIO) -> tuple[set[str], set[str]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            if name is None:
+                raise ValueError("a zip file, but none of torch's")
+            with archive.open(name) as content:
+                return _names_in_pickle(content)
+    except zipfile.BadZipFile as error:
+        raise EOFError("the zip file's end is missing") from error
+
+
+def _names_in_safetensors(file: BinaryIO, size: int) -> set[str]:
+    (length,) = struct.unpack("<Q", file.read(8))
+    header = file.read(min(length, size))
+    if len(header) < length:
+        raise EOFError("the header is cut off")
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    if 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0) > size:
+        raise EOFError("tensors are cut off")
+    return set(entries)
+
+
+def _names_in_pickle(file: BinaryIO) -> tuple[set[str], set[str]]:
+    strings, classes = set(), set()
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "GLOBAL":
+                classes.add(argument.replace(" ", "."))
+            elif isinstance(argument, str):
+                strings.add(argument)
+    except ValueError as error:
+        if "unknown" in str(error):  # a byte that is no instruction; all other complaints are about a missing rest
+            raise
+        raise EOFError(str(error)) from error
+    return strings, classes
