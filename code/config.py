@@ -25,12 +25,49 @@ def setting(default: Any, about: str, source: str = OURS) -> Any:
 
 
 @dataclass
-class PretrainConfig:
-    """Stage A: masked modelling of unlabelled EEG."""
+class _Run:
+    """What every stage has."""
 
     preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
     name: str = setting("", "run name; empty: the preset's")
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
+    seed: int = setting(2022, "of every random draw", PUBLISHED)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    overwrite: bool = setting(False, "move an earlier run of this name aside")
+
+
+@dataclass
+class _Training(_Run):
+    """What stages A and B share."""
+
+    precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
+    wandb: bool = setting(False, "also log to wandb")
+
+
+@dataclass
+class _Pictures(_Run):
+    """What stages B and C share."""
+
+    eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
+    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
+    imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
+    subject: int = setting(4, "subject 1..6; 0: all", PAPER)
+    allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
+    pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
+    clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
+    classifier: str = setting(
+        "vit_h_14", "picture classifier (stage B: of select=n_way): a name or a folder", PUBLISHED
+    )
+    num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED)
+    ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
+    sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
+    guidance: float = setting(1.0, "classifier-free guidance scale; 1: none", PUBLISHED)
+
+
+@dataclass
+class PretrainConfig(_Training):
+    """Stage A: masked modelling of unlabelled EEG."""
+
     eeg_path: str = setting("datasets/eeg_train", "folder of .npy recordings, (C, T) or (n, C, T)", PUBLISHED)
     eeg_scale: float = setting(1.0, "factor on the recordings; published code: 0.1 in stage A only")
     held_out: float = setting(0.1, "share of the recordings kept out of training to report the loss on")
@@ -53,36 +90,19 @@ class PretrainConfig:
     batch_size: int = setting(100, "windows in a batch, over all processes together", PUBLISHED)
     accum_iter: int = setting(1, "batches in an optimizer step", PUBLISHED)
     clip_grad: float = setting(0.8, "largest global gradient norm", PUBLISHED)
-    local_start: float = setting(
-        0.0, "gain of queries and keys that start equal: attention starts near in time; 0: off"
-    )
-    precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
+    local_start: float = setting(0.0, "gain of queries and keys that start equal: attention starts near; 0: off")
     validate_every: int = setting(20, "epochs between held-out losses, figures and resume points", PUBLISHED)
-    seed: int = setting(2022, "of every random draw", PUBLISHED)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    wandb: bool = setting(False, "also log to wandb")
-    overwrite: bool = setting(False, "move an earlier run of this name aside")
 
 
 @dataclass
-class FinetuneConfig:
+class FinetuneConfig(_Pictures, _Training):
     """Stage B: Stable Diffusion's cross-attention and the EEG conditioner, with CLIP alignment."""
 
-    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
-    name: str = setting("", "run name; empty: the preset's")
     dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
-    root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
-    eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
-    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
     eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
-    imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
-    subject: int = setting(4, "subject 1..6; 0: all", PAPER)
-    allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
-    pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
     pretrain_mbm_path: str = setting(
         "", "stage A checkpoint; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained"
     )
-    clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
     clip_head: str = setting(
         "condition", "what is aligned with CLIP: the condition (paper) or the tokens (published)", PAPER
     )
@@ -99,49 +119,22 @@ class FinetuneConfig:
     batch_size: int = setting(25, "trials in a batch, over all processes together", PUBLISHED)
     accumulate_grad: int = setting(1, "batches in an optimizer step", PUBLISHED)
     clip_grad: float = setting(0.5, "largest global gradient norm", PUBLISHED)
-    precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
-    select: str = setting("clip_retrieval", "how the best checkpoint is chosen on validation")
+    select: str = setting("clip_retrieval", "best epoch on validation: clip_retrieval, or n_way of generated pictures")
     validate_every: int = setting(10, "epochs between validations", PUBLISHED)
-    num_samples: int = setting(5, "validation pictures a trial", PUBLISHED)
-    ddim_steps: int = setting(250, "sampling steps of validation pictures", PUBLISHED)
-    sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
-    guidance: float = setting(1.0, "guidance scale of validation pictures; 1: none", PUBLISHED)
     encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER)
     encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER)
     encoder_num_heads: int = setting(16, "encoder heads without a stage A checkpoint", PAPER)
     encoder_mlp_ratio: float = setting(4.0, "encoder MLP ratio without a stage A checkpoint", PAPER)
-    seed: int = setting(2022, "of every random draw", PUBLISHED)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    wandb: bool = setting(False, "also log to wandb")
-    overwrite: bool = setting(False, "move an earlier run of this name aside")
 
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(_Pictures):
     """Stage C: pictures from unseen EEG, scores with controls, a page."""
 
-    preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
-    name: str = setting("", "run name; empty: the preset's")
-    root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
     model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
-    eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "EEG of the trials", PUBLISHED)
-    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
-    imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
-    subject: int = setting(4, "subject 1..6; 0: all", PAPER)
-    allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
-    pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
-    clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
-    classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
-    num_samples: int = setting(5, "pictures a trial", PUBLISHED)
     max_items: int = setting(0, "score only the first test trials; 0: all")
-    sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
-    ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
-    guidance: float = setting(1.0, "classifier-free guidance scale; 1: none", PUBLISHED)
     controls: str = setting("basic", "none or basic: Gaussian EEG, other trials' EEG, class prior")
     batch_size: int = setting(8, "pictures sampled at once")
-    seed: int = setting(2022, "of every random draw", PUBLISHED)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    overwrite: bool = setting(False, "move an earlier run of this name aside")
 
 
 _MINIATURE_DATA = {
@@ -150,6 +143,9 @@ _MINIATURE_DATA = {
     "imagenet_path": "datasets/miniature/imageNet_images",
     "pretrain_gm_path": "pretrains/miniature",
     "clip": "pretrains/miniature/clip",
+    "classifier": "pretrains/miniature/classifier",
+    "sampler": "dpm_solver",
+    "guidance": 3.0,
 }
 PRESETS: dict[type, dict[str, dict[str, Any]]] = {
     PretrainConfig: {
@@ -168,34 +164,36 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
         },
         "miniature": {
             **_MINIATURE_DATA, "img_size": 64, "lr": 1e-3, "num_epoch": 10, "batch_size": 32, "validate_every": 5,
-            "cond_drop": 0.1, "clip_grad": 5.0, "num_samples": 2, "ddim_steps": 10, "sampler": "dpm_solver",
-            "guidance": 3.0, "encoder_embed_dim": 128, "encoder_depth": 2, "encoder_num_heads": 2,
-            "encoder_mlp_ratio": 2.0,
+            "cond_drop": 0.1, "clip_grad": 5.0, "num_samples": 2, "ddim_steps": 10, "encoder_embed_dim": 128,
+            "encoder_depth": 2, "encoder_num_heads": 2, "encoder_mlp_ratio": 2.0,
         },
     },
     GenerateConfig: {
         "paper": {},
         "published": {},
-        "miniature": {
-            **_MINIATURE_DATA, "classifier": "pretrains/miniature/classifier", "num_samples": 3,
-            "sampler": "dpm_solver", "ddim_steps": 20, "guidance": 3.0, "batch_size": 80,
-        },
+        "miniature": {**_MINIATURE_DATA, "num_samples": 3, "ddim_steps": 20, "batch_size": 80},
     },
 }  # fmt: skip
 
 _FMRI = "a leftover of fMRI code"
+_RANK = "torchrun's environment tells the rank"
 NO_EFFECT: dict[type, dict[str, str]] = {
     PretrainConfig: {
         **dict.fromkeys(("roi", "aug_times", "num_sub_limit", "include_hcp", "include_kam"), _FMRI),
         **dict.fromkeys(("use_nature_img_loss", "img_recon_weight"), "the image decoder was never used"),
-        "local_rank": "torchrun's environment tells the rank",
+        "local_rank": _RANK,
     },
     FinetuneConfig: {
         "global_pool": "the published path fails in its CLIP head, so tokens are always kept",
         "eval_avg": "scores are computed by stage C, over all samples",
         "checkpoint_path": "a run resumes from its own folder",
+        "local_rank": _RANK,
     },
-    GenerateConfig: {"dataset": "only EEG exists", "config_patch": "models/config15.yaml beside the weights is read"},
+    GenerateConfig: {
+        "dataset": "only EEG exists",
+        "config_patch": "models/config15.yaml beside the weights is read",
+        "local_rank": _RANK,
+    },
 }
 ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 
@@ -211,24 +209,21 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         UserError: an unknown name (the nearest is named), a missing or wrong-typed value, an unknown preset.
     """
     given = _arguments(cls, list(sys.argv[1:] if argv is None else argv))
-    known = {f.name for f in fields(cls)}
-    presets = PRESETS.get(cls, {})
-    chosen = given.get("preset", presets and "paper")
-    values: dict[str, Any] = {}
-    for preset in filter(None, str(chosen or "").split(",")):
-        if preset not in presets:
-            raise UserError(f"preset={preset}: no such preset; there are {', '.join(presets)}")
-        values |= presets[preset]
-    if "name" in known and not given.get("name") and presets:
-        values["name"] = str(chosen).replace(",", "-")
     config = OmegaConf.structured(cls)
-    config.merge_with(values)
+    if presets := PRESETS.get(cls):
+        chosen = given.get("preset", "paper").split(",")
+        for preset in filter(None, chosen):
+            if preset not in presets:
+                raise UserError(f"preset={preset}: no such preset; there are {', '.join(presets)}")
+            config.merge_with(presets[preset])
+        config.name = "-".join(chosen)
+        if not given.get("name"):
+            given.pop("name", None)
     try:
         for name, text in given.items():
             OmegaConf.update(config, name, None if text.lower() == "null" else text)
     except OmegaConfBaseException as error:
-        kind = next(f.type for f in fields(cls) if f.name == name)
-        kind = getattr(kind, "__name__", kind)
+        kind = {f.name: getattr(f.type, "__name__", f.type) for f in fields(cls)}[name]
         raise UserError(f"{name}={text}: expected a value of type {kind} (see --help)") from error
     return OmegaConf.to_object(config)
 

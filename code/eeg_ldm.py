@@ -5,7 +5,6 @@ python code/eeg_ldm.py preset=miniature         # the demo's
 python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/paper.pth --batch_size 4
 """
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.modules.conditioner import EEGConditioner
-from runtime import checkpoints, draws
-from runtime.errors import UserError, cli
+from runtime import checkpoints, draws, ranks
+from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device
-from runtime.runs import Run, check_hand_on, hand_on, open_run
+from runtime.runs import Run, run_config, train_stage
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
 from stimuli import image_path, image_tensor, leave_out_missing, load_image
 
@@ -35,24 +34,12 @@ N_SHOWN = 5  # validation trials in a grid, as in the published short validation
 
 def main() -> None:
     cfg = from_cli(FinetuneConfig)
-    started = time.time()
     check(cfg)
-    folder = under_root(cfg.root_path, f"results/generation/{cfg.name}")
-    run = open_run(folder, run_config(cfg), cfg.overwrite)
-    target = under_root(cfg.root_path, f"pretrains/generation/{cfg.name}.pth")
-    if run.finished:
-        print(f"{run.folder} is finished; its checkpoint is {target}")
-        return
-    check_hand_on(target, run)
-    facts = train(cfg, run)
-    digest = hand_on(run, target)
-    run.finish(seconds=round(time.time() - started, 1), sha256=digest, **facts)
-    print(f"selected epoch {facts['epoch']}, validation mean reciprocal rank {facts['val_clip_mrr']:.3f}")
-    print(f"stage B done in {time.time() - started:.0f} s -> {target}")
+    train_stage(cfg, "B", "generation", train)
 
 
-def train(cfg: FinetuneConfig, run: Run) -> dict:
-    """Train, write the run's checkpoint, and return what was selected. Raises UserError."""
+def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
+    """Train; the first process gets the checkpoint's content, what was selected, a line about it. Raises UserError."""
     device = pick_device(cfg.device)
     encoder, sizes, scale = stage_a(cfg)
     trials = open_training_data(cfg, sizes, scale)
@@ -63,7 +50,7 @@ def train(cfg: FinetuneConfig, run: Run) -> dict:
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
     own = under_root(cfg.root_path, cfg.clip)
     clip = FrozenCLIP(own if own.is_dir() else cfg.clip, device)
-    items = cached_items(cfg, base, clip, trials, device)
+    items = ranks.lead_first(lambda: cached_items(cfg, base, clip, trials, device))
     shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
     conditioner = EEGConditioner(encoder, **shape)
     no_context = torch.zeros(CONTEXT_LENGTH, shape["context_dim"])
@@ -86,11 +73,9 @@ def train(cfg: FinetuneConfig, run: Run) -> dict:
         draw_samples(cfg, generator, trials["val"], run.folder / f"validation-{epoch:04d}.png")
         return {**validation_losses(module, val, cfg.batch_size), "val_clip_mrr": score}
 
-    schedule = Schedule(
-        cfg.batch_size, cfg.num_epoch, cfg.seed, cfg.accumulate_grad,
-        cfg.clip_grad, cfg.precision, cfg.device, cfg.validate_every,
-    )  # fmt: skip
-    fit(module, items["train"], run, schedule, validate, cfg.wandb)
+    fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate, cfg.wandb)
+    if not ranks.lead():
+        return None
 
     # The trained part, with everything needed to build its models again
     info = trials["train"].info
@@ -104,8 +89,8 @@ def train(cfg: FinetuneConfig, run: Run) -> dict:
         "input": {"scale": scale} | {k: info[k] for k in INPUT_FACTS},
         "run": {"config": run_config(cfg), **facts},
     }
-    checkpoints.save(run.checkpoint, content)
-    return facts
+    summary = f"selected epoch {facts['epoch']}, validation mean reciprocal rank {facts['val_clip_mrr']:.3f}"
+    return content, facts, summary
 
 
 def check(cfg: FinetuneConfig) -> None:
@@ -118,11 +103,6 @@ def check(cfg: FinetuneConfig) -> None:
         if not 0 <= getattr(cfg, name) < 1:
             raise UserError(f"{name}={getattr(cfg, name)}: expected a share from 0 to below 1")
     check_sampler(cfg.sampler, cfg.ddim_steps)
-
-
-def run_config(cfg: FinetuneConfig) -> dict:
-    """The settings that make the run what it is."""
-    return {k: v for k, v in asdict(cfg).items() if k not in ("overwrite", "wandb", "device", "root_path")}
 
 
 def stage_a(cfg: FinetuneConfig) -> tuple[EEGEncoder, dict, float]:
@@ -183,4 +163,4 @@ def draw_samples(cfg: FinetuneConfig, generator: EEGImageGenerator, val: Trials,
 
 
 if __name__ == "__main__":
-    cli(main)
+    ranks.cli(main)

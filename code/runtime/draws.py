@@ -56,11 +56,17 @@ class Batch(NamedTuple):
         return drawn[self.start : self.start + len(self.index)]
 
 
+def steps_per_epoch(n_items: int, batch_size: int, accumulate: int = 1) -> int:
+    """Optimizer steps in one pass over the data; the last, smaller batch counts."""
+    return -(-n_items // (batch_size * accumulate))
+
+
 class StepBatches:
     """The batches of steps [first_step, last_step), for one rank, in order.
 
-    Each epoch is a fresh shuffle cut into global batches of `batch_size * accumulate`; the last, smaller one is kept,
-    except that a remainder too small to give each process and micro-batch an item joins the batch before it.
+    Each epoch is a fresh shuffle cut into global batches of `batch_size * accumulate`; the last, smaller one is kept.
+    Where it has fewer items than shares, some shares hold one item of weight 0: processes stay in step, and nothing
+    depends on how many there are.
 
     Args:
         batch_size: items in a micro-batch over all processes together.
@@ -78,34 +84,23 @@ class StepBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.n_items, self.seed = n_items, seed
-        self.first_step, self.last_step = first_step, last_step
+        self.n_items, self.batch_size, self.seed = n_items, batch_size, seed
+        self.steps = range(first_step, last_step)
         self.accumulate, self.rank, self.world = accumulate, rank, world
-        size, shares = batch_size * accumulate, accumulate * world
-        starts = list(range(0, n_items, size))
-        if len(starts) > 1 and n_items - starts[-1] < shares:
-            starts.pop()
-        if not starts or n_items < shares:
-            raise ValueError(f"{n_items} items cannot be shared by {world} processes x {accumulate} micro-batches")
-        self.edges = [*starts, n_items]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the data."""
-        return len(self.edges) - 1
 
     def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulate
+        return len(self.steps) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         order, order_epoch = torch.empty(0), -1
-        for step in range(self.first_step, self.last_step):
-            epoch, k = divmod(step, self.steps_per_epoch)
+        size = self.batch_size * self.accumulate
+        for step in self.steps:
+            epoch, k = divmod(step, steps_per_epoch(self.n_items, size))
             if epoch != order_epoch:
                 order, order_epoch = permutation(self.n_items, self.seed, "shuffle", epoch), epoch
-            whole = order[self.edges[k] : self.edges[k + 1]]
+            whole = order[k * size : (k + 1) * size]
             shares = torch.tensor_split(torch.arange(len(whole)), self.accumulate * self.world)
-            for micro in range(self.accumulate):
-                at = shares[micro * self.world + self.rank]
+            for at in shares[self.rank :: self.world]:
                 weight = len(at) * len(shares) / len(whole)
+                at = at if len(at) else torch.zeros(1, dtype=torch.int64)
                 yield Batch(step, whole[at], int(at[0]), len(whole), weight)

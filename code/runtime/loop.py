@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from runtime import checkpoints
-from runtime.draws import Batch, StepBatches
+from runtime import checkpoints, ranks
+from runtime.draws import Batch, StepBatches, steps_per_epoch
 from runtime.errors import UserError
 from runtime.runs import Run
 
@@ -51,22 +51,28 @@ class Schedule:
     device: str = "auto"
     validate_every: int = 1  # epochs between calls of `validate` and resume points
 
+    @classmethod
+    def of(cls, cfg: Any, accumulate: int) -> "Schedule":
+        """A stage's settings of the same names."""
+        names = [f.name for f in fields(cls) if f.name != "accumulate"]
+        return cls(accumulate=accumulate, **{name: getattr(cfg, name) for name in names})
+
 
 def pick_device(asked: str) -> torch.device:
-    """`auto` is a GPU where there is one.
+    """`auto` is a GPU where there is one; of several processes on a machine each takes its own.
 
     Raises:
         UserError: a GPU is asked for and not there, or the name is none.
     """
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(asked)
+        device = torch.device(asked.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise UserError(f"device={asked}: no such device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(f"device={asked}: torch sees {count} GPUs here; use device=cpu or device=auto")
+    if device.type == "cuda" and ranks.world() > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 
@@ -94,15 +100,15 @@ def fit(
     validate: Callable[[int], dict[str, float]],
     log_to_wandb: bool = False,
 ) -> None:
-    """Train to the end, resuming from `run.last` if it is there.
+    """Train to the end, resuming from `run.last` if it is there; under torchrun, on all processes alike.
 
     The module gives `training_step((batch: Batch, data), _)` -> loss already multiplied by batch.weight,
     `configure_optimizers()`, `lr_at(step)`, `training_state()` and `load_training_state(dict)` (its trained tensors),
     and `state`, a dict of plain values and tensors that must survive a stop.
 
     Args:
-        validate: called with the epoch (from 1) every `validate_every` epochs and at the last; returns figures for
-            metrics.csv.
+        validate: called on the first process with the epoch (from 1) every `validate_every` epochs and at the last;
+            returns figures for metrics.csv.
 
     Raises:
         UserError: the loss is not finite, or the device is not there.
@@ -110,26 +116,22 @@ def fit(
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    device = pick_device(schedule.device)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    steps_per_epoch = StepBatches(len(items), schedule.batch_size, 0, 0, 0, schedule.accumulate).steps_per_epoch
-    last_step = schedule.num_epoch * steps_per_epoch
-    resume = checkpoints.load(run.last, (RESUME,), "resume point") if run.last.exists() else None
-    first_step = resume["step"] if resume else 0
-    keeper = _Keeper(run, schedule, validate, resume, steps_per_epoch, log_to_wandb)
+    keeper = _Keeper(run, schedule, validate, steps_per_epoch(len(items), schedule.batch_size, schedule.accumulate))
+    keeper.log_to_wandb = log_to_wandb
     batches = StepBatches(
-        len(items), schedule.batch_size, schedule.seed, first_step, last_step, schedule.accumulate, rank, world
-    )
-    trainer = _trainer(schedule, keeper, device, world)
-    trainer.fit(module, _Loader(items, batches))
+        len(items), schedule.batch_size, schedule.seed, keeper.step, keeper.last_step, schedule.accumulate,
+        ranks.rank(), ranks.world(),
+    )  # fmt: skip
+    _trainer(schedule, keeper).fit(module, _Loader(items, batches))
     if keeper.signal:
         name = signal.Signals(keeper.signal).name
-        print(f"stopped by {name} after step {keeper.step} of {last_step}; the same command resumes there")
+        print(f"stopped by {name} after step {keeper.step} of {keeper.last_step}; the same command resumes there")
         sys.exit(128 + keeper.signal)
 
 
-def _trainer(schedule: Schedule, keeper: pl.Callback, device: torch.device, world: int) -> pl.Trainer:
+def _trainer(schedule: Schedule, keeper: pl.Callback) -> pl.Trainer:
     """Lightning's trainer with everything off that writes files, draws numbers or counts epochs."""
+    device, world = pick_device(schedule.device), ranks.world()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -165,14 +167,15 @@ class _Loader:
 class _Keeper(pl.Callback):
     """Learning rate, progress, validation, resume points and signals, all counted in optimizer steps of the run."""
 
-    def __init__(self, run, schedule, validate, resume, steps_per_epoch, log_to_wandb) -> None:
-        self.run, self.schedule, self.validate, self.resume = run, schedule, validate, resume
-        self.steps_per_epoch, self.log_to_wandb = steps_per_epoch, log_to_wandb
-        self.step = resume["step"] if resume else 0
-        self.rows: list[dict] = resume["rows"] if resume else []
-        self.losses: list[float] = resume["losses"] if resume else []
-        self.signal = 0
-        self.micro_losses: list[Tensor] = []
+    def __init__(self, run: Run, schedule: Schedule, validate: Callable, epoch_steps: int) -> None:
+        self.run, self.schedule, self.validate, self.epoch_steps = run, schedule, validate, epoch_steps
+        self.last_step = schedule.num_epoch * epoch_steps
+        self.resume = checkpoints.load(run.last, (RESUME,), "resume point") if run.last.exists() else {}
+        self.step: int = self.resume.get("step", 0)
+        self.rows: list[dict] = self.resume.get("rows", [])
+        self.losses: list[float] = self.resume.get("losses", [])
+        self.micro_losses: list[float] = []
+        self.noted = self.signal = 0  # of this process, and agreed on by all
 
     def on_train_start(self, trainer, module) -> None:
         if self.resume:
@@ -180,15 +183,14 @@ class _Keeper(pl.Callback):
             trainer.optimizers[0].load_state_dict(self.resume["optimizer"])
             module.state = self.resume["state"]
             print(f"resuming {self.run.folder} after step {self.step}")
-            self.resume = None
-        for which in (signal.SIGTERM, signal.SIGINT):
+            self.resume = {}
+        for which in (signal.SIGTERM, signal.SIGINT):  # Lightning puts the earlier handlers back
             signal.signal(which, self._note_signal)
-        total = self.schedule.num_epoch * self.steps_per_epoch
         wait = 0.2 if sys.stderr.isatty() else 15
-        self.bar = tqdm(total=total, initial=self.step, desc="training", unit="step", mininterval=wait)
+        self.bar = tqdm(total=self.last_step, initial=self.step, desc="training", unit="step", mininterval=wait)
 
     def _note_signal(self, number: int, frame: object) -> None:
-        self.signal = number
+        self.noted = number
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if batch_idx % self.schedule.accumulate == 0:
@@ -196,30 +198,35 @@ class _Keeper(pl.Callback):
                 group["lr"] = module.lr_at(self.step) * group.get("lr_scale", 1.0)
 
     def on_before_backward(self, trainer, module, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise UserError(
-                f"{self.run.folder}: the loss is {loss.item()} at step {self.step}; the last resume point is whole: "
+        """Before the gradients are summed over the processes, so that none waits for one that has stopped."""
+        value, problem = loss.item(), ""
+        if not math.isfinite(value):
+            problem = (
+                f"{self.run.folder}: the loss is {value} at step {self.step}; the last resume point is whole: "
                 "lower lr= or look for extreme samples in the EEG"
             )
+        told = ranks.share((value, self.noted), problem)
+        # Lightning has divided the loss by `accumulate` already, so the sum is the global batch's mean
+        self.micro_losses.append(sum(value for value, _ in told) / len(told))
+        self.signal = max(number for _, number in told)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.micro_losses.append(outputs["loss"].detach())
         if (batch_idx + 1) % self.schedule.accumulate:
             return
         self.step += 1
-        # Lightning has divided the loss by `accumulate` already, so the sum is the global batch's mean
-        self.losses.append(float(torch.stack(self.micro_losses).sum()))
+        self.losses.append(sum(self.micro_losses))
         self.micro_losses.clear()
         self.bar.update()
         self.bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
-        epoch, left = divmod(self.step, self.steps_per_epoch)
-        if left == 0 and (epoch % self.schedule.validate_every == 0 or epoch == self.schedule.num_epoch):
-            self._validate(module, epoch)
-            self._save(trainer, module)
-        elif self.signal:
-            self._save(trainer, module)
-        if self.signal:
-            trainer.should_stop = True
+        epoch, left = divmod(self.step, self.epoch_steps)
+        due = left == 0 and (epoch % self.schedule.validate_every == 0 or epoch == self.schedule.num_epoch)
+        if due or self.signal:
+            with ranks.together():
+                if ranks.lead() and due:
+                    self._validate(module, epoch)
+                if ranks.lead():
+                    self._save(trainer, module)
+            trainer.should_stop = bool(self.signal)
 
     def _validate(self, module: pl.LightningModule, epoch: int) -> None:
         module.eval()
@@ -231,7 +238,7 @@ class _Keeper(pl.Callback):
         row = {"epoch": epoch, "step": self.step, "train_loss": mean_loss, "lr": module.lr_at(self.step - 1), **figures}
         self.rows.append(row)
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(k for r in self.rows for k in r)))
+        writer = csv.DictWriter(text, list(row))
         writer.writeheader()
         writer.writerows(self.rows)
         checkpoints.write_text(self.run.folder / "metrics.csv", text.getvalue())
@@ -246,8 +253,6 @@ class _Keeper(pl.Callback):
             wandb.log(row, step=self.step)
 
     def _save(self, trainer, module) -> None:
-        if not trainer.is_global_zero:
-            return
         content = {
             "format": RESUME,
             "step": self.step,
@@ -262,5 +267,3 @@ class _Keeper(pl.Callback):
 
     def on_train_end(self, trainer, module) -> None:
         self.bar.close()
-        for which in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(which, signal.SIG_DFL if which == signal.SIGTERM else signal.default_int_handler)

@@ -3,12 +3,14 @@
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from runtime import checkpoints
+from runtime import checkpoints, ranks
 from runtime.errors import UserError
 
 
@@ -32,6 +34,12 @@ class Run:
     def finish(self, **facts: object) -> None:
         """Mark the run as finished, with plain facts such as seconds and hashes."""
         checkpoints.write_text(self.folder / "finished.json", json.dumps(facts, indent=1))
+
+
+def run_config(cfg: Any, *without: str) -> dict:
+    """The settings that make a run what it is: the dataclass `cfg` without how, where and `without`."""
+    drop = ("overwrite", "wandb", "device", "root_path", *without)
+    return {name: value for name, value in asdict(cfg).items() if name not in drop}
 
 
 def begun(folder: Path, config: dict) -> bool:
@@ -97,6 +105,40 @@ def hand_on(run: Run, target: Path) -> str:
         part.unlink(missing_ok=True)
     checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": str(run.folder), "sha256": digest}))
     return digest
+
+
+def train_stage(cfg: Any, letter: str, kind: str, train: Callable[[Any, Run], Any]) -> None:
+    """A training stage from its settings to the checkpoint it hands on; once, however many processes there are.
+
+    Args:
+        cfg: the stage's dataclass.
+        kind: folder below results/ and pretrains/.
+        train: (cfg, run) -> content of the checkpoint, facts for finished.json, the line that sums up; None on other
+            processes than the first.
+
+    Raises:
+        UserError: as `open_run`, `check_hand_on` and `train`.
+    """
+    started = time.time()
+    root = Path(cfg.root_path).expanduser()
+    target = root / "pretrains" / kind / f"{cfg.name}.pth"
+
+    def begin() -> Run:
+        run = open_run(root / "results" / kind / cfg.name, run_config(cfg), cfg.overwrite)
+        if not run.finished:
+            check_hand_on(target, run)
+        return run
+
+    run = ranks.from_lead(begin)
+    if run.finished:
+        print(f"{run.folder} is finished; its checkpoint is {target}")
+        return
+    trained = train(cfg, run)
+    if trained:
+        content, facts, summary = trained
+        checkpoints.save(run.checkpoint, content)
+        run.finish(seconds=round(time.time() - started, 1), sha256=hand_on(run, target), **facts)
+        print(f"{summary}\nstage {letter} done in {time.time() - started:.0f} s -> {target}")
 
 
 def _owner(target: Path) -> str | None:

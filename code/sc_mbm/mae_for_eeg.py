@@ -30,6 +30,8 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
+        if dim % num_heads or dim % 2:
+            raise UserError(f"a width must be even and a multiple of its heads, not {dim} of {num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -104,25 +106,40 @@ def token(dim: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(1, 1, dim) * 0.02)
 
 
-def check_sizes(n_times: int, patch_size: int, widths_and_heads: list[tuple[int, int]]) -> None:
-    """Refuse sizes that do not divide: UserError."""
-    if n_times % patch_size:
-        raise UserError(f"n_times must be a multiple of patch_size, but {n_times} is none of {patch_size}")
-    for width, heads in widths_and_heads:
-        if width % heads or width % 2:
-            raise UserError(f"a width must be even and a multiple of its heads, not {width} of {heads}")
+class Tokens(nn.Module):
+    """EEG to encoded tokens: what MAEforEEG and EEGEncoder have in common. Arguments as theirs."""
+
+    def __init__(
+        self, n_chans: int, n_times: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float
+    ):
+        super().__init__()
+        if n_times % patch_size:
+            raise UserError(f"n_times must be a multiple of patch_size, but {n_times} is none of {patch_size}")
+        self.n_chans, self.n_times, self.patch_size = n_chans, n_times, patch_size
+        self.num_tokens, self.embed_dim = n_times // patch_size, embed_dim
+        self.patch_embed = PatchEmbed(n_chans, patch_size, embed_dim)
+        self.cls_token = token(embed_dim)
+        self.pos_embed = sincos_table(self.num_tokens, embed_dim)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
+
+    def embed(self, eeg: Tensor) -> Tensor:
+        """eeg (B, C, T) -> tokens (B, L, D) with their positions. Raises UserError where the shape is another."""
+        if eeg.ndim != 3 or eeg.shape[1:] != (self.n_chans, self.n_times):
+            raise UserError(
+                f"the encoder takes EEG of shape (batch, {self.n_chans}, {self.n_times}), but was given "
+                f"{tuple(eeg.shape)}; fit channels and length first"
+            )
+        return self.patch_embed(eeg) + self.pos_embed[:, 1:]
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """The blocks and the last normalisation over tokens (B, N, D)."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
 
 
-def check_eeg(eeg: Tensor, n_chans: int, n_times: int) -> None:
-    """Refuse EEG of another shape than (B, n_chans, n_times): UserError."""
-    if eeg.ndim != 3 or eeg.shape[1:] != (n_chans, n_times):
-        raise UserError(
-            f"the encoder takes EEG of shape (batch, {n_chans}, {n_times}), but was given {tuple(eeg.shape)}; "
-            "fit channels and length first"
-        )
-
-
-class MAEforEEG(nn.Module):
+class MAEforEEG(Tokens):
     """Masked autoencoder: reconstructs hidden runs of time points, all electrodes at once.
 
     The defaults are the published checkpoint's sizes (its `mlp_ratio` of 1 too; the paper's ViT-Large has 4).
@@ -141,16 +158,7 @@ class MAEforEEG(nn.Module):
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
     ):
-        super().__init__()
-        check_sizes(n_times, patch_size, [(embed_dim, num_heads), (decoder_embed_dim, decoder_num_heads)])
-        self.n_chans, self.n_times, self.patch_size = n_chans, n_times, patch_size
-        self.num_tokens = n_times // patch_size
-        self.patch_embed = PatchEmbed(n_chans, patch_size, embed_dim)
-        self.cls_token = token(embed_dim)
-        self.pos_embed = sincos_table(self.num_tokens, embed_dim)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
-
+        super().__init__(n_chans, n_times, patch_size, embed_dim, depth, num_heads, mlp_ratio)
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = token(decoder_embed_dim)
         self.decoder_pos_embed = sincos_table(self.num_tokens, decoder_embed_dim)
@@ -175,7 +183,7 @@ class MAEforEEG(nn.Module):
         Returns latent (B, 1 + K, D) with K = int(L (1 - mask_ratio)), mask (B, L) (1 where hidden) and ids_restore
         (B, L), which puts kept-then-hidden tokens back into their places.
         """
-        check_eeg(eeg, self.n_chans, self.n_times)
+        tokens = self.embed(eeg)
         keep = int(self.num_tokens * (1 - mask_ratio))
         if not (0 <= mask_ratio < 1 and keep):
             raise UserError(
@@ -184,10 +192,9 @@ class MAEforEEG(nn.Module):
         ids_shuffle = noise.argsort(dim=1, stable=True)
         ids_restore = ids_shuffle.argsort(dim=1)
         mask = (ids_restore >= keep).to(eeg.dtype)
-        tokens = self.patch_embed(eeg) + self.pos_embed[:, 1:]
         tokens = tokens.gather(1, ids_shuffle[:, :keep, None].expand(-1, -1, tokens.shape[2]))
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(eeg), -1, -1)
-        return encode(self, torch.cat([cls, tokens], dim=1)), mask, ids_restore
+        return self.encode(torch.cat([cls, tokens], dim=1)), mask, ids_restore
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
         """latent (B, 1 + K, D), ids_restore (B, L) -> predicted patches (B, L, P*C)."""
@@ -236,7 +243,7 @@ def start_local(model: MAEforEEG, gain: float) -> None:
             keys.copy_(queries)
 
 
-class EEGEncoder(nn.Module):
+class EEGEncoder(Tokens):
     """The encoder of MAEforEEG for unmasked EEG, as stage B uses it: every token, no class token.
 
     The class token and a mask token are kept, frozen, because published checkpoints hold them.
@@ -252,29 +259,14 @@ class EEGEncoder(nn.Module):
         num_heads: int = 16,
         mlp_ratio: float = 1.0,
     ):
-        super().__init__()
-        check_sizes(n_times, patch_size, [(embed_dim, num_heads)])
-        self.n_chans, self.n_times = n_chans, n_times
-        self.num_tokens, self.embed_dim = n_times // patch_size, embed_dim
-        self.patch_embed = PatchEmbed(n_chans, patch_size, embed_dim)
-        self.cls_token = token(embed_dim).requires_grad_(False)
+        super().__init__(n_chans, n_times, patch_size, embed_dim, depth, num_heads, mlp_ratio)
+        self.cls_token.requires_grad_(False)
         self.mask_token = token(embed_dim).requires_grad_(False)
-        self.pos_embed = sincos_table(self.num_tokens, embed_dim)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
         self.apply(init_weights)
 
     def forward(self, eeg: Tensor) -> Tensor:
         """eeg (B, C, T) -> tokens (B, L, D)."""
-        check_eeg(eeg, self.n_chans, self.n_times)
-        return encode(self, self.patch_embed(eeg) + self.pos_embed[:, 1:])
-
-
-def encode(model: MAEforEEG | EEGEncoder, tokens: Tensor) -> Tensor:
-    """The blocks and the last normalisation over tokens (B, N, D), which both models have in common."""
-    for block in model.blocks:
-        tokens = block(tokens)
-    return model.norm(tokens)
+        return self.encode(self.embed(eeg))
 
 
 def encoder_state(mae_state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
 from dataset import EEGWindows
 from runtime import checkpoints
-from runtime.draws import StepBatches
+from runtime.draws import steps_per_epoch
 from runtime.errors import UserError
 from sc_mbm.linear_reference import linear_share
 
@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(root, monkeypatch):
 
 def test_the_learning_rate_is_the_published_one():
     cfg = from_cli(PretrainConfig, [*SMALL, "lr=2.5e-4", "num_epoch=500", "warmup_epochs=40"])
-    module = stage_a.build(cfg, steps_per_epoch=100)
+    module = stage_a.build(cfg, 100)
     expected = {0.01: 6.25e-8, 1: 6.25e-6, 20: 1.25e-4, 40: 2.5e-4, 100: 2.3965141e-4, 270: 1.25e-4, 499: 2.9151601e-9}
     for epoch, lr in expected.items():
         assert module.lr_at(round(epoch * 100)) == pytest.approx(lr, rel=1e-7)
@@ -150,4 +150,4 @@ def test_missing_data_is_named_by_the_command(tmp_path):
 
 def test_steps_an_epoch_follow_from_windows_and_batch(root):
     windows = EEGWindows(root / "eeg", 6, 64, 1.0, 2022, 0.1)
-    assert StepBatches(len(windows), 5, 0, 0, 0).steps_per_epoch == -(-len(windows) // 5)
+    assert steps_per_epoch(len(windows), 5) == -(-len(windows) // 5)
