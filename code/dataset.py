@@ -13,9 +13,9 @@ from torch import Tensor
 
 from eeg_signals import Span, check_signal, fit_channels, fit_length, mapped, read_manifest, spans_of
 from runtime import draws
-from runtime.checkpoints import read_plain
 from runtime.errors import UserError
-from stimuli import image_path
+from splits import check_splits, read_splits
+from trial_cache import TrialFile, open_trial_file
 
 # eeg_5_95_std.pth carries no manifest: 1 kHz, the model sees 20..460 ms, odd lengths are left out (spec 3.2)
 FILE_DEFAULTS = {
@@ -25,7 +25,6 @@ FILE_DEFAULTS = {
     "image_known": True,
     "simulated": False,
 }
-SPLITS = ("train", "val", "test")
 
 
 class EEGWindows:
@@ -141,7 +140,7 @@ class Trials:
     recording: list | None  # which recording each trial comes from
     names: list[str]  # image stem of each trial
     wnids: list[str]  # label i means wnids[i]
-    info: dict  # the file's manifest, `index_space`, `image_overlap`, and `left_out` by the length limits
+    info: dict  # the file's manifest, `split` (see splits.check_splits), and `left_out` by the length limits
 
     def __len__(self) -> int:
         return len(self.eeg)
@@ -168,95 +167,51 @@ def open_trials(
 
     Window, length limits and rate come from a JSON manifest of the same stem, or are FILE_DEFAULTS.
     `subject` 0 keeps everybody. Split indices count in the subject's own trials, as published, but in the
-    whole file where the splits file's stem ends in `_all`; `info["index_space"]` says which.
-    `info["image_overlap"]` counts the pictures that two splits share.
+    whole file where the splits file's stem ends in `_all`; `info["split"]` says which, and what the splits share.
 
     Raises:
         UserError: missing file or key; index, label or image out of range; overlapping splits; bad signal.
     """
-    path = Path(eeg_signals_path)
-    content = read_plain(path, "file of EEG trials (layout of eeg_5_95_std.pth)")
-    for key in ("dataset", "labels", "images"):
-        if key not in content:
-            raise UserError(f"{path}: lacks the key '{key}'; found {sorted(map(str, content))}")
+    path, splits_path = Path(eeg_signals_path), Path(splits_path)
+    file = open_trial_file(path)
     info = FILE_DEFAULTS | {"ch_names": None, "band": None} | read_manifest(path.with_suffix(".json"))
-    trials = content["dataset"]
-    _check_entries(path, content)
-    order = [i for i, trial in enumerate(trials) if subject in (0, trial["subject"])]
+    subjects = file.about["trials"]["subject"]
+    order = [i for i, who in enumerate(subjects) if subject in (0, who)]
     if not order:
-        raise UserError(f"{path}: no trial of subject {subject}; it holds {sorted({t['subject'] for t in trials})}")
-    whole = Path(splits_path).stem.endswith("_all") or subject == 0
-    info["index_space"] = "the whole file" if whole else f"the list of subject {subject}"
-    parts = _read_splits(Path(splits_path), range(len(trials)) if whole else order, info["index_space"])
-    if whole and subject:
-        parts = {name: [i for i in part if trials[i]["subject"] == subject] for name, part in parts.items()}
-    shown = {name: {trials[i]["image"] for i in part} for name, part in parts.items()}
-    info["image_overlap"] = {f"{a}/{b}": len(shown[a] & shown[b]) for a, b in (SPLITS[:2], SPLITS[1:], SPLITS[::2])}
-    return {name: _trials(path, content, parts[name], name, info, n_chans, n_times, scale) for name in splits}
-
-
-def _check_entries(path: Path, content: dict) -> None:
-    limits = {"label": len(content["labels"]), "image": len(content["images"]), "subject": None}
-    for i, trial in enumerate(content["dataset"]):
-        for key in ("eeg", *limits):
-            if key not in trial:
-                raise UserError(f"{path}: trial {i} lacks the key '{key}'; found {sorted(map(str, trial))}")
-        for key, limit in limits.items():
-            if limit is not None and not 0 <= trial[key] < limit:
-                raise UserError(f"{path}: trial {i} has {key} {trial[key]}; the file lists {limit} {key}s, from 0")
-        if not isinstance(trial["eeg"], Tensor) or trial["eeg"].ndim != 2:
-            shape = tuple(getattr(trial["eeg"], "shape", ())) or type(trial["eeg"]).__name__
-            raise UserError(f"{path}: trial {i} has eeg {shape}; expected a tensor (channels, samples)")
-    for name in content["images"]:
-        image_path("", name)
-
-
-def _read_splits(path: Path, order: Sequence[int], index_space: str) -> dict[str, list[int]]:
-    """Each split's trials as indices into the file, given what the split's own indices count in."""
-    content = read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
-    if not content.get("splits"):
-        raise UserError(f"{path}: lacks the key 'splits' or it is empty; found {sorted(map(str, content))}")
-    parts = content["splits"][0]
-    for name in SPLITS:
-        if name not in parts:
-            raise UserError(f"{path}: splits[0] lacks the key '{name}'; found {sorted(map(str, parts))}")
-        wrong = [i for i in parts[name] if not 0 <= i < len(order)]
-        if wrong:
-            raise UserError(
-                f"{path}: split '{name}' has index {wrong[0]}; {index_space} has {len(order)} trials, from 0"
-            )
-    for a, b in (SPLITS[:2], SPLITS[1:], SPLITS[::2]):
-        both = set(parts[a]) & set(parts[b])
-        if both:
-            raise UserError(f"{path}: splits '{a}' and '{b}' overlap in {len(both)} trials, for example {min(both)}")
-    return {name: [order[i] for i in parts[name]] for name in SPLITS}
+        raise UserError(f"{path}: no trial of subject {subject}; it holds {sorted(set(subjects))}")
+    whole = splits_path.stem.endswith("_all") or subject == 0
+    index_space = "the whole file" if whole else f"the list of subject {subject}"
+    parts = read_splits(splits_path, range(len(subjects)) if whole else order, index_space)
+    parts = {name: [i for i in part if subject in (0, subjects[i])] for name, part in parts.items()}
+    info["split"] = check_splits(splits_path, file.about["trials"], parts, index_space)
+    info["split"]["eeg_sha256"] = file.about["sha256"]
+    return {
+        name: _trials(file, parts[name], f"{path}: split '{name}'", info, n_chans, n_times, scale) for name in splits
+    }
 
 
 def _trials(
-    path, content: dict, part: list[int], name: str, info: dict, n_chans: int, n_times: int, scale: float
+    file: TrialFile, part: list[int], what: str, info: dict, n_chans: int, n_times: int, scale: float
 ) -> Trials:
-    shortest, longest = info["length_limits"]
-    begin, end = info["window"]
-    kept = [i for i in part if shortest <= content["dataset"][i]["eeg"].shape[1] <= longest]
+    (shortest, longest), (begin, end), trials = info["length_limits"], info["window"], file.about["trials"]
+    kept = [i for i in part if shortest <= trials["shape"][i][1] <= longest]
     if not kept:
-        raise UserError(f"{path}: split '{name}' has no trial of {shortest} to {longest} samples among its {len(part)}")
-    chosen = [content["dataset"][i] for i in kept]
+        raise UserError(f"{what} has no trial of {shortest} to {longest} samples among its {len(part)}")
     eeg = torch.empty(len(kept), n_chans, n_times)
-    for i, trial, out in zip(kept, chosen, eeg, strict=True):
-        signal = trial["eeg"][:, begin:end]
+    for i, out in zip(kept, eeg, strict=True):
+        signal = file.eeg(i)[:, begin:end]
         if signal.shape[0] > n_chans or 0 in signal.shape:
-            raise UserError(f"{path}: trial {i} is {tuple(trial['eeg'].shape)}; the model takes {n_chans} channels")
-        check_signal(signal.amin(1).numpy(), signal.amax(1).numpy(), f"{path}: trial {i}")
-        out.copy_(fit_channels(fit_length(signal.double(), n_times), n_chans))
-    column = {k: torch.tensor([int(t[k]) for t in chosen]) for k in ("label", "image", "subject")}
-    timed = all("onset" in trial for trial in chosen)
+            raise UserError(f"{what}: trial {i} is {trials['shape'][i]}; the model takes {n_chans} channels")
+        check_signal(signal.min(1), signal.max(1), f"{what}: trial {i}")
+        out.copy_(fit_channels(fit_length(torch.from_numpy(signal).double(), n_times), n_chans))
+    column = {k: [trials[k][i] for i in kept] for k in ("label", "image", "subject", "onset", "recording")}
     return Trials(
         eeg=eeg.mul_(scale),
         position=torch.tensor(kept),
-        onset=torch.tensor([float(t["onset"]) for t in chosen], dtype=torch.float64) if timed else None,
-        recording=[t["recording"] for t in chosen] if all("recording" in t for t in chosen) else None,
-        names=[content["images"][t["image"]] for t in chosen],
-        wnids=list(content["labels"]),
+        **{k: torch.tensor(column[k]) for k in ("label", "image", "subject")},
+        onset=None if None in column["onset"] else torch.tensor(column["onset"], dtype=torch.float64),
+        recording=None if None in column["recording"] else column["recording"],
+        names=[file.about["images"][i] for i in column["image"]],
+        wnids=file.about["labels"],
         info=info | {"left_out": len(part) - len(kept)},
-        **column,
     )

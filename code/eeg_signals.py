@@ -7,22 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.errors import UserError
 
 
 def fit_length(eeg: Tensor, n_times: int) -> Tensor:
-    """(..., T) to (..., n_times) by linear interpolation that keeps both end points (spec 8.7)."""
-    length = eeg.shape[-1]
-    if length == n_times:
-        return eeg
-    position = torch.arange(n_times, dtype=torch.float64) * (length - 1) / max(n_times - 1, 1)
-    left = position.long()
-    right = (left + 1).clamp(max=length - 1)
-    weight = position - left
-    wide = eeg.double()
-    return (wide[..., left] * (1 - weight) + wide[..., right] * weight).to(eeg.dtype)
+    """(C, T) to (C, n_times) by linear interpolation that keeps both end points (spec 8.7)."""
+    wide = F.interpolate(eeg.double()[None], n_times, mode="linear", align_corners=True)
+    return wide[0].to(eeg.dtype)
 
 
 def fit_channels(eeg: Tensor, n_chans: int, first: int = 0) -> Tensor:

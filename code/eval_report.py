@@ -70,9 +70,10 @@ def about_trials(trials: dict[str, Trials]) -> dict:
     onset = None if test.onset is None else torch.cat([train.onset, test.onset])[order].numpy()
     tapes = [*train.recording, *test.recording] if test.recording else [""] * len(order)
     tape = [f"{s} {tapes[i]}" for s, i in zip(subject.tolist(), order.tolist(), strict=True)]
-    known = ("simulated", "image_known", "index_space", "image_overlap", "left_out")
+    known = ("simulated", "image_known", "left_out")
     return {k: test.info[k] for k in known} | {
-        "split": {
+        "split": test.info["split"]
+        | {
             "scored": "test",
             "trials": len(test),
             "opened": {"test": "pictures and scores", "train": "linear baseline and order of classes"},

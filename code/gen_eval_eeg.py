@@ -36,7 +36,9 @@ from runtime.runs import open_run
 from samples import draw, picture_seeds, show
 from sc_mbm.mae_for_eeg import EEGEncoder
 from scorers import PictureClassifier, describe, load_classifier
+from splits import told
 from stimuli import leave_out_missing, load_image
+from trial_cache import open_trial_file
 
 
 def main() -> None:
@@ -45,7 +47,8 @@ def main() -> None:
     check_steps(cfg.ddim_steps, cfg.sampler)
     paths = input_paths(cfg)
     model = checkpoints.load(paths["model"], (weights.FORMAT,), "stage B checkpoint")
-    hashes = {f"{name}_sha256": checkpoints.sha256(paths[name]) for name in ("model", "eeg", "splits")}
+    hashes = {f"{name}_sha256": checkpoints.sha256(paths[name]) for name in ("model", "splits")}
+    hashes["eeg_sha256"] = open_trial_file(paths["eeg"]).about["sha256"]
 
     # Other files behind the same names make another run
     run = open_run(under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg) | hashes, cfg.overwrite)
@@ -77,7 +80,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     classifier, absent = load_classifier(paths["classifier"], str(device))
     clip = FrozenCLIP(paths["clip"], device)
     notes += [absent] if absent else []
-    print(*notes, f"{len(test)} test trials of {paths['eeg']}", sep="\n")
+    print(told(test.info["split"]), *notes, f"{len(test)} test trials of {paths['eeg']}", sep="\n")
 
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)

@@ -170,12 +170,14 @@ def test_single_counts_in_the_subjects_own_trials_and_all_in_the_file(tmp_path):
     paths = published(tmp_path, mixed(), [0, 1, 2], [3], [4])
     parts = open_trials(*paths, subject=4)
     assert list(parts) == ["train", "val"] and parts["train"].position.tolist() == [0, 2, 4]
-    assert parts["train"].info["index_space"] == "the list of subject 4"
+    assert parts["train"].info["split"]["index_space"] == "the list of subject 4"
     assert parts["train"].names == ["n01_0", "n01_2", "n01_4"] and parts["val"].position.tolist() == [6]
     assert open_trials(*paths, subject=3)["train"].position.tolist() == [1, 3, 5]
     paths = published(tmp_path, mixed(), [0, 1, 2], [3, 4], [5, 6], name="splits_all.pth")
     parts = open_trials(*paths, subject=4)
-    assert parts["train"].position.tolist() == [0, 2] and parts["train"].info["index_space"] == "the whole file"
+    assert (
+        parts["train"].position.tolist() == [0, 2] and parts["train"].info["split"]["index_space"] == "the whole file"
+    )
     assert open_trials(*paths, subject=0, splits=["test"])["test"].position.tolist() == [5, 6]
 
 
@@ -251,7 +253,12 @@ def test_unusable_files_and_splits_are_named(tmp_path):
 
 def test_pictures_shared_between_splits_are_counted(tmp_path):
     parts = open_trials(*published(tmp_path, [trial(i) for i in range(8)], [0, 1], [5, 6], [7]))
-    assert parts["train"].info["image_overlap"] == {"train/val": 2, "val/test": 0, "train/test": 0}
+    shared = parts["train"].info["split"]["shared"]
+    assert {pair: found["pictures"] for pair, found in shared.items()} == {
+        "train/val": 2,
+        "val/test": 0,
+        "train/test": 0,
+    }
 
 
 @pytest.mark.parametrize("name", ["../n01_1", "/etc/passwd", "n01_1/../../x", "C:n01_1", "a\\b", "..", ""])
