@@ -1,0 +1,271 @@
+"""What check_setup.py tells: its findings, and what a run will take (parameters, memory, time from a few real steps).
+
+Models are counted on torch's meta device, which has shapes but no numbers, so that costs no memory.
+"""
+
+import io
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import stageA1_eeg_pretrain as stage_a
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, under_root
+from dc_ldm.file_kinds import UNKNOWN, file_kind
+from dc_ldm.generator import EEGImageGenerator
+from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials
+from dc_ldm.models.autoencoder import AutoencoderKL
+from dc_ldm.models.samplers import sd_alphas_cumprod
+from dc_ldm.models.unet import UNet
+from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.weights import BaseSizes
+from runtime import checkpoints
+from runtime.draws import StepBatches, steps_per_epoch
+from runtime.errors import UserError
+from runtime.loop import pick_device, pick_precision
+from sc_mbm.mae_for_eeg import EEGEncoder
+
+INPUT = {"n_chans": 128, "n_times": 512, "patch_size": 4}
+PUBLISHED_BASE = BaseSizes(unet={}, vae={"ch_mult": (1, 2, 4, 4), "z_channels": 4})  # the constructors' defaults
+PUBLISHED_CLIP = (768, 427_616_513)  # width of ViT-L/14's space, parameters of its two towers
+PROBE_STEPS, PROBE_SECONDS = 20, 60
+UNITS = {"parameters": (1e6, "million"), "memory": (1e9, "GB"), "time": (1, "")}
+LARGE = 1 << 30  # bytes; above it a file is read to its end only on demand
+IMAGENET_EEG = "eeg_5_95_std.pth and block_splits_by_image_single.pth: github.com/perceivelab/eeg_visual_classification"
+# what to get, and the names that the published README, its forks and browsers give to what belongs elsewhere
+GET = {
+    "recordings": ("unlabelled EEG as .npy files; code/prepare_eeg.py makes them of recordings", "mne_data eeg_train"),
+    "trials": (IMAGENET_EEG, "eeg_5_95_std.pth block_splits_by_image_*.pth"),
+    "pictures": ("the 1,996 ImageNet pictures shown, <wnid>/<wnid>_<n>.JPEG; ImageNet's own train folder fits", ""),
+    "stage A checkpoint": ("code/stageA1_eeg_pretrain.py makes it, or set pretrain_mbm_path=", "checkpoint*.pth"),
+    "stage B checkpoint": ("code/eeg_ldm.py makes it, or set model_path=", "checkpoint*.pth"),
+    "Stable Diffusion": (
+        "v1-5-pruned.safetensors or .ckpt (7.7 GB, not emaonly): hub, stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "v1-5-pruned* config15.yaml config.yaml v1-inference.yaml",
+    ),
+    "CLIP": ("`hf download openai/clip-vit-large-patch14`; online, the stage does so itself (1.7 GB)", ""),
+    "classifier": ("torchvision's vit_h_14_swag-80465313.pth (2.5 GB)", "vit_h_14*.pth"),
+}
+SIMULATED = ("recordings", "trials", "pictures")  # in the miniature world; its models are committed
+
+_sha256 = cache(checkpoints.sha256)
+
+
+class Report:
+    """What was found for one stage: findings, each with its state, and the plan.
+
+    States: ok; note (the stage can start); later (the stage before makes it); WRONG.
+    """
+
+    def __init__(self, stage: str, cfg: Any, asked: Any) -> None:
+        self.stage, self.cfg, self.asked = stage, cfg, asked
+        self.findings: list[dict] = []
+        self.plan: dict = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether the stage can start."""
+        return all(finding["state"] != "WRONG" for finding in self.findings)
+
+    def path(self, text: str) -> Path:
+        """A path of the stage's settings."""
+        return under_root(self.cfg.root_path, text)
+
+    def add(self, what: str, state: str, about: str, paths: Sequence[Path] = (), get: str = "") -> None:
+        """Note a finding; of `paths` those that are files are listed with size, sha256 and kind."""
+        files = []
+        for path in filter(Path.is_file, paths):
+            size = path.stat().st_size
+            digest = _sha256(path) if size < LARGE or self.asked.hash else None
+            files.append({"path": str(path), "bytes": size, "sha256": digest, "kind": file_kind(path)})
+        self.findings.append({"what": what, "state": state, "about": about, "files": files, "get": get})
+
+    def see(self, what: str, check: Callable[[], tuple[Any, str]], paths: Sequence[Path] = ()) -> Any:
+        """Run one of the stage's own checks, whose UserError is then the finding. Returns its value, or None."""
+        try:
+            with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+                value, about = check()
+        except UserError as error:
+            get, names = GET.get(what, ("", ""))
+            if get and "miniature" in self.cfg.preset:
+                get = "code/simulate_eeg.py makes it" if what in SIMULATED else "git checkout -- pretrains/miniature"
+            self.add(what, "WRONG", " ".join(str(error).split()), paths, get)
+            wanted = [path.name for path in paths if not path.exists()] + names.split()
+            for pattern in ("*/*", "*/*/*", "pretrains/*/*/*"):
+                for path in set(self.path("").glob(pattern)) - set(paths):
+                    if "miniature" not in path.parts and any(fnmatch(path.name.lower(), name) for name in wanted):
+                        self.add(
+                            what, "note", f"{path} ({file_kind(path)}) may be it; move it, or name it in a setting"
+                        )
+            return None
+        self.add(what, "ok", about, paths)
+        return value
+
+    def comes_later(self, what: str, path: Path, given: str) -> bool:
+        """Whether an earlier stage will make `path`, all stages being asked for."""
+        later = self.asked.stage == "all" and not given and not path.exists()
+        if later:
+            self.add(what, "later", f"{path}: the stage before puts it there")
+        return later
+
+
+def show(r: Report) -> None:
+    """The report in words."""
+    print(f"\nStage {r.stage.upper()}, name={r.cfg.name}")
+    for finding in r.findings:
+        print(f"  {finding['state']:5}  {finding['what']}: {finding['about']}")
+        for file in finding["files"]:
+            digest = f"sha256 {file['sha256'][:12]}..." if file["sha256"] else "not hashed (hash=true does)"
+            kind = "" if file["kind"] == UNKNOWN else f", {file['kind']}"
+            print(f"           {file['path']}: {file['bytes']:,} bytes, {digest}{kind}")
+        if finding["get"]:
+            print(f"         get: {finding['get']}")
+    if r.plan:
+        print(f"  memory: about {sum(r.plan['memory'].values()) / 1e9:.1f} GB, estimated beforehand")
+    for section, (unit, name) in UNITS.items() if r.asked.plan else ():
+        for what, value in r.plan.get(section, {}).items():
+            print(f"    {section:11} {what:36} {value / unit:10,.4g} {name}")
+    wrong = sum(finding["state"] == "WRONG" for finding in r.findings)
+    print(f"Stage {r.stage.upper()} {'can start' if r.ready else f'cannot start; look for WRONG ({wrong}) above'}")
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps no matrix of scores, as the fused kernels do it; the meta device would spell it out."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
+        return func(*args, **(kwargs or {}))
+
+
+def activations(loss: Callable[[], Tensor], module: nn.Module) -> int:
+    """Bytes that a backward pass of `loss()` would keep in fp32, parameters aside; everything on the meta device."""
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
+        loss()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+
+
+def count(**parts: nn.Module) -> dict[str, int]:
+    """Parameters of each part, those that train and those that are frozen apart."""
+    counts: dict[str, int] = {}
+    for name, module in parts.items():
+        for p in module.parameters():
+            key = f"{name}, {'trained' if p.requires_grad else 'frozen'}"
+            counts[key] = counts.get(key, 0) + p.numel()
+    return counts
+
+
+def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tensor], cfg: Any) -> dict:
+    """Parameters, and bytes of a training step: fp32 weights, gradients, AdamW's two moments; the rest estimated."""
+    trained = sum(n for name, n in counts.items() if name.endswith("trained"))
+    memory = {"weights": 4 * sum(counts.values()), "gradients": 4 * trained, "AdamW state": 8 * trained}
+    memory["activations (estimate)"] = activations(loss, module)
+    if pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed":
+        memory["activations (estimate)"] //= 2
+        memory["16-bit copies (estimate)"] = 2 * sum(p.numel() for p in module.parameters())
+    return {"parameters": counts, "memory": memory}
+
+
+def plan_pretraining(cfg: PretrainConfig) -> dict:
+    """Parameters and memory of stage A."""
+    with torch.device("meta"):
+        module = stage_a.build(cfg, 1)
+        eeg = torch.empty(cfg.batch_size, cfg.n_chans, cfg.n_times)
+        noise = torch.empty(cfg.batch_size, module.mae.num_tokens)
+        return plan_step(count(mae=module.mae), module, lambda: module.mae(eeg, cfg.mask_ratio, noise)[0], cfg)
+
+
+def diffusion(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip_dim: int) -> EEGLatentDiffusion:
+    """Stage B's training module with random weights, on torch's default device; encoder: EEGEncoder's arguments."""
+    shape = {"context_dim": sizes.unet.get("context_dim", 768), "clip_dim": clip_dim, "clip_head": cfg.clip_head}
+    conditioner = EEGConditioner(EEGEncoder(**encoder), **shape)
+    unet = UNet(**sizes.unet, use_time_cond=cfg.use_time_cond)
+    abar = sd_alphas_cumprod(sizes.linear_start, sizes.linear_end).to(torch.get_default_device())
+    return EEGLatentDiffusion(conditioner, unet, abar, torch.zeros(77, shape["context_dim"]), cfg.lr, cfg.weight_decay)
+
+
+def plan_finetuning(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: tuple[int, int]) -> dict:
+    """Parameters and memory of stage B; clip: width of its space, number of its parameters."""
+    b, latent = cfg.batch_size, (cfg.batch_size, *sizes.latent_shape(cfg.img_size))
+    shapes = ((b, encoder["n_chans"], encoder["n_times"]), latent, latent, (b,), (b, 1, 1), (b, clip[0]))
+    with torch.device("meta"):
+        module = diffusion(cfg, encoder, sizes, clip[0])
+        data = LatentBatch(*(torch.zeros(shape) for shape in shapes))
+        data = data._replace(t=data.t.long())
+        vae = AutoencoderKL(**sizes.vae).requires_grad_(False)
+        counts = count(conditioner=module.conditioner, unet=module.unet, vae=vae) | {"clip, frozen": clip[1]}
+        return plan_step(counts, module, lambda: sum(module.losses(data)), cfg)
+
+
+def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int]) -> dict:
+    """Parameters and memory of stage C; others: parameters of CLIP and the classifier."""
+    counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
+    # the decoder's first block at full resolution: about four tensors of twice its base width live at once
+    width = generator.vae.decoder.conv_out.weight.shape[1]
+    values = 4 * 2 * width * cfg.batch_size * (generator.latent_shape[-1] * 8) ** 2
+    return {"parameters": counts, "memory": {"weights": 4 * sum(counts.values()), "decoding (estimate)": 4 * values}}
+
+
+def time_training(module: Any, items: Any, cfg: Any, accumulate: int) -> dict:
+    """Hours of the run, from the median of up to PROBE_STEPS real steps in PROBE_SECONDS, validation left aside."""
+    device, seconds = pick_device(cfg.device), []
+    half = pick_precision(cfg.precision, device) == "bf16-mixed"
+    optimizer = module.to(device).configure_optimizers()
+    for batch in StepBatches(len(items), cfg.batch_size, cfg.seed, 0, PROBE_STEPS):
+        started, data = time.perf_counter(), items[batch]
+        data = data.to(device) if isinstance(data, Tensor) else type(data)(*(value.to(device) for value in data))
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = module.training_step((batch, data), 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) > 2 and sum(seconds) > PROBE_SECONDS:
+            break
+    step = sorted(seconds[1:])[len(seconds[1:]) // 2] * accumulate
+    steps = cfg.num_epoch * steps_per_epoch(len(items), cfg.batch_size, accumulate)
+    return {
+        "steps tried": len(seconds),
+        "seconds a step": step,
+        "steps of the run": steps,
+        "hours": steps * step / 3600,
+    }
+
+
+def time_finetuning(cfg: FinetuneConfig, eeg: Tensor, encoder: dict, sizes: BaseSizes, clip_dim: int) -> dict:
+    """As `time_training`, with random weights and pictures, which take as long as real ones; eeg (N, C, T)."""
+    moments = torch.rand(1, 1 + cfg.n_crops, 2, *sizes.latent_shape(cfg.img_size))
+    picture = torch.zeros(len(eeg), dtype=torch.int64)
+    items = LatentTrials(eeg, picture, moments, torch.ones(1, clip_dim), sizes.scale_factor, cfg.cond_drop, cfg.seed)
+    return time_training(diffusion(cfg, encoder, sizes, clip_dim), items, cfg, cfg.accumulate_grad)
+
+
+def time_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, eeg: Tensor) -> dict:
+    """Hours of drawing all pictures, controls too, from 12 sampling steps of one batch; eeg (N, C, T) of the test."""
+    some, seconds = eeg[torch.arange(cfg.batch_size) % len(eeg)], []
+    for steps in (2, 2, 8):  # the first warms up
+        started = time.perf_counter()
+        generator.generate(some, torch.arange(len(some)), steps, "ddim", cfg.guidance, cfg.batch_size)
+        seconds.append(time.perf_counter() - started)
+    step = (seconds[2] - seconds[1]) / 6
+    pictures = len(eeg) * (cfg.num_samples + (0 if cfg.controls == "none" else 2))
+    batches = -(-pictures // cfg.batch_size)
+    hours = batches * (seconds[1] + (cfg.ddim_steps - 2) * step) / 3600
+    return {"seconds a step of a batch": step, "pictures": pictures, "hours": hours}
