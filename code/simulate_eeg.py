@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from config import from_cli, setting, under_root
-from dataset import open_trials
+from dataset import FILE_DEFAULTS, open_trials
 from eeg_signals import read_manifest
 from linear_baseline import lda_probabilities, log_power, time_bins
-from miniature.experiment import RATE, simulate_experiment, split_by_image, unlabelled_recording
+from miniature.experiment import simulate_experiment, split_by_image, unlabelled_recording
 from miniature.renderer import STIMULI, write_stimuli
 from miniature.simulator import BANDS
 from runtime import checkpoints
@@ -33,13 +33,9 @@ class SimulateConfig:
     root_path: str = setting(".", "folder that holds datasets/")
     out: str = setting("datasets/miniature", "folder that is written")
     design: str = setting("random", "order of the pictures: random, or block (class after class)")
-    signal: float = setting(
-        1.0, "strength of the evoked responses: at 1 LDA names 84 %, at 0.55 half of the classes; 0: none"
-    )
+    signal: float = setting(1.0, "evoked responses: at 1 LDA names 84 % of the test trials, at 0.55 half; 0: none")
     drift: float = setting(1.0, "strength of slow changes; 0: none")
-    instance: float = setting(
-        0.3, "weight of a picture's pose and background in its response; thing and colour weigh 1"
-    )
+    instance: float = setting(0.3, "weight of pose and background in the response; thing and colour weigh 1")
     band: str = setting("5_95", "5_95, 14_70, 55_95 (Hz) or raw")
     images_a_class: int = setting(40, "pictures of each of the 40 classes")
     n_subjects: int = setting(1, "1 to 6; subject 4 comes first")
@@ -89,9 +85,9 @@ def already_there(folder: Path, wanted: dict, overwrite: bool) -> bool:
         if not manifest.get("simulated"):
             raise UserError(f"{trials}: is there and was not made by this command; give another folder with out=")
         found = manifest.get("settings", {})
-        if not overwrite and found == wanted:
-            return True
         if not overwrite:
+            if found == wanted:
+                return True
             different = ", ".join(k for k in wanted if found.get(k) != wanted[k])
             raise UserError(f"{trials}: simulated with other {different}; give another out= or overwrite=true")
         trials.unlink()
@@ -139,13 +135,11 @@ def write_manifest(cfg: SimulateConfig, path: Path) -> None:
     about = {
         "description": "simulated EEG; no person was recorded",
         "simulated": True,
-        "sfreq": RATE,
-        "window": [20, 460],
-        "length_limits": [450, 600],
+        **{key: FILE_DEFAULTS[key] for key in ("sfreq", "window", "length_limits", "image_known")},
         "ch_names": [f"E{i + 1}" for i in range(128)],
         "band": cfg.band,
+        "design": cfg.design,
         "standardised": "each channel to mean 0 and variance 1 over each recording",
-        "image_known": True,
         "settings": settings(cfg),
     }
     checkpoints.write_text(path, json.dumps(about, indent=1))

@@ -20,56 +20,44 @@ FLOORS = {
 }
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).float().mean().item()
+def first_ranked(judge: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of pictures (N, 3, S, S) whose first-ranked class is that of `labels` (N,)."""
+    return (classify(judge, images)[0].argmax(1) == labels).float().mean().item()
 
 
 def _spread(features: Tensor, labels: Tensor) -> float:
     """Root mean squared distance of features (N, F) from their class mean."""
-    squares = []
-    for label in labels.unique():
-        own = features[labels == label]
-        squares.append((own - own.mean(0)).square().sum(1) * len(own) / (len(own) - 1))
-    return torch.cat(squares).mean().sqrt().item()
+    classes = [features[labels == label] for label in labels.unique()]
+    return torch.cat([own.var(0).sum().expand(len(own)) for own in classes]).mean().sqrt().item()
 
 
 @torch.inference_mode()
-def check_vae(vae: nn.Module, classifier: nn.Module, pictures: Pictures) -> tuple[dict, Tensor]:
+def check_vae(vae: nn.Module, judge: nn.Module, pictures: Pictures) -> tuple[dict, Tensor]:
     """Mean peak signal-to-noise ratio (dB) and share rightly classified of the reconstructions; and these."""
-    images = pictures.images(torch.arange(len(pictures)))
+    images = pictures.images()
     back = torch.cat([vae.decode(vae.encode(x).mean).clamp(-1, 1) for x in images.split(100)])
     psnr = -10 * ((back - images) / 2).square().mean((1, 2, 3)).log10().mean().item()
-    logits, _ = classify(classifier, back)
-    return {"vae_psnr_db": psnr, "vae_classified": _accuracy(logits, pictures.labels)}, back
+    return {"vae_psnr_db": psnr, "vae_classified": first_ranked(judge, back, pictures.labels)}, back
 
 
 def check_captions(
-    generate: Callable[[list[str], list[int]], Tensor], classifier: nn.Module, pictures: Pictures, per_class: int = 5
+    generate: Callable[[list[str], list[int]], Tensor], judge: nn.Module, pictures: Pictures, per_class: int
 ) -> tuple[dict, Tensor]:
     """Pictures made from the plain captions: share first-ranked as their class, spread in a class against real ones.
 
     `generate(captions, seeds)` gives (n, 3, S, S) in [-1, 1]; it is called with one caption of each class at a time.
     """
-    start, kinds = time.time(), len(pictures.names)
-    made = torch.cat(
-        [generate(pictures.class_captions(), [k * per_class + i for k in range(kinds)]) for i in range(per_class)]
-    )
+    start, captions = time.time(), pictures.class_captions()
+    seeds = torch.arange(len(captions) * per_class).view(-1, per_class).T.tolist()
+    made = torch.cat([generate(captions, own) for own in seeds])
     seconds = (time.time() - start) / len(made) * 100
-    labels = torch.arange(kinds).repeat(per_class)
-    logits, features = classify(classifier, made)
-    _, real = classify(classifier, pictures.images(torch.arange(len(pictures))))
-    figures = {
-        "captions_first_ranked": _accuracy(logits, labels),
+    labels = torch.arange(len(captions)).repeat(per_class)
+    features, real = (classify(judge, images)[1] for images in (made, pictures.images()))
+    return {
+        "captions_first_ranked": first_ranked(judge, made, labels),
         "captions_spread": _spread(features, labels) / _spread(real, pictures.labels),
         "seconds_for_100_pictures": seconds,
-    }
-    return figures, made
-
-
-def check_classifier(classifier: nn.Module, pictures: Pictures) -> dict:
-    """Share of unseen pictures classified rightly."""
-    logits, _ = classify(classifier, pictures.images(torch.arange(len(pictures))))
-    return {"classifier_accuracy": _accuracy(logits, pictures.labels)}
+    }, made
 
 
 def shortfalls(figures: dict) -> list[str]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from miniature.training import Pictures, drawn_batch, train
+from miniature.training import Pictures, train
 from runtime import draws
 
 ARCHITECTURE = "test_byobnet"  # 0.24 M parameters, features 256 wide, at 32 to 2 pixels
@@ -31,19 +31,24 @@ def degraded(images: Tensor, seed: int, step: int) -> Tensor:
     return (images + 0.12 * u[4] * (u[5] < 0.5) * noise).clamp(-1, 1)
 
 
-def train_classifier(model: nn.Module, pictures: Pictures, steps: int, seed: int, batch_size: int = 64) -> dict:
-    """Cross-entropy with label smoothing on degraded pictures, shifted by up to 4 pixels; returns `train`'s figures."""
+def train_classifier(model: nn.Module, folder: Path, pictures: Pictures, steps: int, seed: int) -> dict:
+    """Cross-entropy with label smoothing on degraded pictures, shifted by up to 4 pixels; returns `train`'s figures.
 
-    def loss_of(step: int) -> Tensor:
-        index = drawn_batch(len(pictures), batch_size, seed, "classifier", step)
+    `config.json` and `model.safetensors` (fp16), which code/scorers.py reads, go to `folder`.
+    """
+
+    def loss_of(step: int, index: Tensor) -> Tensor:
         images = degraded(pictures.images(index), seed, step)
         dx, dy = draws.randint(-4, 5, (2,), seed, "shift", step).tolist()
         logits = model(images.roll((dy, dx), (2, 3)))
         return F.cross_entropy(logits.float(), pictures.labels[index], label_smoothing=0.05)
 
-    model.train()
-    figures = train([model], loss_of, steps, 4e-3, "classifier")
-    model.eval().requires_grad_(False)
+    figures = train("classifier", model, loss_of, pictures, 64, 4e-3, steps, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.half().state_dict(), folder / "model.safetensors")
+    config = {"architecture": ARCHITECTURE, "num_classes": len(pictures.names), "img_size": pictures.pixels.shape[-1]}
+    config |= {"mean": [0.5] * 3, "std": [0.5] * 3, "classes": pictures.wnids, "names": pictures.names}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return figures
 
 
@@ -59,27 +64,8 @@ def stages(model: nn.Module, images: Tensor) -> list[Tensor]:
     return model.forward_intermediates(images, indices=[0, 1, 2], intermediates_only=True, stop_early=True)
 
 
-def save_classifier(model: nn.Module, pictures: Pictures, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` (fp16), what code/scorers.py reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    half = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file(half, folder / "model.safetensors")
-    config = {
-        "architecture": ARCHITECTURE,
-        "num_classes": len(pictures.names),
-        "img_size": pictures.pixels.shape[-1],
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
-        "classes": list(pictures.wnids),
-        "names": list(pictures.names),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-
 def load_classifier(folder: Path) -> nn.Module:
-    """The network that `save_classifier` wrote, frozen."""
+    """The network that `train_classifier` wrote, frozen."""
     model = build(json.loads((folder / "config.json").read_text())["num_classes"])
-    model.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}
-    )
+    model.load_state_dict(load_file(folder / "model.safetensors"))  # which turns fp16 into the model's fp32
     return model.eval().requires_grad_(False)

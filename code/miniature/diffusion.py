@@ -10,35 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniature.classifier import stages
-from miniature.training import Pictures, drawn_batch, train
+from miniature.training import Pictures, train
 from runtime import draws
 
 KL_WEIGHT = 2e-4  # per latent value; the latents stay near unit size, the pictures hardly suffer
 FEATURE_WEIGHT = 0.1
 
 
-def train_vae(
-    vae: nn.Module, classifier: nn.Module, pictures: Pictures, steps: int, seed: int, lr: float, batch_size: int = 32
-) -> dict:
+def train_vae(vae: nn.Module, judge: nn.Module, pictures: Pictures, steps: int, seed: int, lr: float) -> dict:
     """Squared error, distance in the classifier's feature maps, and a small KL term; returns `train`'s figures."""
 
-    def loss_of(step: int) -> Tensor:
-        images = pictures.images(drawn_batch(len(pictures), batch_size, seed, "vae", step))
+    def loss_of(step: int, index: Tensor) -> Tensor:
+        images = pictures.images(index)
         posterior = vae.encode(images)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         z = mean + (logvar / 2).exp() * draws.randn(mean.shape, seed, "vae noise", step)
         back = vae.decode(z).float()
         feature = sum(
             F.mse_loss(a.float(), b.float()) / b.float().square().mean()
-            for a, b in zip(stages(classifier, back), stages(classifier, images), strict=True)
+            for a, b in zip(stages(judge, back), stages(judge, images), strict=True)
         )
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return F.mse_loss(back, images) + FEATURE_WEIGHT * feature + KL_WEIGHT * kl
 
-    vae.train()
-    figures = train([vae], loss_of, steps, lr, "vae")
-    vae.eval().requires_grad_(False)
-    return figures
+    return train("vae", vae, loss_of, pictures, 32, lr, steps, seed)
 
 
 @torch.inference_mode()
@@ -56,21 +51,18 @@ def train_unet(
     alphas_cumprod: Tensor,
     steps: int,
     seed: int,
-    batch_size: int = 64,
 ) -> dict:
     """Predict the noise in scaled latents (`latents`: mean, std) from captions; a tenth of the captions are empty.
 
     `context` turns captions into (K, 77, C). Returns `train`'s figures.
     """
-    unique = sorted({"", *(c for way in pictures.captions for c in way)})
-    number = {caption: k for k, caption in enumerate(unique)}
-    table = context(unique)
+    number = {caption: k for k, caption in enumerate(sorted({"", *sum(pictures.captions, [])}))}
+    table = context(list(number))
     ways = torch.tensor([[number[c] for c in way] for way in pictures.captions])
     mean, std = latents
 
-    def loss_of(step: int) -> Tensor:
-        index = drawn_batch(len(pictures), batch_size, seed, "unet", step)
-        u = draws.rand((3, batch_size), seed, "unet choices", step)
+    def loss_of(step: int, index: Tensor) -> Tensor:
+        u = draws.rand((3, len(index)), seed, "unet choices", step)
         caption = ways[(u[0] * len(ways)).long(), index].where(u[1] > 0.1, torch.tensor(number[""]))
         noises = draws.randn((2, *mean[index].shape), seed, "unet noise", step)
         t = (u[2] * len(alphas_cumprod)).long()
@@ -78,7 +70,4 @@ def train_unet(
         x = a.sqrt() * (mean[index] + std[index] * noises[0]) + (1 - a).sqrt() * noises[1]
         return F.mse_loss(unet(x, t, table[caption]).float(), noises[1])
 
-    unet.train()
-    figures = train([unet], loss_of, steps, 1e-3, "unet")
-    unet.eval().requires_grad_(False)
-    return figures
+    return train("unet", unet, loss_of, pictures, 64, 1e-3, steps, seed)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from miniature import head
-from miniature.renderer import COLOURS, NAMES, THINGS, scene
+from miniature.renderer import COLOURS, NAMES, THINGS, Scene
 from runtime import draws
 
 CODE_SIZE = len(THINGS) + len(COLOURS) + 7
@@ -30,7 +30,7 @@ def picture_codes(classes: Sequence[int], seeds: Sequence[int], instance: float)
 
 def _pose(classes: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
     """(N, 7): size, place, angle and background of each picture, standardised, mean square of a row about 1."""
-    scenes = [scene(c, s) for c, s in zip(classes, seeds, strict=True)]
+    scenes = [Scene(c, s) for c, s in zip(classes, seeds, strict=True)]
     raw = np.array([[s.size, s.x, s.y, s.angle, *s.ground] for s in scenes])
     spread = raw.std(axis=0)
     return (raw - raw.mean(axis=0)) / np.where(spread > 0, spread, 1) / np.sqrt(raw.shape[1])

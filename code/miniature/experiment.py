@@ -74,15 +74,9 @@ def record_trials(
 
 
 def simulate_experiment(
-    subjects: Sequence[int],
-    images_a_class: int = 40,
-    design: str = "random",
-    signal: float = 1.0,
-    drift: float = 1.0,
-    instance: float = 0.3,
-    band: str = "5_95",
-    seed: int = 0,
-) -> dict:
+    subjects: Sequence[int], images_a_class: int, design: str = "random", signal: float = 1.0, drift: float = 1.0,
+    instance: float = 0.3, band: str = "5_95", seed: int = 0,
+) -> dict:  # fmt: skip
     """The content of a trials file: `dataset`, `labels` and `images` (spec 1.1).
 
     Pictures have the renderer's seeds 0 to images_a_class - 1, in each of the 40 stimulus classes.
@@ -101,12 +95,9 @@ def simulate_experiment(
 def split_by_image(images: Sequence[int], images_a_class: int, seed: int) -> dict[str, list[int]]:
     """Positions 0.. of the trials that showed these images, split 80/10/10 by image within each class (spec 1.2)."""
     n_test = max(1, images_a_class // 10)
-    rank = np.concatenate(
-        [draws.permutation(images_a_class, seed, "split", k).numpy() for k in range(len(STIMULI))]
-    )  # (images,)
-    of_trial = rank[np.asarray(images)]
-    part = {"val": of_trial < n_test, "test": (of_trial >= n_test) & (of_trial < 2 * n_test)}
-    part = {"train": of_trial >= 2 * n_test} | part
+    rank = np.concatenate([draws.permutation(images_a_class, seed, "split", k) for k in range(len(STIMULI))])
+    tenth = rank[np.asarray(images)] // n_test
+    part = {"train": tenth >= 2, "val": tenth == 0, "test": tenth == 1}
     return {name: np.flatnonzero(rows).tolist() for name, rows in part.items()}
 
 

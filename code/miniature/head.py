@@ -14,24 +14,20 @@ SKULL = (0.87, 0.92)
 SKULL_CONDUCTIVITY = 1 / 25
 
 
-def electrode_positions(n: int, lowest: float = 115.0) -> np.ndarray:
-    """`n` electrodes (E, 3) spread evenly on the scalp from the vertex to `lowest` degrees from it.
+def electrode_positions(n: int) -> np.ndarray:
+    """`n` electrodes (E, 3) spread evenly on the scalp from the vertex to 115 degrees from it.
 
     A golden-angle spiral: equal area an electrode, no two near each other, defined for every n.
     """
     index = np.arange(n)
-    z = 1 - (index + 0.5) / n * (1 - np.cos(np.radians(lowest)))
+    z = 1 - (index + 0.5) / n * (1 - np.cos(np.radians(115.0)))
     angle = index * np.pi * (3 - np.sqrt(5))
     ring = np.sqrt(1 - z**2)
     return np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1)
 
 
 def lead_field(
-    electrodes: np.ndarray,
-    positions: np.ndarray,
-    moments: np.ndarray,
-    skull_conductivity: float = SKULL_CONDUCTIVITY,
-    terms: int = 80,
+    electrodes: np.ndarray, positions: np.ndarray, moments: np.ndarray, skull_conductivity: float = SKULL_CONDUCTIVITY
 ) -> np.ndarray:
     """Scalp potentials (E, S) of dipoles in a sphere of three shells (brain, skull, scalp).
 
@@ -42,7 +38,6 @@ def lead_field(
         electrodes: (E, 3) on the unit sphere.
         positions: (S, 3), inside the inner skull and not at the centre.
         moments: (S, 3).
-        terms: Legendre terms; 80 suffice for eccentricities up to 0.87.
     """
     depth = np.linalg.norm(positions, axis=1)
     outward = positions / depth[:, None]
@@ -54,9 +49,8 @@ def lead_field(
     along = electrodes @ tangential.T
     xi, (inner, outer) = skull_conductivity, SKULL
     before, legendre = np.ones_like(cosine), cosine
-    slope_before, slope = np.zeros_like(cosine), np.ones_like(cosine)
-    potential = np.zeros_like(cosine)
-    for n in range(1, terms + 1):
+    slope_before, slope, potential = np.zeros_like(cosine), np.ones_like(cosine), np.zeros_like(cosine)
+    for n in range(1, 81):  # 80 Legendre terms suffice for eccentricities up to 0.87
         odd = 2 * n + 1
         shells = ((n + 1) * xi + n) * (n * xi / (n + 1) + 1)
         shells += (1 - xi) * ((n + 1) * xi + n) * (inner**odd - outer**odd)
@@ -75,18 +69,15 @@ def average_reference(potential: np.ndarray) -> np.ndarray:
 
 
 def random_dipoles(
-    n: int, seed: int, purpose: str, *index: int, centre: tuple[float, float, float] | None = None, spread: float = 0.4
+    n: int, seed: int, purpose: str, *index: int, centre: tuple[float, float, float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (S, 3) 0.55 to 0.8 from the centre and unit moments (S, 3), half radial on average.
 
     Args:
-        centre: a direction round which they gather, `spread` wide; without it they lie all over the upper head.
+        centre: a direction round which they gather; without it they lie all over the upper head.
     """
     drawn = draws.randn((n, 7), seed, purpose, *index).double().numpy()
-    if centre is None:
-        direction = drawn[:, :3] * [1, 1, 0.8] + [0, 0, 0.4]
-    else:
-        direction = np.array(centre) + spread * drawn[:, :3]
+    direction = drawn[:, :3] * [1, 1, 0.8] + [0, 0, 0.4] if centre is None else np.array(centre) + 0.4 * drawn[:, :3]
     outward = direction / np.linalg.norm(direction, axis=1, keepdims=True)
     depth = np.clip(0.7 + 0.08 * drawn[:, 6:], 0.55, 0.8)
     moments = outward * np.sign(drawn[:, 3:4]) + 0.7 * drawn[:, 3:6]

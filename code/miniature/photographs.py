@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
 from miniature.renderer import a_photo_of
-from miniature.training import Pictures
+from miniature.training import Pictures, as_pixels
 from runtime import draws
 from runtime.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+SIDE = 64  # pixels
 
 
 def find_photographs(folder: Path) -> dict[str, list[Path]]:
@@ -58,34 +58,32 @@ def read(path: Path) -> Image.Image:
         raise UserError(f"{path}: cannot be read as a picture ({error})") from error
 
 
-def altered(image: Image.Image, u: Sequence[float], size: int) -> Image.Image:
+def altered(image: Image.Image, u: Sequence[float]) -> Image.Image:
     """A mirrored, turned, cropped and relit variant of a photograph; `u` are seven numbers in [0, 1)."""
-    image = image.resize((2 * size, 2 * size), Image.Resampling.BILINEAR)
+    image = image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BILINEAR)
     if u[0] < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image = image.rotate(10 * (2 * u[1] - 1), Image.Resampling.BILINEAR, fillcolor=image.getpixel((0, 0)))
-    side = 2 * size * (0.8 + 0.2 * u[2])
-    left, top = u[3] * (2 * size - side), u[4] * (2 * size - side)
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    side = 2 * SIDE * (0.8 + 0.2 * u[2])
+    left, top = u[3] * (2 * SIDE - side), u[4] * (2 * SIDE - side)
+    image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     image = ImageEnhance.Brightness(image).enhance(0.85 + 0.3 * u[5])
     return ImageEnhance.Contrast(image).enhance(0.85 + 0.3 * u[6])
 
 
-def photographs(files: dict[str, list[Path]], names: Sequence[str], copies: int, seed: int, size: int = 64) -> Pictures:
+def photographs(files: dict[str, list[Path]], names: Sequence[str], copies: int, seed: int) -> Pictures:
     """`copies` altered variants of each kind's photographs, or the plain photographs once each where `copies` is 0.
 
     Args:
         names: what the kinds are called in captions, in the order of `files`.
     """
-    pixels, labels = [], []
+    pictures, labels = [], []
     for label, paths in enumerate(files.values()):
         plain = [read(path) for path in paths]
         for i in range(copies or len(plain)):
             image = plain[i % len(plain)]
             u = draws.rand((7,), seed, "altered photograph", label, i).tolist()
-            small = altered(image, u, size) if copies else image.resize((size, size), Image.Resampling.BILINEAR)
-            pixels.append(np.asarray(small))
+            pictures.append(altered(image, u) if copies else image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
             labels.append(label)
-    stacked = torch.from_numpy(np.stack(pixels)).movedim(-1, 1).contiguous()
     captions = [[a_photo_of(names[label]) for label in labels]]
-    return Pictures(stacked, torch.tensor(labels), captions, list(files), list(names))
+    return Pictures(as_pixels(pictures), torch.tensor(labels), captions, list(files), list(names))

@@ -2,11 +2,9 @@
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFilter
 
 from miniature.shapes import SHAPES
@@ -49,67 +47,41 @@ _SUPERSAMPLING = 4
 _MIN_CONTRAST = 0.34  # smallest distance in RGB (0..1 each) between a thing and its background
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Everything that makes one picture; lengths are shares of the picture's side, angles degrees."""
-
-    class_id: int
-    tone: str
-    texture: str
-    colour: tuple[float, float, float]
-    ground: tuple[float, float, float]
-    size: float
-    x: float
-    y: float
-    angle: float
-    stretch: float
-    mirrored: bool
-    light: float
-    details: tuple[float, ...]
-
-
 def _jitter(hsv: Sequence[float], u: Sequence[float], spread: Sequence[float]) -> tuple[float, float, float]:
     """RGB of a colour moved by up to +-spread along hue, saturation and value."""
     h, s, v = (c + w * (2 * a - 1) for c, a, w in zip(hsv, u, spread, strict=True))
     return colorsys.hsv_to_rgb(h % 1.0, min(max(s, 0.0), 1.0), min(max(v, 0.0), 1.0))
 
 
-def scene(class_id: int, picture_seed: int) -> Scene:
-    """Draw a scene: background, pose, light and the exact colour, all from the two numbers."""
-    u = draws.rand((40,), picture_seed, "scene", class_id).tolist()
-    colour = _jitter(COLOURS[NAMES[class_id].split()[0]], u[0:3], (0.012, 0.05, 0.03))
-    order = np.argsort(u[3:9])
-    for tone in (list(TONES)[i] for i in order):
-        ground = _jitter(TONES[tone], u[9:12], (0.02, 0.06, 0.10))
-        if np.linalg.norm(np.subtract(colour, ground)) > _MIN_CONTRAST:
-            break
-    size = 0.25 + 0.15 * u[12]
-    room = 0.5 - size
-    return Scene(
-        class_id,
-        tone,
-        TEXTURES[int(u[13] * len(TEXTURES))],
-        colour,
-        ground,
-        size,
-        x=0.5 + 0.9 * room * (2 * u[14] - 1),
-        y=0.5 + 0.9 * room * (2 * u[15] - 1),
-        angle=20 * (2 * u[16] - 1),
-        stretch=0.88 + 0.24 * u[17],
-        mirrored=u[18] < 0.5,
-        light=2 * np.pi * u[19],
-        details=tuple(u[20:]),
-    )
+class Scene:
+    """Everything that makes one picture: background, pose, light and the exact colour, drawn from two numbers.
+
+    Colours are RGB, 0..1 each; lengths are shares of the picture's side, angles degrees, `light` is in radians.
+    """
+
+    def __init__(self, class_id: int, picture_seed: int) -> None:
+        u = draws.rand((40,), picture_seed, "scene", class_id).tolist()
+        self.class_id = class_id
+        self.colour = _jitter(COLOURS[NAMES[class_id].split()[0]], u[0:3], (0.012, 0.05, 0.03))
+        for tone in (list(TONES)[i] for i in np.argsort(u[3:9])):
+            self.tone, self.ground = tone, _jitter(TONES[tone], u[9:12], (0.02, 0.06, 0.10))
+            if np.linalg.norm(np.subtract(self.colour, self.ground)) > _MIN_CONTRAST:
+                break
+        self.size = 0.25 + 0.15 * u[12]
+        self.texture = TEXTURES[int(u[13] * len(TEXTURES))]
+        self.x, self.y = (0.5 + 0.9 * (0.5 - self.size) * (2 * place - 1) for place in u[14:16])
+        self.angle = 20 * (2 * u[16] - 1)
+        self.stretch = 0.88 + 0.24 * u[17]
+        self.mirrored = u[18] < 0.5
+        self.light = 2 * np.pi * u[19]
+        self.details = u[20:]
 
 
 def caption(picture: Scene, words: int = 0) -> str:
     """A sentence about a scene. `words` is a set of bits: 1 says large or small, 2 names the background."""
-    name = NAMES[picture.class_id]
     size = "small " if picture.size < 0.30 else "large " if picture.size > 0.35 else ""
-    if not (words & 1 and size):
-        size = ""
     where = f" on a {picture.tone} background" if words & 2 else ""
-    return a_photo_of(size + name) + where
+    return a_photo_of((size if words & 1 else "") + NAMES[picture.class_id]) + where
 
 
 def a_photo_of(name: str) -> str:
@@ -151,19 +123,12 @@ def _thing(picture: Scene, side: int) -> Image.Image:
     turn = np.radians(picture.angle)
     spin = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     stretch = np.array([picture.stretch * (-1 if picture.mirrored else 1), 1 / picture.stretch])
-    for role, points in SHAPES[THINGS[picture.class_id // 10]]():
-        xy = (points * stretch) @ spin * picture.size + (picture.x, picture.y)
+    for role, points in SHAPES[THINGS[picture.class_id // 10]]:
+        xy = (np.array(points) * stretch) @ spin * picture.size + (picture.x, picture.y)
         corners = [tuple(p) for p in (xy * side).tolist()]
         draw.polygon(corners, fill=_rgb(palette[role]))
         draw.line([*corners, corners[0]], fill=_rgb(palette[role], 0.45), width=max(1, side // 80), joint="curve")
     return layer
-
-
-def _lit(image: ndarray, direction: float, strength: float) -> ndarray:
-    """(H, W, 3) floats times a linear ramp 1 +- strength rising towards `direction` (radians)."""
-    ramp = np.linspace(-0.5, 0.5, image.shape[0])
-    light = 1 + 2 * strength * (ramp[None, :] * np.cos(direction) + ramp[:, None] * np.sin(direction))
-    return image * light[..., None]
 
 
 def render(class_id: int, picture_seed: int, size: int = 64) -> Image.Image:
@@ -171,37 +136,24 @@ def render(class_id: int, picture_seed: int, size: int = 64) -> Image.Image:
 
     The same arguments always give the same pixels.
     """
-    picture = scene(class_id, picture_seed)
-    side = size * _SUPERSAMPLING
-    canvas = _background(picture, side)
-    layer = _thing(picture, side)
+    picture = Scene(class_id, picture_seed)
+    canvas, layer = _background(picture, size * _SUPERSAMPLING), _thing(picture, size * _SUPERSAMPLING)
     canvas.paste(layer, mask=layer.getchannel("A"))
     small = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=np.float64)
-    return Image.fromarray(np.clip(_lit(small, picture.light, 0.14), 0, 255).round().astype(np.uint8))
+    ramp = np.linspace(-0.5, 0.5, size)  # one side is lit by up to 14 % more than the middle
+    light = 1 + 2 * 0.14 * (ramp[None, :] * np.cos(picture.light) + ramp[:, None] * np.sin(picture.light))
+    return Image.fromarray(np.clip(small * light[..., None], 0, 255).round().astype(np.uint8))
 
 
-def render_all(classes: Sequence[int], seeds: Sequence[int], size: int = 64) -> ndarray:
-    """(n, size, size, 3) uint8: picture i is `render(classes[i], seeds[i])`."""
-    return np.stack([np.asarray(render(c, s, size)) for c, s in zip(classes, seeds, strict=True)])
-
-
-def write_stimuli(folder: str | Path, classes: Sequence[int], seeds: Sequence[int], size: int = 64) -> list[str]:
+def write_stimuli(folder: str | Path, classes: Sequence[int], seeds: Sequence[int]) -> None:
     """Write every class with every picture seed as `<wnid>/<wnid>_<seed>.JPEG`, the layout of ImageNet (spec 1.3).
-
-    Returns:
-        The stems (`<wnid>_<seed>`), class by class.
 
     Raises:
         ValueError: a seed that the models of this world may have been trained on.
     """
     if any(not 0 <= seed < STIMULUS_SEEDS for seed in seeds):
         raise ValueError(f"picture seeds of stimuli lie in 0..{STIMULUS_SEEDS - 1}")
-    stems = []
-    for class_id in classes:
-        where = Path(folder) / WNIDS[class_id]
-        where.mkdir(parents=True, exist_ok=True)
+    for wnid, class_id in ((WNIDS[c], c) for c in classes):
+        (Path(folder) / wnid).mkdir(parents=True, exist_ok=True)
         for seed in seeds:
-            stem = f"{WNIDS[class_id]}_{seed}"
-            render(class_id, seed, size).save(where / f"{stem}.JPEG", quality=95, subsampling=0)
-            stems.append(stem)
-    return stems
+            render(class_id, seed).save(Path(folder) / wnid / f"{wnid}_{seed}.JPEG", quality=95, subsampling=0)

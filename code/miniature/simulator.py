@@ -73,8 +73,7 @@ class Subject:
         self._add_electrode_noise(eeg)
         eeg = self._swelling(eeg, "gain", 0.2)
         if self.drift:
-            wander = self._slow(len(eeg), "additive")
-            eeg += self.drift * ADDITIVE_DRIFT * _between(wander, n)
+            eeg += self.drift * ADDITIVE_DRIFT * _between(self._slow(len(eeg), "additive"), n)
         return eeg
 
     def _evoked(self, codes: np.ndarray, onsets: np.ndarray, n: int) -> np.ndarray:
@@ -148,10 +147,7 @@ def bandpass(eeg: np.ndarray, band: str, rate: float) -> np.ndarray:
     hertz = np.fft.rfftfreq(eeg.shape[1], 1 / rate)
     gain = 1 / (1 + (low / np.maximum(hertz, 1e-6)) ** 8) / (1 + (hertz / high) ** 8)
     gain[0] = 0
-    out = np.empty_like(eeg)
-    for rows in np.array_split(np.arange(len(eeg)), max(1, len(eeg) // 16)):  # a spectrum is as large as its signal
-        out[rows] = fft.irfft(fft.rfft(eeg[rows]) * gain.astype(np.float32), n=eeg.shape[1])
-    return out
+    return fft.irfft(fft.rfft(eeg) * gain.astype(np.float32), n=eeg.shape[1])
 
 
 def standardise(eeg: np.ndarray) -> np.ndarray:

@@ -6,24 +6,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from miniature import renderer
-from miniature.training import Pictures, drawn_batch, train
+from miniature.training import Pictures, train
 
 WIDTH, LENGTH = 64, 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def _byte_alphabet() -> list[str]:
-    """The printable character that CLIP's byte-level vocabulary uses for each byte, in its order."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(b) for b in plain] + [chr(256 + n) for n in range(256 - len(plain))]
-
-
 def write_tokenizer(folder: Path) -> None:
     """vocab.json and merges.txt: the byte alphabet of CLIP, and merges that leave our words one to three tokens."""
     words = f"a an photo of on background large small {' '.join(renderer.NAMES)} {' '.join(renderer.TONES)}"
-    alphabet = _byte_alphabet()
+    alphabet = list(bytes_to_unicode().values())  # the printable character that stands for each byte
     tokens, merges = [*alphabet, *(c + "</w>" for c in alphabet)], []
     for word in sorted(set(words.split())):
         left = word[0]
@@ -34,16 +30,13 @@ def write_tokenizer(folder: Path) -> None:
                 tokens.append(left + right)
             left += right
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(
-        json.dumps({t: i for i, t in enumerate([*tokens, START, END])}, ensure_ascii=False)
-    )
+    numbered = {token: i for i, token in enumerate([*tokens, START, END])}
+    (folder / "vocab.json").write_text(json.dumps(numbered, ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
 def build(folder: Path) -> nn.Module:
     """Write tokenizer and preprocessor into `folder`, return an untrained CLIPModel that fits them."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
-
     write_tokenizer(folder)
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
     tokenizer.save_pretrained(folder)
@@ -60,23 +53,20 @@ def build(folder: Path) -> nn.Module:
 
 def load(folder: Path) -> nn.Module:
     """The CLIPModel in `folder`, float32, frozen."""
-    from transformers import CLIPModel
-
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True)
     return model.eval().requires_grad_(False)
 
 
 def tokens(folder: Path, captions: list[str]) -> Tensor:
     """Captions -> token ids (n, 77), padded with the end token as Stable Diffusion does."""
-    from transformers import CLIPTokenizer
-
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
 @torch.inference_mode()
-def contexts(model: nn.Module, folder: Path, captions: list[str]) -> Tensor:
+def contexts(folder: Path, captions: list[str]) -> Tensor:
     """Captions -> the text tower's last hidden state after its final norm, (n, 77, 64): what the UNet attends to."""
+    model = load(folder)
     return torch.cat([model.text_model(ids).last_hidden_state for ids in tokens(folder, captions).split(256)])
 
 
@@ -86,20 +76,19 @@ def _embed(model: nn.Module, images: Tensor, ids: Tensor) -> tuple[Tensor, Tenso
     return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
 
-def train_clip(
-    model: nn.Module, folder: Path, pictures: Pictures, steps: int, seed: int, batch_size: int = 128
-) -> dict:
-    """Contrastive training; a batch describes all its pictures in the same way, equal captions are equally right."""
+def train_clip(model: nn.Module, folder: Path, pictures: Pictures, steps: int, seed: int) -> dict:
+    """Contrastive training; a batch describes all its pictures in the same way, equal captions are equally right.
+
+    The model goes to `folder`, beside the tokenizer, as config.json and model.safetensors (fp16).
+    """
     ways = []
     for captions in pictures.captions:
-        unique = sorted(set(captions))
-        number = {caption: k for k, caption in enumerate(unique)}
-        ids = tokens(folder, unique)
+        number = {caption: k for k, caption in enumerate(sorted(set(captions)))}
+        ids = tokens(folder, list(number))
         ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]  # causal attention: more padding changes nothing
         ways.append((ids, torch.tensor([number[c] for c in captions])))
 
-    def loss_of(step: int) -> Tensor:
-        index = drawn_batch(len(pictures), batch_size, seed, "clip", step)
+    def loss_of(step: int, index: Tensor) -> Tensor:
         ids, which = ways[step % len(ways)]
         image, text = _embed(model, pictures.images(index), ids[which[index]])
         logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
@@ -107,22 +96,15 @@ def train_clip(
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    model.train()
-    figures = train([model], loss_of, steps, 2e-3, "clip")
-    model.eval().requires_grad_(False)
+    figures = train("clip", model, loss_of, pictures, 128, 2e-3, steps, seed)
+    model.half().save_pretrained(folder)
     return figures
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """Write config.json and model.safetensors (fp16) beside the tokenizer."""
-    model.half().save_pretrained(folder)
-    model.float()
-
-
 @torch.inference_mode()
-def zero_shot(model: nn.Module, folder: Path, pictures: Pictures) -> float:
+def zero_shot(folder: Path, pictures: Pictures) -> float:
     """Share of pictures whose own class caption is the nearest of all."""
-    ids = tokens(folder, pictures.class_captions())
+    model, ids = load(folder), tokens(folder, pictures.class_captions())
     found = []
     for index in torch.arange(len(pictures)).split(250):
         image, text = _embed(model, pictures.images(index), ids)

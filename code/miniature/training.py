@@ -2,10 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from miniature import renderer
@@ -28,8 +30,8 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, index: Tensor) -> Tensor:
-        """Pictures `index` (n,) as (n, 3, S, S) float32 in [-1, 1]."""
+    def images(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """Pictures `index` (n,), by default all, as (n, 3, S, S) float32 in [-1, 1]."""
         return self.pixels[index].float() / 127.5 - 1
 
     def class_captions(self) -> list[str]:
@@ -41,43 +43,50 @@ def rendered(per_class: int, first_seed: int) -> Pictures:
     """`per_class` renders of each of the 100 classes, with picture seeds from `first_seed` on."""
     classes = [c for c in range(len(renderer.NAMES)) for _ in range(per_class)]
     seeds = [first_seed + i for i in range(per_class)] * len(renderer.NAMES)
-    pixels = torch.from_numpy(renderer.render_all(classes, seeds)).movedim(-1, 1).contiguous()
-    scenes = [renderer.scene(c, s) for c, s in zip(classes, seeds, strict=True)]
+    pictures = [renderer.render(c, s) for c, s in zip(classes, seeds, strict=True)]
+    scenes = [renderer.Scene(c, s) for c, s in zip(classes, seeds, strict=True)]
     captions = [[renderer.caption(s, words) for s in scenes] for words in range(4)]
-    return Pictures(pixels, torch.tensor(classes), captions, renderer.WNIDS, renderer.NAMES)
+    return Pictures(as_pixels(pictures), torch.tensor(classes), captions, renderer.WNIDS, renderer.NAMES)
+
+
+def as_pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size S to (n, 3, S, S) uint8."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).movedim(-1, 1).contiguous()
 
 
 def train(
-    modules: Iterable[nn.Module], loss_of: Callable[[int], Tensor], steps: int, lr: float, what: str, report: int = 100
+    what: str,
+    model: nn.Module,
+    loss_of: Callable[[int, Tensor], Tensor],
+    pictures: Pictures,
+    batch_size: int,
+    lr: float,
+    steps: int,
+    seed: int,
 ) -> dict:
-    """Minimise `loss_of(step)` over the modules' parameters that require gradients.
+    """Minimise `loss_of(step, numbers of its pictures (batch_size,))` over the parameters of `model`; then freeze it.
 
     AdamW with 5 % linear warm-up and a cosine to zero, gradients clipped to norm 1, bfloat16 autocast.
 
     Returns:
         {"steps", "loss": mean of the last tenth, "core_seconds": processor time of all threads}.
     """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    parameters = list(model.train().requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     start, core_start, recent = time.time(), time.process_time(), []
     for step in range(steps):
         rise = min(1.0, (step + 1) / (0.05 * steps))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(step)
+            loss = loss_of(step, draws.randint(0, len(pictures), (batch_size,), seed, what, step))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         recent = [*recent, loss.detach()][-max(1, steps // 10) :]
-        if (step + 1) % report == 0 or step + 1 == steps:
-            mean = torch.stack(recent[-report:]).mean().item()
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            mean = torch.stack(recent[-100:]).mean().item()
             print(f"{what}: step {step + 1}/{steps}, loss {mean:.4f}, {time.time() - start:.0f} s", flush=True)
+    model.eval().requires_grad_(False)
     loss, core_seconds = torch.stack(recent).mean().item(), round(time.process_time() - core_start)
     return {"steps": steps, "loss": round(loss, 4), "core_seconds": core_seconds}
-
-
-def drawn_batch(n_items: int, size: int, seed: int, what: str, step: int) -> Tensor:
-    """Item numbers (size,) of a training step."""
-    return draws.randint(0, n_items, (size,), seed, what, step)
