@@ -50,6 +50,7 @@ ADVICE = {
     SD2: "get Stable Diffusion 1.5's v1-5-pruned",
     DIFFUSERS: "get v1-5-pruned as one file",
 }
+OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9"  # how the magic number of torch's format before 1.6 begins, behind the protocol
 
 
 def file_kind(path: str | Path) -> str:
@@ -104,8 +105,8 @@ def names_in(path: str | Path) -> tuple[set[str], set[str]]:
             return _names_in_zip(file)
         if magic[8:] == b"{":
             return _names_in_safetensors(file, size), set()
-        if magic.startswith(b"\x80"):
-            # torch before 1.6: magic number, protocol, system, then the content, its storages' keys, their numbers
+        if magic[:1] == b"\x80" and magic[2:] == OLD_TORCH:
+            # magic number, protocol and system, each a pickle, then the content's; keys and numbers follow
             parts = [_names_in_pickle(file) for _ in range(4)]
             return parts[3]
     raise ValueError(f"{path} is neither a torch nor a safetensors file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,32 +17,29 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import check_steps, ddim, dpm_solver, guided, plms, sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.published import load_base_of, read_stage_b
 from runtime import checkpoints, draws
 from runtime.errors import UserError
 
 SAMPLERS = {"plms": plms, "ddim": ddim, "dpm_solver": dpm_solver}
 
 
+@dataclass
 class EEGImageGenerator:
-    """A trained stage B model. A picture depends on its EEG and seed, never on its batch."""
+    """A trained stage B model. A picture depends on its EEG and seed, never on its batch.
 
-    def __init__(
-        self,
-        conditioner: EEGConditioner,
-        unet: UNet,
-        vae: AutoencoderKL,
-        alphas_cumprod: Tensor,
-        no_context: Tensor,
-        latent_shape: tuple[int, int, int],
-        scale_factor: float = 0.18215,
-        guidable: bool = False,
-    ):
-        """All modules on one device. latent_shape: (4, h, w); no_context (77, 768): the condition of no EEG, for
-        guidance; guidable: trained with cond_drop.
-        """
-        self.no_context = no_context
-        self.conditioner, self.unet, self.vae, self.alphas_cumprod = conditioner, unet, vae, alphas_cumprod
-        self.latent_shape, self.scale_factor, self.guidable = latent_shape, scale_factor, guidable
+    All modules are on one device. no_context is the condition of no EEG, for guidance, which needs a model trained
+    with cond_drop (`guidable`).
+    """
+
+    conditioner: EEGConditioner
+    unet: UNet
+    vae: AutoencoderKL
+    alphas_cumprod: Tensor  # (1000,)
+    no_context: Tensor  # (77, 768)
+    latent_shape: tuple[int, int, int]  # (4, h, w)
+    scale_factor: float = 0.18215
+    guidable: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -128,24 +126,18 @@ def save_grid(path: Path, truth: Tensor, samples: Tensor, caption: str) -> None:
 
 
 def load_generator(
-    checkpoint: str | Path,
-    pretrain_gm_path: str | Path,
-    device: str | torch.device,
-    make_encoder: Callable[..., nn.Module],
+    checkpoint: str | Path, pretrain_gm_path: str | Path, device: torch.device, make_encoder: Callable[..., nn.Module]
 ) -> EEGImageGenerator:
-    """Rebuild a generator from a stage B checkpoint and the Stable Diffusion under pretrain_gm_path it names.
+    """Rebuild a generator from a stage B checkpoint, ours or the published one.
 
-    make_encoder: EEGEncoder, passed in because this package does not know sc_mbm. Raises UserError.
+    Ours needs the Stable Diffusion under pretrain_gm_path that it was trained on. make_encoder: EEGEncoder, passed in
+    because this package does not know sc_mbm. Raises UserError.
     """
-    content = checkpoints.load(checkpoint, (weights.FORMAT,), "stage B checkpoint")
-    config, named = content["config"], content["base"]
-    base = weights.load_base(pretrain_gm_path, config["unet"]["use_time_cond"])
-    if base.sha256 != named["sha256"]:
-        raise UserError(
-            f"{checkpoint} was trained on a {named['name']} with sha256 {named['sha256'][:12]}..., but "
-            f"{pretrain_gm_path} has one with {base.sha256[:12]}...; point pretrain_gm_path at the former"
-        )
-    conditioner = EEGConditioner(make_encoder(**config["encoder"]), **config["conditioner"])
+    content = read_stage_b(checkpoint, pretrain_gm_path)
+    config = content["config"]
+    base = load_base_of(content, checkpoint, pretrain_gm_path)
+    with torch.device("meta"):
+        conditioner = EEGConditioner(make_encoder(**config["encoder"]), **config["conditioner"])
     weights.load_trained_state(conditioner, base.unet, content["model"], str(checkpoint))
     return EEGImageGenerator(
         conditioner.eval().requires_grad_(False).to(device),

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's file in, our stage B checkpoint in and out; strictly, parts of a file by prefix."""
+"""Weights from files, strictly: Stable Diffusion 1.5's, our checkpoints, and the published ones of stages A and B."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
+from dc_ldm.file_kinds import PUBLISHED_A, PUBLISHED_B, SD1, UNKNOWN, expect, file_kind, names_in
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
@@ -28,6 +29,18 @@ BASE_NAMES = ("v1-5-pruned.safetensors", "v1-5-pruned.ckpt")
 UNET_SIZES = ("in_channels", "out_channels", "model_channels", "attention_resolutions", "num_res_blocks")
 UNET_SIZES += ("channel_mult", "num_heads", "context_dim")
 VAE_SIZES = ("ch", "ch_mult", "num_res_blocks", "z_channels")
+# What foreign files hold besides: noise schedule (computed anew), averages, CLIP's towers (read from their own files).
+# A word that ends in a point or bar stands for all names that begin so.
+SCHEDULE = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
+log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
+posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights logvar scale_factor""".split()
+IGNORED = {
+    SD1: (*SCHEDULE, "model_ema.", CONDITIONER_PREFIX),
+    PUBLISHED_B: (*SCHEDULE, "model_ema.", "image_embedder.", CONDITIONER_PREFIX + "cls_net."),
+    PUBLISHED_A: ("nature_img_",),
+}
+# Classes of modules that are not here, which foreign files mention
+FOREIGN_MODULES = ("config.", "pytorch_lightning.", "lightning.")
 
 
 @dataclass
@@ -64,22 +77,28 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:
+    """Raise UserError, with counts and the first ten names, unless names and shapes of `state` are those of `own`."""
+    pairs = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state]
+    problems = {
+        "lacks {} tensors": [name for name in own if name not in state],
+        "holds {} that this model has not": [name for name in state if name not in own],
+        "has {} of another shape": [f"{name} is {a}, expected {b}" for name, a, b in pairs if a != b],
+    }
+    said = [f"{text.format(len(names))} (first: {', '.join(names[:10])})" for text, names in problems.items() if names]
+    if said:
+        raise UserError(f"{what} {', '.join(said)}; is it the file of another model or size?")
+
+
 def load_strictly(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Copy `state` into `module`. Raises UserError, with counts and a name, unless names and shapes agree."""
+    """Load `state` into `module`, in the module's precision. Raises UserError as `check_state`.
+
+    A module on the meta device takes the tensors themselves, so that memory-mapped ones are never copied.
+    """
     own = module.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
-    problems = [f"lacks {len(missing)} tensors (first: {missing[0]})"] if missing else []
-    if unexpected:
-        problems.append(f"holds {len(unexpected)} that this model has not (first: {unexpected[0]})")
-    if reshaped:
-        name = reshaped[0]
-        found, expected = tuple(state[name].shape), tuple(own[name].shape)
-        problems.append(f"has {len(reshaped)} of another shape (first: {name} is {found}, expected {expected})")
-    if problems:
-        raise UserError(f"{what} {', '.join(problems)}; is it the file of another model or size?")
-    module.load_state_dict(state)
+    check_state(own, state, what)
+    converted = {name: value.to(own[name].dtype) for name, value in state.items()}
+    module.load_state_dict(converted, assign=any(value.is_meta for value in own.values()))
 
 
 def base_files(pretrain_gm_path: str | Path) -> tuple[Path, Path]:
@@ -87,8 +106,12 @@ def base_files(pretrain_gm_path: str | Path) -> tuple[Path, Path]:
     folder = Path(pretrain_gm_path) / "models"
     weights = next((folder / name for name in BASE_NAMES if (folder / name).is_file()), None)
     if weights is None:
+        there = {path.name: file_kind(path) for path in (folder.parent, *sorted(folder.glob("*.*")))}
+        said = "".join(
+            f"; {name}: {kind}" for name, kind in there.items() if kind not in ("folder", UNKNOWN, "missing")
+        )
         raise UserError(
-            f"{folder}: no Stable Diffusion weights ({' or '.join(BASE_NAMES)}); "
+            f"{folder}: no Stable Diffusion weights ({' or '.join(BASE_NAMES)}){said}; "
             "put them there, or set pretrain_gm_path"
         )
     config = folder / "config15.yaml"
@@ -113,55 +136,83 @@ def read_sizes(path: str | Path) -> BaseSizes:
         raise UserError(f"{path} is not a Stable Diffusion config: {str(error).splitlines()[0]}") from error
 
 
-class _Inert:
-    """Stands for the Lightning class whose bare name is a dictionary key in v1-5-pruned.ckpt."""
+class Inert:
+    """Stands for a class whose module is not here, such as the published `config`; holds attributes, does nothing."""
+
+    def __init__(self, *_: object):
+        """Takes what the class took."""
+
+
+def read_foreign(path: str | Path, what: str) -> dict:
+    """A torch file of somebody else's with nothing in it executed; classes of FOREIGN_MODULES become `Inert`.
+
+    Raises UserError, as `checkpoints.read_plain`.
+    """
+    inert = [(Inert, name) for name in names_in(path)[1] if name.startswith(FOREIGN_MODULES)]
+    with torch.serialization.safe_globals(inert):
+        return checkpoints.read_plain(path, what)
+
+
+def known_part(state: dict[str, Tensor], known: tuple[str, ...], kind: str, path: str | Path) -> dict[str, Tensor]:
+    """The tensors whose names start with one of `known`, without those of IGNORED[kind].
+
+    Raises UserError where there are names of neither sort; says so where the weights are stored in half precision.
+    """
+    exact = {name for name in IGNORED[kind] if not name.endswith((".", "_"))}
+    prefixes = tuple(set(IGNORED[kind]) - exact)
+    state = {name: value for name, value in state.items() if name not in exact and not name.startswith(prefixes)}
+    if foreign := [name for name in state if not name.startswith(known)]:
+        names = ", ".join(foreign[:10])
+        raise UserError(f"{path}: {len(foreign)} tensors belong to no part of a {kind} file (first: {names})")
+    if half := {value.dtype for value in state.values() if value.is_floating_point()} - {torch.float32}:
+        print(f"{path} is stored as {half.pop()}; it is read as float32")
+    return state
 
 
 def read_base(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of v1-5-pruned in either file format, without executing anything in it. Raises UserError."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        with torch.serialization.safe_globals(
-            [(_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
-        ):
-            content = checkpoints.read_plain(path, "Stable Diffusion checkpoint")
-        if not isinstance(content.get("state_dict"), dict):
-            raise UserError(f"{path} has no `state_dict`; it is not a Stable Diffusion checkpoint")
-        return content["state_dict"]
+    """UNet and autoencoder of v1-5-pruned in either file format, nothing executed. Raises UserError."""
+    what = "Stable Diffusion checkpoint (v1-5-pruned)"
+    expect(path, (SD1,), what)
     try:
-        return load_file(path)
+        content = load_file(path) if Path(path).suffix == ".safetensors" else read_foreign(path, what)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from error
+    return known_part(content.get("state_dict", content), (UNET_PREFIX, VAE_PREFIX), SD1, path)
+
+
+def assemble(state: dict[str, Tensor], sizes: BaseSizes, use_time_cond: bool, name: str, sha256: str) -> Base:
+    """UNet and autoencoder in fp32 that hold the tensors of `state` themselves, nothing trainable. Raises UserError.
+
+    A time condition that `state` lacks starts at random, from torch's global generator: seed it, or load over it.
+    """
+    with torch.device("meta"):
+        unet, vae = UNet(**sizes.unet, use_time_cond=use_time_cond), AutoencoderKL(**sizes.vae)
+    own = part(state, UNET_PREFIX)
+    if use_time_cond and not part(own, "time_embed_condtion."):
+        for layer in unet.time_embed_condtion:
+            layer.to_empty(device="cpu").reset_parameters()
+        own |= {f"time_embed_condtion.{k}": value for k, value in unet.time_embed_condtion.state_dict().items()}
+    load_strictly(unet, own, f"{name}: the UNet")
+    load_strictly(vae, part(state, VAE_PREFIX), f"{name}: the VAE")
+    for module in (unet, vae):
+        module.eval().requires_grad_(False)
+    return Base(unet, vae, sizes, Path(name).name, sha256)
 
 
 def load_base(pretrain_gm_path: str | Path, use_time_cond: bool = True) -> Base:
-    """Stable Diffusion in fp32 on the CPU, nothing trainable. Raises UserError.
-
-    The time condition, which the file does not have, keeps its random start.
-    The random start comes from torch's global generator: seed it, or load a checkpoint over it.
-    """
+    """Stable Diffusion in fp32 on the CPU, nothing trainable, as `assemble` says. Raises UserError."""
     path, config = base_files(pretrain_gm_path)
-    sizes = read_sizes(config)
-    state = read_base(path)
-    unet = UNet(**sizes.unet, use_time_cond=use_time_cond)
-    vae = AutoencoderKL(**sizes.vae)
-    added = {name: value for name, value in unet.state_dict().items() if name.startswith("time_embed_condtion.")}
-    load_strictly(unet, part(state, UNET_PREFIX) | added, f"{path}: the UNet")
-    load_strictly(vae, part(state, VAE_PREFIX), f"{path}: the VAE")
-    for module in (unet, vae):
-        module.eval().requires_grad_(False)
-    return Base(unet, vae, sizes, path.name, checkpoints.sha256(path))
+    return assemble(read_base(path), read_sizes(config), use_time_cond, str(path), checkpoints.sha256(path))
 
 
 def trained_unet_tensors(unet: UNet) -> dict[str, nn.Parameter]:
     """The UNet's trained part, by name: cross-attention, the norm before it, the time condition."""
-    return {
-        name: parameter
-        for name, parameter in unet.named_parameters()
-        if name.startswith("time_embed_condtion.")
-        or ".attn2." in name
-        or ("transformer_blocks" in name and ".norm2." in name)
-    }
+    return {name: parameter for name, parameter in unet.named_parameters() if is_trained(name)}
+
+
+def is_trained(name: str) -> bool:
+    """Whether stage B trains the UNet's tensor of this name."""
+    return name.startswith("time_embed_condtion.") or ".attn2." in name or "transformer_blocks.0.norm2." in name
 
 
 def trained_state(conditioner: EEGConditioner, unet: UNet) -> dict[str, Tensor]:
@@ -171,16 +222,14 @@ def trained_state(conditioner: EEGConditioner, unet: UNet) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
+@torch.no_grad()
 def load_trained_state(conditioner: EEGConditioner, unet: UNet, state: dict[str, Tensor], what: str) -> None:
     """Inverse of `trained_state`: strict about names and shapes on both sides. Raises UserError."""
     load_strictly(conditioner, part(state, CONDITIONER_PREFIX), f"{what}: the EEG conditioner")
-    trained = part(state, UNET_PREFIX)
-    foreign = set(trained) ^ set(trained_unet_tensors(unet))
-    if foreign:
-        raise UserError(
-            f"{what}: the trained part of the UNet differs by {len(foreign)} tensors (first: {min(foreign)})"
-        )
-    load_strictly(unet, unet.state_dict() | trained, f"{what}: the UNet")
+    own, trained = trained_unet_tensors(unet), part(state, UNET_PREFIX)
+    check_state(own, trained, f"{what}: the trained part of the UNet")
+    for name, parameter in own.items():
+        parameter.copy_(trained[name])
 
 
 def model_config(

@@ -106,5 +106,5 @@ def test_nothing_is_executed_and_classes_are_named(tmp_path, old):
     assert file_kind(tmp_path / "file") == file_kinds.UNKNOWN
     assert "pathlib.Path" in file_kinds.names_in(tmp_path / "file")[1]
     (tmp_path / "raw").write_bytes(pickle.dumps(Malice(tmp_path / "executed")))
-    file_kind(tmp_path / "raw")
+    assert file_kind(tmp_path / "raw") == file_kinds.UNKNOWN
     assert not (tmp_path / "executed").exists()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_stage_b import run_script
+from tiny_diffusion import write_stage_a, write_stage_b
 from torch.testing import assert_close
 
 from dc_ldm import weights
@@ -20,9 +20,11 @@ SEEDS = torch.tensor([11, 22, 33, 44, 55])
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A finished stage B run with condition dropout."""
+    """A stage B checkpoint with condition dropout, a stage A checkpoint, a resume point."""
     root = tmp_path_factory.mktemp("world")
-    run_script(root, cond_drop=0.3, num_epoch=1)
+    write_stage_b(root)
+    write_stage_a(root / "pretrains/eeg_pretrain/tiny.pth")
+    checkpoints.save(root / "last.pth", {"format": "resume-1"})
     return root
 
 
@@ -112,7 +114,7 @@ def test_wrong_requests_are_refused(generator, eeg):
 def test_checkpoints_that_do_not_fit_are_refused(world, tmp_path):
     for checkpoint, said in [
         ("pretrains/eeg_pretrain/tiny.pth", "stage B checkpoint"),
-        ("results/generation/tiny/last.pth", "stage B checkpoint"),
+        ("last.pth", "stage B checkpoint"),
         ("absent.pth", "no such file"),
     ]:
         with pytest.raises(UserError, match=said):

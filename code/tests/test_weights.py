@@ -99,15 +99,16 @@ def test_missing_truncated_and_unsafe_bases_are_refused(tmp_path):
     with pytest.raises(UserError, match="truncated"):
         weights.load_base(tmp_path)
     file.unlink()
-    torch.save({"state_dict": Malice(tmp_path / "executed")}, file.with_suffix(".ckpt"))
+    malice = {"state_dict": base_state() | {"more": Malice(tmp_path / "executed")}}
+    torch.save(malice, file.with_suffix(".ckpt"))
     with pytest.raises(UserError, match="plain values"):
         weights.load_base(tmp_path)
     file.with_suffix(".ckpt").write_bytes(pickle.dumps({"state_dict": Malice(tmp_path / "executed")}))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="file of an unknown kind"):
         weights.load_base(tmp_path)
     assert not (tmp_path / "executed").exists()
     torch.save({"weights": {}}, file.with_suffix(".ckpt"))
-    with pytest.raises(UserError, match="state_dict"):
+    with pytest.raises(UserError, match="file of an unknown kind"):
         weights.load_base(tmp_path)
 
 

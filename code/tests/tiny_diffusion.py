@@ -1,5 +1,9 @@
 """A world small enough for a test: random Stable Diffusion, CLIP, stage A and trials, in the real formats."""
 
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +12,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
+from dc_ldm import weights
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
-from dc_ldm.weights import UNET_PREFIX, VAE_PREFIX
+from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.weights import CONDITIONER_PREFIX, SCHEDULE, UNET_PREFIX, VAE_PREFIX
 from runtime import checkpoints
-from sc_mbm.mae_for_eeg import MAEforEEG
+from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
 
 UNET = {
     "in_channels": 4, "out_channels": 4, "model_channels": 32, "attention_resolutions": [2, 1],
@@ -24,6 +30,7 @@ MAE = {
     "n_chans": 8, "n_times": 64, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 1.0,
     "decoder_embed_dim": 8, "decoder_depth": 1, "decoder_num_heads": 2,
 }  # fmt: skip
+ENCODER = {name: value for name, value in MAE.items() if not name.startswith("decoder")}
 
 
 def base_state() -> dict[str, torch.Tensor]:
@@ -73,6 +80,76 @@ def write_stage_a(path: Path) -> Path:
     torch.manual_seed(2)
     known = {"scale": 1.0, "sfreq": 1000.0, "ch_names": None, "band": None}
     content = {"format": "eeg-mae-1", "model": MAEforEEG(**MAE).state_dict(), "config": MAE, "input": known, "run": {}}
+    checkpoints.save(path, content)
+    return path
+
+
+def published_state() -> dict[str, torch.Tensor]:
+    """The published generation checkpoint's tensors at toy size: condition, UNet, VAE, CLIP's tower, schedule."""
+    torch.manual_seed(4)
+    conditioner = EEGConditioner(EEGEncoder(**ENCODER), context_dim=16, clip_dim=12)
+    unet = UNet(**UNET).state_dict()
+    state = {UNET_PREFIX + k: torch.randn_like(v) / 8 for k, v in unet.items() if "time_embed_condtion" in k}
+    state |= {CONDITIONER_PREFIX + k: v for k, v in conditioner.state_dict().items()}
+    tower = {"image_embedder.transformer.vision_model.embeddings.position_ids": torch.arange(5)}
+    return base_state() | state | tower | {name: torch.ones(1000) for name in SCHEDULE[:12]}
+
+
+def write_published_b(path: Path, state: dict | None = None, old: bool = False, **config: object) -> Path:
+    """The published generation checkpoint at toy size, with its pickled config of a module that is not here."""
+    with foreign_class("config", "Config_Generative_Model") as kind:
+        given = kind()
+        vars(given).update({"seed": 2022, "num_heads": 2, "img_size": SIZE, "clip_tune": True, "HW": None} | config)
+        content = {"model_state_dict": state or published_state(), "config": given, "state": torch.get_rng_state()}
+        torch.save(content, path, _use_new_zipfile_serialization=not old)
+    return path
+
+
+def write_published_a(path: Path, old: bool = False, **more: torch.Tensor) -> Path:
+    """The published stage A checkpoint at toy size."""
+    torch.manual_seed(5)
+    with foreign_class("config", "Config_MBM_EEG") as kind:
+        given = kind()
+        vars(given).update({"num_heads": 2, "decoder_num_heads": 2, "patch_size": 4, "focus_range": None})
+        content = {"model": MAEforEEG(**MAE).state_dict() | more, "optimizer": {"state": {}}, "epoch": 499}
+        content |= {"scaler": {"scale": 65536.0}, "config": given}
+        torch.save(content, path, _use_new_zipfile_serialization=not old)
+    return path
+
+
+@contextmanager
+def foreign_class(module: str, name: str) -> Iterator[type]:
+    """A class that pickle files under another module's name, as long as the context lasts."""
+    kind = type(name, (), {"__module__": module})
+    before = sys.modules.get(module)
+    sys.modules[module] = types.ModuleType(module)
+    setattr(sys.modules[module], name, kind)
+    try:
+        yield kind
+    finally:
+        del sys.modules[module]
+        if before is not None:
+            sys.modules[module] = before
+
+
+def write_stage_b(root: Path, cond_drop: float = 0.3) -> Path:
+    """A stage B checkpoint of random weights on the base of `root/pretrains`, handed on as `tiny`."""
+    base = weights.load_base(write_base(root / "pretrains"))
+    torch.manual_seed(6)
+    shape = {"context_dim": 16, "clip_dim": 12, "clip_head": "condition"}
+    conditioner = EEGConditioner(EEGEncoder(**ENCODER), **shape)
+    for parameter in weights.trained_unet_tensors(base.unet).values():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    content = {
+        "format": weights.FORMAT,
+        "model": weights.trained_state(conditioner, base.unet),
+        "config": weights.model_config(base, ENCODER, shape, True, SIZE, cond_drop),
+        "no_context": torch.randn(77, 16),
+        "base": {"name": base.name, "sha256": base.sha256},
+        "input": {"scale": 1.0, "sfreq": 1000.0, "window": [20, 460], "ch_names": None, "band": None},
+        "run": {"config": {"seed": 2022}, "epoch": 1},
+    }
+    path = root / "pretrains" / "generation" / "tiny.pth"
     checkpoints.save(path, content)
     return path
 

@@ -1,0 +1,150 @@
+"""Checkpoints of stages A and B as we write them, from our own files or from the published ones (spec 1.5, 1.6)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dc_ldm import weights
+from dc_ldm.file_kinds import OURS_A, OURS_B, PUBLISHED_A, PUBLISHED_B, expect
+from dc_ldm.weights import CONDITIONER_PREFIX, UNET_PREFIX, VAE_PREFIX, Base, BaseSizes, part
+from runtime import checkpoints
+from runtime.errors import UserError
+
+MAE_PARTS = ("cls_token", "pos_embed", "mask_token", "patch_embed.", "blocks.", "norm.", "decoder_")
+# eeg_5_95_std.pth, which the published models saw; the authors divided the EEG by ten in stage A only
+INPUT = {"sfreq": 1000.0, "ch_names": None, "band": None}
+HEADS = 16  # of the published encoder, where a file does not say; shapes cannot
+
+
+def depth(state: dict[str, Tensor], pattern: str) -> int:
+    """How many of "name.{}.name", counted from 0, are in `state`."""
+    return len(list(takewhile(lambda i: pattern.format(i) in state, count())))
+
+
+def encoder_sizes(state: dict[str, Tensor], num_heads: int) -> dict[str, Any]:
+    """EEGEncoder's arguments from the shapes of its tensors."""
+    width, n_chans, patch = state["patch_embed.proj.weight"].shape
+    return {
+        "n_chans": n_chans,
+        "n_times": (state["pos_embed"].shape[1] - 1) * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth(state, "blocks.{}.norm1.weight"),
+        "num_heads": num_heads,
+        "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / width,
+    }
+
+
+def base_sizes(state: dict[str, Tensor]) -> BaseSizes:
+    """Sizes of UNet and autoencoder from their tensors' shapes; 8 heads, which shapes do not tell, as in SD 1.x."""
+    unet, vae = part(state, UNET_PREFIX), part(state, VAE_PREFIX)
+    levels: list[list[int]] = [[]]
+    for i in range(1, len({name.split(".")[1] for name in unet if name.startswith("input_blocks.")})):
+        if f"input_blocks.{i}.0.op.weight" in unet:
+            levels.append([])
+        else:
+            levels[-1].append(i)
+    width, ch = len(unet["input_blocks.0.0.bias"]), len(vae["encoder.conv_in.bias"])
+    blocks = "encoder.down.{}.block.0.conv1.bias"
+    attended = [level for level, ids in enumerate(levels) if f"input_blocks.{ids[0]}.1.norm.weight" in unet]
+    to_k = next(value for name, value in unet.items() if name.endswith("attn2.to_k.weight"))
+    return BaseSizes(
+        unet={
+            "in_channels": unet["input_blocks.0.0.weight"].shape[1],
+            "out_channels": len(unet["out.2.bias"]),
+            "model_channels": width,
+            "attention_resolutions": [2**level for level in attended],
+            "num_res_blocks": len(levels[0]),
+            "channel_mult": [len(unet[f"input_blocks.{ids[0]}.0.out_layers.3.bias"]) // width for ids in levels],
+            "num_heads": 8,
+            "context_dim": to_k.shape[1],
+        },
+        vae={
+            "ch": ch,
+            "ch_mult": [len(vae[blocks.format(i)]) // ch for i in range(depth(vae, blocks))],
+            "num_res_blocks": depth(vae, "encoder.down.0.block.{}.conv1.bias"),
+            "z_channels": vae["decoder.conv_in.weight"].shape[1],
+        },
+    )
+
+
+def read_stage_a(path: str | Path) -> dict:
+    """A stage A checkpoint's content (`model`, `config`, `input`), translated where it has the published layout.
+
+    That one's sizes are read from shapes, its heads from its config. Raises UserError.
+    """
+    what = "stage A checkpoint"
+    if expect(path, (OURS_A, PUBLISHED_A), what) == OURS_A:
+        return checkpoints.load(path, ("eeg-mae-1",), what)
+    content = weights.read_foreign(path, what)
+    state = weights.known_part(content["model"], MAE_PARTS, PUBLISHED_A, path)
+    given = vars(content.get("config", weights.Inert()))
+    config = encoder_sizes(state, given.get("num_heads", HEADS))
+    config |= {
+        "decoder_embed_dim": len(state["decoder_norm.weight"]),
+        "decoder_depth": depth(state, "decoder_blocks.{}.norm1.weight"),
+        "decoder_num_heads": given.get("decoder_num_heads", HEADS),
+    }
+    run = {"origin": PUBLISHED_A, "epoch": content.get("epoch")}
+    return {"format": "eeg-mae-1", "model": state, "config": config, "input": INPUT | {"scale": 0.1}, "run": run}
+
+
+def read_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
+    """A stage B checkpoint's content as eeg_ldm.py writes it, translated where it is the published one.
+
+    That one carries its own base, as base["state"] and base["sizes"]: those of config15.yaml under pretrain_gm_path,
+    or else from shapes. Its CLIP head reads tokens, and no EEG is a condition of zeros. Raises UserError.
+    """
+    what = "stage B checkpoint"
+    if expect(path, (OURS_B, PUBLISHED_B), what) == OURS_B:
+        return checkpoints.load(path, (weights.FORMAT,), what)
+    content = weights.read_foreign(path, what)
+    known = (UNET_PREFIX, VAE_PREFIX, CONDITIONER_PREFIX)
+    state = weights.known_part(content["model_state_dict"], known, PUBLISHED_B, path)
+    yaml = Path(pretrain_gm_path) / "models" / "config15.yaml"
+    sizes = weights.read_sizes(yaml) if yaml.is_file() else base_sizes(state)
+    given = vars(content.get("config", weights.Inert()))
+    condition = part(state, CONDITIONER_PREFIX)
+    context_dim, clip_dim = len(condition["dim_mapper.bias"]), len(condition["mapping.fc.bias"])
+    use_time_cond = any(name.startswith(f"{UNET_PREFIX}time_embed_condtion.") for name in state)
+    config = asdict(sizes) | {
+        "encoder": encoder_sizes(part(condition, "mae."), given.get("num_heads", HEADS)),
+        "conditioner": {"context_dim": context_dim, "clip_dim": clip_dim, "clip_head": "tokens"},
+        "img_size": given.get("img_size", 512),
+        "cond_drop": 0.0,
+    }
+    config["unet"]["use_time_cond"] = use_time_cond
+    trained = {
+        name: value
+        for name, value in state.items()
+        if name.startswith(CONDITIONER_PREFIX) or weights.is_trained(name.removeprefix(UNET_PREFIX))
+    }
+    return {
+        "format": weights.FORMAT,
+        "model": trained,
+        "no_context": torch.zeros(len(condition["channel_mapper.1.bias"]), context_dim),
+        "config": config,
+        "base": {"name": Path(path).name, "state": state, "sizes": sizes},
+        "input": INPUT | {"scale": 1.0, "window": [20, 460], "simulated": False},
+        "run": {"origin": PUBLISHED_B},
+    }
+
+
+def load_base_of(content: dict, checkpoint: str | Path, pretrain_gm_path: str | Path) -> Base:
+    """The Stable Diffusion that `content`, from `read_stage_b`, belongs to: its own or pretrain_gm_path's."""
+    named, use_time_cond = content["base"], content["config"]["unet"]["use_time_cond"]
+    if "state" in named:
+        return weights.assemble(named["state"], named["sizes"], use_time_cond, str(checkpoint), "")
+    base = weights.load_base(pretrain_gm_path, use_time_cond)
+    if base.sha256 != named["sha256"]:
+        raise UserError(
+            f"{checkpoint} was trained on a {named['name']} with sha256 {named['sha256'][:12]}..., but "
+            f"{pretrain_gm_path} has one with {base.sha256[:12]}...; point pretrain_gm_path at the former"
+        )
+    return base
