@@ -1,7 +1,11 @@
 """Our networks against diffusers' and timm's with the same weights, and what their parts promise."""
 
+from functools import partial
+
 import pytest
 import torch
+from fidelity import agrees, random_weights
+from torch import nn
 from torch.nn import functional as F
 
 from dc_ldm.models.autoencoder import AutoencoderKL
@@ -16,73 +20,115 @@ TINY = {"n_chans": 6, "n_times": 32, "patch_size": 4, "embed_dim": 16, "depth": 
 MINIATURE = {"model_channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1, "context_dim": 64}
 
 
-def shaken(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The module with a little noise on every weight, so that branches that start at zero count too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return module
-
-
 def tiny_mae() -> MAEforEEG:
     torch.manual_seed(0)
     return MAEforEEG(**TINY, decoder_embed_dim=8, decoder_depth=1, decoder_num_heads=2)
 
 
-@torch.no_grad()
-def test_unet_equals_diffusers():
+def twin(name: str, convert: str, prefix: str, ours: nn.Module, **sizes) -> nn.Module:
+    """Diffusers' class `name` with the very tensors of `ours`: each parameter of one lies where the other's does."""
     diffusers = pytest.importorskip("diffusers")
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    from diffusers.loaders import single_file_utils
 
-    ours = shaken(UNet(4, 4, 32, (2, 1), 1, (1, 2), num_heads=2, context_dim=16, use_time_cond=False))
-    theirs = diffusers.UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        attention_head_dim=2,
-        cross_attention_dim=16,
-    ).eval()
-    weights = {f"model.diffusion_model.{name}": value for name, value in ours.state_dict().items()}
-    theirs.load_state_dict(convert_ldm_unet_checkpoint(weights, theirs.config))
-    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([0, 640]), torch.randn(2, 77, 16)
-    torch.testing.assert_close(ours(x, t, context), theirs(x, t, context).sample, rtol=1e-4, atol=1e-5)
+    with torch.device("meta"):
+        theirs = getattr(diffusers, name)(**sizes).eval()
+    weights = {prefix + name: value for name, value in ours.state_dict().items()}
+    theirs.load_state_dict(getattr(single_file_utils, convert)(weights, theirs.config), assign=True)
+    return theirs
 
 
-@torch.no_grad()
-def test_autoencoder_equals_diffusers():
-    diffusers = pytest.importorskip("diffusers")
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+def compare_gradients(part: str, oracle: str, answers: list, modules: list, inputs: list, names: tuple = ()) -> None:
+    """Gradients of a random weighting of both answers, by inputs and parameters (named by ours; none: all of them).
 
-    ours = shaken(AutoencoderKL(ch=32, ch_mult=(1, 2, 2), num_res_blocks=1))
-    theirs = diffusers.AutoencoderKL(
-        block_out_channels=(32, 64, 64),
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-    ).eval()
-    weights = {f"first_stage_model.{name}": value for name, value in ours.state_dict().items()}
-    theirs.load_state_dict(convert_ldm_vae_checkpoint(weights, theirs.config))
-    image, noise = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 4, 4)
-    posterior, wanted = ours.encode(image), theirs.encode(image).latent_dist
-    torch.testing.assert_close(posterior.mean, wanted.mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(posterior.std, wanted.std, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours.decode(noise), theirs.decode(noise).sample, rtol=1e-4, atol=1e-5)
+    Each gradient is divided by its largest value, so that the agreement is relative; by no less than a thousandth of
+    the largest of all, because some are nothing but rounding: a bias of keys, or one that a normalisation takes away.
+    """
+    ours, theirs = ({p.data_ptr(): p for p in module.parameters()} for module in modules)
+    chosen = [p for name, p in modules[0].named_parameters() if not names or name in names]
+    assert ours.keys() == theirs.keys() and len(chosen) == (len(names) or len(ours))
+    weighting = torch.randn_like(answers[0])
+    found = torch.autograd.grad((answers[0] * weighting).sum(), inputs + chosen)
+    wanted = torch.autograd.grad((answers[1] * weighting).sum(), inputs + [theirs[p.data_ptr()] for p in chosen])
+    floor = 1e-3 * max(b.abs().max() for b in wanted)
+    for a, b in zip(found, wanted, strict=True):
+        scale = b.abs().max().clamp(min=floor)
+        agrees(f"{part}, gradients (each over its largest)", oracle, a / scale, b.view_as(a) / scale, atol=1e-3)
 
 
-@pytest.mark.parametrize("tokens", [9, 130])
-def test_encoder_block_equals_timm_with_gradients(tokens):
+UNET_ENDS = (
+    "time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+    "input_blocks.7.0.skip_connection.weight", "middle_block.1.transformer_blocks.0.ff.net.0.proj.weight",
+    "output_blocks.11.1.transformer_blocks.0.norm2.weight", "out.2.bias",
+)  # fmt: skip
+VAE_ENDS = (
+    "encoder.conv_in.weight", "encoder.mid.attn_1.q.weight", "quant_conv.weight", "post_quant_conv.weight",
+    "decoder.up.0.block.0.nin_shortcut.weight", "decoder.conv_out.bias",
+)  # fmt: skip
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(("width", "names"), [(32, ()), pytest.param(320, UNET_ENDS, marks=FULL)])
+def test_unet_equals_diffusers(width, names):
+    context_dim = {32: 16, 320: 768}[width]
+    ours = random_weights(lambda: UNet(model_channels=width, context_dim=context_dim, use_time_cond=False))
+    theirs = twin(
+        "UNet2DConditionModel", "convert_ldm_unet_checkpoint", "model.diffusion_model.", ours,
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        attention_head_dim=8,
+        cross_attention_dim=context_dim,
+    )  # fmt: skip
+    for module in (ours, theirs):
+        module.requires_grad_(not names)
+    pairs = {p.data_ptr(): p for p in theirs.parameters()}
+    for name in names:
+        ours.get_parameter(name).requires_grad_(True)
+        pairs[ours.get_parameter(name).data_ptr()].requires_grad_(True)
+    x, context = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 77, context_dim, requires_grad=True)
+    t = torch.tensor([640])
+    answers = [ours(x, t, context), theirs(x, t, context).sample]
+    agrees(f"UNet, {width} wide", "diffusers", *answers, atol=1e-4, rtol=1e-4)
+    compare_gradients(f"UNet, {width} wide", "diffusers", answers, [ours, theirs], [x, context], names)
+
+
+@pytest.mark.parametrize(("width", "names"), [(32, ()), pytest.param(128, VAE_ENDS, marks=FULL)])
+def test_autoencoder_equals_diffusers(width, names):
+    ours = random_weights(lambda: AutoencoderKL(ch=width))
+    theirs = twin(
+        "AutoencoderKL", "convert_ldm_vae_checkpoint", "first_stage_model.", ours,
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )  # fmt: skip
+    image, z = torch.randn(1, 3, 64, 64, requires_grad=True), torch.randn(1, 4, 8, 8, requires_grad=True)
+    found, wanted = ours.encode(image), theirs.encode(image).latent_dist
+    part = f"VAE, {width} wide"
+    agrees(f"{part}, posterior mean", "diffusers", found.mean, wanted.mean, atol=1e-4, rtol=1e-4)
+    agrees(f"{part}, posterior deviation", "diffusers", found.std, wanted.std, atol=1e-4, rtol=1e-4)
+    pictures = [ours.decode(z), theirs.decode(z).sample]
+    agrees(f"{part}, picture", "diffusers", *pictures, atol=1e-4, rtol=1e-4)
+    both = [
+        torch.cat([part.flatten() for part in parts])
+        for parts in ((found.mean, found.std, pictures[0]), (wanted.mean, wanted.std, pictures[1]))
+    ]
+    compare_gradients(part, "diffusers", both, [ours, theirs], [image, z], names)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "ratio", "tokens"), [(16, 4, 1.0, 9), (16, 4, 1.0, 130), (1024, 16, 4.0, 129)]
+)
+def test_encoder_block_equals_timm(width, heads, ratio, tokens):
     vit = pytest.importorskip("timm.models.vision_transformer")
-    ours = shaken(Block(16, 4, 1.0))
-    theirs = vit.Block(16, 4, mlp_ratio=1.0, qkv_bias=True)
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, tokens, 16)
-    answers = [block(x) for block in (ours, theirs)]
-    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
-    for answer in answers:
-        answer.square().sum().backward()
-    torch.testing.assert_close(ours.attn.qkv.weight.grad, theirs.attn.qkv.weight.grad, rtol=1e-3, atol=1e-4)
+    ours = random_weights(lambda: Block(width, heads, ratio))
+    norm = partial(nn.LayerNorm, eps=1e-5)
+    theirs = vit.Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=norm)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    x = torch.randn(2, tokens, width, requires_grad=True)
+    answers = [ours(x), theirs(x)]
+    agrees(f"EEG encoder's block, {width} wide", "timm", *answers, atol=1e-5, rtol=1e-5)
+    compare_gradients(f"EEG encoder's block, {width} wide", "timm", answers, [ours, theirs], [x])
 
 
 @pytest.mark.parametrize("module", [unet_attention, mae_for_eeg])
@@ -137,7 +183,7 @@ def test_what_the_clip_head_sees(clip_head):
 
 
 def test_miniature_sizes_train_in_bfloat16():
-    unet = shaken(UNet(**MINIATURE))
+    unet = random_weights(lambda: UNet(**MINIATURE))
     x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 64)
     with torch.autocast("cpu", torch.bfloat16):
         noise = unet(x, torch.tensor([1, 999]), context)
