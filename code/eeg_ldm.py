@@ -19,7 +19,8 @@ from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.modules.conditioner import EEGConditioner
-from runtime import checkpoints, draws, ranks
+from dc_ldm.published import read_stage_a
+from runtime import draws, ranks
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device
 from runtime.runs import Run, run_config, train_stage
@@ -113,7 +114,7 @@ def stage_a(cfg: FinetuneConfig) -> tuple[EEGEncoder, dict, float]:
         torch.manual_seed(cfg.seed)
         return EEGEncoder(**sizes), sizes, cfg.eeg_scale or 1.0
     path = under_root(cfg.root_path, cfg.pretrain_mbm_path or f"pretrains/eeg_pretrain/{cfg.name}.pth")
-    content = checkpoints.load(path, ("eeg-mae-1",), "stage A checkpoint")
+    content = read_stage_a(path)
     sizes = {k: content["config"][k] for k in ENCODER_SIZES}
     encoder = EEGEncoder(**sizes)
     weights.load_strictly(encoder, encoder_state(content["model"]), f"{path}: the encoder")

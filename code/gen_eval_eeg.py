@@ -20,13 +20,15 @@ from config import GenerateConfig, from_cli, under_root
 from controls import make_controls
 from dataset import Trials, open_trials
 from dc_ldm import weights
-from dc_ldm.generator import load_generator
+from dc_ldm.file_kinds import PUBLISHED_B, file_kind
 from dc_ldm.image_cache import clip_embeddings
 from dc_ldm.models.samplers import check_steps
 from dc_ldm.modules.clip import FrozenCLIP
+from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
 from eval_metrics import n_way_accuracy, write_metrics
 from eval_report import about_trials, table, write_trials
+from generate import load_generator
 from linear_baseline import lda_probabilities
 from results_page import write_page
 from runtime import checkpoints
@@ -34,7 +36,6 @@ from runtime.errors import UserError, cli
 from runtime.loop import pick_device
 from runtime.runs import open_run
 from samples import draw, picture_seeds, show
-from sc_mbm.mae_for_eeg import EEGEncoder
 from scorers import PictureClassifier, describe, load_classifier
 from splits import told
 from stimuli import leave_out_missing, load_image
@@ -46,7 +47,7 @@ def main() -> None:
     started = time.time()
     check_steps(cfg.ddim_steps, cfg.sampler)
     paths = input_paths(cfg)
-    model = checkpoints.load(paths["model"], (weights.FORMAT,), "stage B checkpoint")
+    model = about_stage_b(paths["model"], paths["base"])
     hashes = {f"{name}_sha256": checkpoints.sha256(paths[name]) for name in ("model", "splits")}
     hashes["eeg_sha256"] = open_trial_file(paths["eeg"]).about["sha256"]
 
@@ -76,7 +77,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     test = trials["test"]
 
     # Models
-    generator = load_generator(paths["model"], paths["base"], device, EEGEncoder)
+    generator = load_generator(paths["model"], paths["base"], str(device))
     classifier, absent = load_classifier(paths["classifier"], str(device))
     clip = FrozenCLIP(paths["clip"], device)
     notes += [absent] if absent else []
@@ -144,7 +145,8 @@ def input_paths(cfg: GenerateConfig) -> dict:
     missing = [f"{what} {paths[name]} ({key}=)" for name, (what, key, _) in inputs.items() if not paths[name].exists()]
     if missing:
         raise UserError(f"missing: {'; '.join(missing)}; see datasets/README.md and pretrains/README.md")
-    weights.base_files(paths["base"])
+    if file_kind(paths["model"]) != PUBLISHED_B:  # which carries its own
+        weights.base_files(paths["base"])
     for name in ("clip", "classifier"):
         local = under_root(cfg.root_path, getattr(cfg, name))
         paths[name] = local if local.exists() else getattr(cfg, name)

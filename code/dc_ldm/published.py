@@ -130,10 +130,17 @@ def read_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
         "model": trained,
         "no_context": torch.zeros(len(condition["channel_mapper.1.bias"]), context_dim),
         "config": config,
-        "base": {"name": Path(path).name, "state": state, "sizes": sizes},
+        "base": {"name": Path(path).name, "sha256": "", "state": state, "sizes": sizes},
         "input": INPUT | {"scale": 1.0, "window": [20, 460], "simulated": False},
         "run": {"origin": PUBLISHED_B},
     }
+
+
+def about_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
+    """What `read_stage_b` tells, without the weights. Raises UserError."""
+    content = read_stage_b(path, pretrain_gm_path)
+    base = {name: content["base"][name] for name in ("name", "sha256")}
+    return {name: value for name, value in content.items() if name != "model"} | {"base": base}
 
 
 def load_base_of(content: dict, checkpoint: str | Path, pretrain_gm_path: str | Path) -> Base:
