@@ -33,7 +33,7 @@ class EEGWindows:
     An epoch holds floor(T / n_times) windows of a longer recording, each cropped anew at random, and one
     window of any other, interpolated to n_times. A part is held out: whole recordings (files) where there
     are five or more, otherwise the end of each. `info` is the folder's manifest.json ("sfreq", "ch_names",
-    "band"; None where unknown).
+    "band", "excludes_test"; None where unknown).
 
     Raises:
         UserError: no such folder, no `.npy` in it, or an array that is not finite, varying EEG.
@@ -49,7 +49,8 @@ class EEGWindows:
         if not files:
             raise UserError(f"{folder}: no .npy file in this folder or below it; see datasets/README.md")
         mapped.cache_clear()  # files of the same name may have been rewritten since
-        self.info = {"sfreq": None, "ch_names": None, "band": None} | read_manifest(self.folder / "manifest.json")
+        self.info = dict.fromkeys(("sfreq", "ch_names", "band", "excludes_test"))
+        self.info |= read_manifest(self.folder / "manifest.json")
         self.n_recordings = len(files)
         self.train, self.held_out = self._hold_out([spans_of(path) for path in files], held_out)
         self.last = np.cumsum([self._n_windows(span) for span in self.train])

@@ -20,6 +20,7 @@ from sc_mbm.linear_reference import linear_share
 from sc_mbm.mae_for_eeg import MAEforEEG, start_local
 from sc_mbm.trainer import MaskedPretraining, draw_reconstruction, held_out_figures
 
+INPUT_FACTS = ("sfreq", "ch_names", "band", "excludes_test")
 N_MASKS = 4  # masks that model and linear reference are compared on
 
 
@@ -34,6 +35,8 @@ def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:
     windows = EEGWindows(eeg_folder(cfg), cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out)
     held_out = windows.held_out_windows(256)
     print(f"{len(windows)} training windows an epoch, {len(held_out)} held-out windows of {cfg.n_times} samples")
+    if not windows.info["excludes_test"]:
+        print("note: the folder's manifest.json does not say (excludes_test) that no test trial is among them")
 
     # The bar: the best linear prediction of what is masked
     n_tokens = cfg.n_times // cfg.patch_size
@@ -65,7 +68,7 @@ def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:
         "format": "eeg-mae-1",
         "model": {k: v.cpu() for k, v in module.mae.state_dict().items()},
         "config": sizes(cfg),
-        "input": {"scale": cfg.eeg_scale, **{k: windows.info.get(k) for k in ("sfreq", "ch_names", "band")}},
+        "input": {"scale": cfg.eeg_scale} | {k: windows.info[k] for k in INPUT_FACTS},
         "run": {"config": run_config(cfg), "figures": figures},
     }
     return content, figures, summary

@@ -75,7 +75,7 @@ def _read_index(samples: Path, index: Path) -> dict:
     try:
         about = json.loads(index.read_text())
         return about if about["format"] == FORMAT and np.load(samples, mmap_mode="r").ndim == 1 else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -99,10 +99,11 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
             columns["digest"].append(hashlib.blake2b(eeg, digest_size=16).hexdigest())
             file.write(eeg)
 
+    if index.is_file():  # else, interrupted here, the earlier file's index would stand beside these samples
+        index.unlink()
     for part in samples.parent.glob(f".{samples.name}.*.part"):
         if time.time() - part.stat().st_mtime > 3600:  # left by a conversion that was killed
             part.unlink()
-    index.unlink(missing_ok=True)  # else, interrupted here, the earlier file's index would stand beside these samples
     checkpoints.replace_atomically(samples, write)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
@@ -212,6 +213,8 @@ def _check(path: Path, content: dict) -> None:
             raise UserError(f"{path}: '{key}' is empty or no list")
     limits = {"label": len(content["labels"]), "image": len(content["images"])}
     for i, trial in enumerate(content["dataset"]):
+        if not isinstance(trial, dict):
+            raise UserError(f"{path}: trial {i} is no dict")
         for key, (kind, words) in FIELDS.items():
             if key not in trial and key not in OPTIONAL:
                 raise UserError(f"{path}: trial {i} lacks the key '{key}'; found {sorted(map(str, trial))}")

@@ -29,7 +29,8 @@ def replace_atomically(path: Path, write) -> None:
         # torch reports a full disk as a RuntimeError of its zip writer
         raise UserError(f"{path}: could not be written ({error}); the earlier file, if any, is untouched") from error
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
 
 
 def save(path: str | Path, content: dict) -> None:

@@ -1,0 +1,223 @@
+"""The cache of a trials file: what it holds, when it is made again, and that nothing in the file is executed."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import trial_cache
+from runtime import checkpoints
+from runtime.errors import UserError
+from trial_cache import open_trial_file
+
+FORMATS = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
+
+
+def trials(n=6, seed=0):
+    """Lengths differ; the first three are a double, a transposed view and a slice of a shared storage."""
+    draw = torch.Generator().manual_seed(seed)
+    eeg = [torch.randn(3, 20 + i, generator=draw) for i in range(n)]
+    eeg[0], eeg[1], eeg[2] = eeg[0].double(), torch.randn(21, 3, generator=draw).T, eeg[3][:, 4:20]
+    return [{"eeg": e, "image": i % 2, "label": i % 2, "subject": 4} for i, e in enumerate(eeg)]
+
+
+def write(path, dataset, zipped, **extra):
+    content = {"dataset": dataset, "labels": ["n01", "n02"], "images": ["n01_1", "n02_2"]} | extra
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def assert_holds(file, dataset):
+    assert len(file.start) == len(dataset)
+    for i, trial in enumerate(dataset):
+        assert np.array_equal(file.eeg(i), trial["eeg"].float().numpy())
+        assert file.about["trials"]["label"][i] == trial["label"]
+
+
+@FORMATS
+def test_both_formats_give_what_torch_gives(tmp_path, zipped, capsys):
+    path = write(tmp_path / "eeg.pth", trials(), zipped)
+    assert_holds(open_trial_file(path), torch.load(path, weights_only=True)["dataset"])
+    assert "6 trials converted once into" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["eeg.trials.json", "eeg.trials.npy"]
+
+
+@FORMATS
+def test_a_second_opening_neither_hashes_nor_converts(tmp_path, zipped, capsys, monkeypatch):
+    path = write(tmp_path / "eeg.pth", trials(), zipped)
+    first = open_trial_file(path)
+    hashed = []
+    digest_of = checkpoints.sha256
+    monkeypatch.setattr(checkpoints, "sha256", lambda p: hashed.append(p) or digest_of(p))
+    capsys.readouterr()
+    again = open_trial_file(path)
+    assert_holds(again, trials())
+    assert again.about == first.about and not hashed and not capsys.readouterr().out
+    os.utime(path, (1, 1))  # copied, say: hashed, found to be the same, remembered
+    assert open_trial_file(path).about["seen"]["mtime_ns"] == 10**9
+    open_trial_file(path)
+    assert len(hashed) == 1 and not capsys.readouterr().out
+
+
+def test_another_file_behind_the_name_is_converted_again(tmp_path, capsys):
+    path = write(tmp_path / "eeg.pth", trials(), True)
+    open_trial_file(path)
+    write(path, trials(seed=1), True)
+    os.utime(path, (1, 1))
+    capsys.readouterr()
+    assert_holds(open_trial_file(path), trials(seed=1))
+    assert "converted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("moment", ["samples", "index"])
+def test_an_interrupted_conversion_leaves_nothing_that_could_be_taken_for_a_cache(tmp_path, monkeypatch, moment):
+    path = write(tmp_path / "eeg.pth", trials(), True)
+    old = open_trial_file(path).about
+    first, kept = path.read_bytes(), path.stat()
+    write(path, trials(seed=1), True)
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        target = (trial_cache._Tensor, "read") if moment == "samples" else (checkpoints, "write_text")
+        patch.setattr(*target, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_trial_file(path)
+    assert not list((tmp_path / "cache").glob(".*"))
+    path.write_bytes(first)  # the earlier file again, to the nanosecond: samples of the other must not serve it
+    os.utime(path, ns=(kept.st_mtime_ns, kept.st_mtime_ns))
+    file = open_trial_file(path)
+    assert_holds(file, trials())
+    assert file.about == old
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    path = write(tmp_path / "eeg.pth", trials(), False)
+    samples, index = (tmp_path / f"cache/eeg.trials.{suffix}" for suffix in ("npy", "json"))
+    open_trial_file(path)
+    whole = samples.read_bytes()
+    for spoil in (
+        lambda: samples.write_bytes(whole[:-50]),
+        samples.unlink,
+        lambda: samples.write_bytes(b""),
+        lambda: index.write_text("{"),
+        lambda: index.write_text("[]"),
+        lambda: index.write_text(json.dumps({"format": "other"})),
+    ):
+        spoil()
+        assert_holds(open_trial_file(path), trials())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    path = write(tmp_path / "eeg.pth", trials(), False)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.os, "fsync", full)
+        with pytest.raises(UserError, match=r"eeg.trials.npy: could not be written .*No space left"):
+            open_trial_file(path)
+    assert not list((tmp_path / "cache").iterdir())
+    assert_holds(open_trial_file(path), trials())
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path):
+    path = write(tmp_path / "eeg.pth", trials(), False)
+    old, running = (tmp_path / f"cache/.eeg.trials.npy.{pid}.part" for pid in (1, 2))
+    old.parent.mkdir()
+    old.touch()
+    running.touch()
+    os.utime(old, (1, 1))
+    open_trial_file(path)
+    assert not old.exists() and running.exists()
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@FORMATS
+def test_nothing_in_the_file_is_executed(tmp_path, zipped):
+    mark = tmp_path / "executed"
+    for place in ({"subject": Harmful(str(mark))}, {"eeg": Harmful(str(mark))}, {"note": Harmful(str(mark))}):
+        path = write(tmp_path / "eeg.pth", [trials()[0] | place], zipped)
+        with pytest.raises(UserError, match=r"eeg.pth: holds io.open, .* never loaded"):
+            open_trial_file(path)
+    assert not mark.exists()
+
+
+@FORMATS
+def test_a_file_cut_anywhere_is_refused(tmp_path, zipped):
+    content = write(tmp_path / "whole.pth", trials(), zipped).read_bytes()
+    path = tmp_path / "eeg.pth"
+    for n in (0, 10, 100, len(content) // 2, len(content) - 30):
+        path.write_bytes(content[:n])
+        with pytest.raises(UserError, match=r"eeg.pth: .*(truncated|not a torch file)"):
+            open_trial_file(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="not a torch file"):
+        open_trial_file(path)
+
+
+@FORMATS
+def test_a_damaged_file_is_refused_or_read_but_never_a_traceback(tmp_path, zipped):
+    content = write(tmp_path / "whole.pth", trials(), zipped).read_bytes()
+    draw, path, refused = random.Random(0), tmp_path / "eeg.pth", 0
+    for _ in range(120):
+        spoilt = bytearray(content)
+        spoilt[draw.randrange(min(len(content), 1500))] = draw.randrange(256)
+        path.write_bytes(spoilt)
+        try:
+            open_trial_file(path)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 40
+
+
+@pytest.mark.parametrize("first, shape, stride", [(0, (3, 5), (5, 1)), (-1, (2, 2), (2, 1)), (0, (2, 2), (-2, 1))])
+def test_a_tensor_outside_its_storage_is_not_read(tmp_path, first, shape, stride):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match="outside its storage"):
+        trial_cache._Tensor("0", first, shape, stride).read(path, {"0": ("<f4", 14, 0)})
+
+
+TRIAL = trials()[0]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ([1], "holds a list"),
+        ({"dataset": []}, "'dataset' is empty or no list"),
+        ({"dataset": {}}, "'dataset' is empty or no list"),
+        ({"dataset": [1]}, "trial 0 is no dict"),
+        ({"dataset": [TRIAL | {"label": "x"}]}, "label x; expected a whole number"),
+        ({"dataset": [TRIAL | {"onset": "x"}]}, "onset x; expected seconds"),
+        ({"dataset": [TRIAL | {"label": torch.tensor(1)}]}, "torch.LongStorage"),
+        ({"images": [7]}, "image name 7 is not a plain"),
+    ],
+)
+def test_other_content_is_named(tmp_path, content, words):
+    if isinstance(content, dict):
+        content = {"dataset": [TRIAL], "labels": ["n01"], "images": ["n01_1"]} | content
+    torch.save(content, tmp_path / "eeg.pth")
+    with pytest.raises(UserError, match=words):
+        open_trial_file(tmp_path / "eeg.pth")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    path = write(tmp_path / "eeg.pth", trials(), False)
+    (tmp_path / "cache").write_text("a file in the cache's place")
+    with pytest.raises(UserError, match="eeg.trials.npy: could not be written"):
+        open_trial_file(path)
