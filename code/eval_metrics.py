@@ -1,6 +1,6 @@
 """Scores of generated pictures and of EEG embeddings, item by item, and the metrics.json of a folder of them.
 
-`python code/eval_metrics.py <eval folder>` computes metrics.json again from files alone: no model is built here.
+`python code/eval_metrics.py <folder>` computes metrics.json again from files alone: no model is built here.
 
 Shapes: N trials, S pictures of a trial, K classes of the classifier, U distinct images among the truths.
 """
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from eval_folder import Outcome, Truth, read_folder
+from eval_folder import Outcome, Truth, left_out, read_folder, write_item_scores
+from page_scores import table
 from runtime.checkpoints import write_text
 from runtime.errors import UserError, cli
-from similarity import cosine, pearson, pixel_mse, ssim
-from verdict import ItemScores, design_from, entry, score_table, verdict, within_class_p
+from similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
+from verdict import ItemScores, baseline_table, design_of, score_table, subject_table, verdict, within_class_p
 
 
 @lru_cache(maxsize=64)
@@ -60,204 +61,182 @@ def n_way_accuracy(scores, true_class, n_way: int, top_k: int = 1):
     Raises:
         UserError: half precision (it makes ties), NaN, wrong shapes, n_way, top_k or class out of range.
     """
-    given = scores
-    if isinstance(scores, torch.Tensor):
-        half, scores = scores.dtype in (torch.float16, torch.bfloat16), scores.detach().cpu().double().numpy()
-    else:
-        scores = np.asarray(scores)
-        half, scores = scores.dtype == np.float16, scores.astype(np.float64)
-    true_class = np.asarray(true_class.cpu() if isinstance(true_class, torch.Tensor) else true_class)
-    if half:
+    tensor, true_class = torch.as_tensor(scores).detach().cpu(), np.asarray(torch.as_tensor(true_class).cpu())
+    if tensor.dtype in (torch.float16, torch.bfloat16):
         raise UserError("scores are in half precision, whose rounding makes ties: compute them in float32")
-    if scores.ndim != 2 or true_class.shape != scores.shape[:1]:
-        raise UserError(f"expected scores (N, K) and true_class (N,), found {scores.shape} and {true_class.shape}")
-    if np.isnan(scores).any():
-        raise UserError(f"scores hold NaN, first in row {np.isnan(scores).any(1).argmax()}: look at that picture")
-    classes = scores.shape[1]
+    if tensor.ndim != 2 or true_class.shape != tensor.shape[:1]:
+        shapes = f"{tuple(tensor.shape)} and {true_class.shape}"
+        raise UserError(f"expected scores (N, K) and true_class (N,), found {shapes}")
+    values, classes = tensor.double().numpy(), tensor.shape[1]
+    if np.isnan(values).any():
+        raise UserError(f"scores hold NaN, first in row {np.isnan(values).any(1).argmax()}: look at that picture")
+    _check_ways(n_way, top_k, classes)
+    if true_class.dtype.kind not in "iu" or ((true_class < 0) | (true_class >= classes)).any():
+        raise UserError(f"true_class must hold integers in 0..{classes - 1}, found {np.unique(true_class)[:5]}")
+    exact = _expected(values, n_way, top_k)[np.arange(len(values)), true_class]
+    return torch.from_numpy(exact) if isinstance(scores, torch.Tensor) else exact
+
+
+def _check_ways(n_way: int, top_k: int, classes: int) -> None:
     if not 1 <= n_way <= classes:
         raise UserError(f"n_way={n_way}: the classifier has {classes} classes, so 1 to {classes} can be compared")
     if not 1 <= top_k <= n_way:
         raise UserError(f"top_k={top_k}: with n_way={n_way} it must lie in 1 to {n_way}")
-    if true_class.dtype.kind not in "iu" or ((true_class < 0) | (true_class >= classes)).any():
-        raise UserError(f"true_class must hold integers in 0..{classes - 1}, found {np.unique(true_class)[:5]}")
-    exact = _expected(scores, n_way, top_k)[np.arange(len(scores)), true_class]
-    return torch.from_numpy(exact) if isinstance(given, torch.Tensor) else exact
 
 
-def two_way(similarity: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
-    """Two-way identification: how often picture i is more like its own truth than like another.
-
-    Args:
-        similarity: (N, N), picture i against truth j, larger is more alike. A strict win is 1, a tie 0.5.
-        image: (N,) names of the truths; truths of the same image are not compared. By default all differ.
-
-    Returns:
-        (N,) float64; chance is 0.5.
-    """
-    first, own = _distinct(np.arange(len(similarity)) if image is None else image)
-    return _expected(similarity[:, first], 2)[np.arange(len(own)), own]
+def _score(alike: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> ItemScores:
+    """Every item's own candidate against the others: alike (S, N, M) with M candidates, own (N,) in 0..M-1."""
+    expected = np.stack([_expected(sample, n_way, top_k) for sample in alike])
+    items = np.arange(len(own))
+    return ItemScores(expected[:, items, own], expected[0].mean(0)[own], top_k / n_way, items)
 
 
-def _distinct(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(U,) place of each distinct image's first trial, and (N,) which of them each trial showed."""
-    _, first, own = np.unique(image, return_index=True, return_inverse=True)
-    return first, own
-
-
-def _per_item(by_sample: list[np.ndarray], own: np.ndarray, chance: float) -> ItemScores:
-    """Pick every item's own column out of (N, U) scores, one matrix a sample."""
-    rows = np.arange(len(own))
-    values = np.stack([matrix[rows, own] for matrix in by_sample])
-    return ItemScores(values.mean(0), values[0], by_sample[0].mean(0)[own], chance)
-
-
-def _class_scores(outcome: Outcome, truth: Truth, n_way: int) -> dict[str, ItemScores]:
-    """N-way top-1 over all classes of the classifier, and accuracy among the classes present."""
+def _class_scores(outcome: Outcome, truth: Truth, n_way: int | None, top_k: int) -> dict[str, ItemScores]:
+    """N-way top-k over all classes of the classifier, and accuracy among the classes present."""
     samples = outcome.logits.astype(np.float64).swapaxes(0, 1)  # (S, N, K)
-    n_way = min(n_way, samples.shape[2])
-    scores = {}
+    n_way, scores = n_way or min(50, samples.shape[2]), {}
+    _check_ways(n_way, top_k, samples.shape[2])
     # The published protocol: the class the classifier sees in the truth, not the data set's label
     true_class = truth.class_index if truth.logits is None else truth.logits.argmax(1)
     if (true_class >= 0).all():
-        matrices = [_expected(logits, n_way) for logits in samples]
-        scores[f"{n_way}_way_top1"] = _per_item(matrices, true_class, 1 / n_way)
+        scores[f"{n_way}_way_top{top_k}"] = _score(samples, true_class, n_way, top_k)
     kinds, own = np.unique(truth.class_index, return_inverse=True)
     if kinds[0] >= 0 and len(kinds) > 1:
-        matrices = [_expected(logits[:, kinds], len(kinds)) for logits in samples]
-        scores["class_accuracy"] = _per_item(matrices, own, 1 / len(kinds))
+        scores["class_accuracy"] = _score(samples[:, :, kinds], own, len(kinds))
     return scores
 
 
-def _two_way_scores(outcome: Outcome, truth: Truth) -> dict[str, ItemScores]:
-    """Two-way identification of the pictures by pixels and by classifier features."""
-    first, own = _distinct(truth.image)
-    ways = {}
-    if outcome.pixels is not None and truth.pixels is not None:
-        for name, alike in (("mse", lambda a, b: -pixel_mse(a, b)), ("pearson", pearson), ("ssim", ssim)):
-            ways[name] = (outcome.pixels, truth.pixels, alike)
-    if outcome.features is not None and truth.features is not None:
-        ways["features"] = (outcome.features, truth.features, pearson)
-    return {
-        f"two_way_{name}": _per_item(
-            [_expected(alike(pictures[:, s], truths[first]), 2) for s in range(pictures.shape[1])], own, 0.5
-        )
-        for name, (pictures, truths, alike) in ways.items()
-        if len(first) > 1
+def _alike(outcome: Outcome, truth: Truth, first: np.ndarray, device: str) -> dict[str, np.ndarray]:
+    """How alike each picture and each distinct truth are, by several measures: (S, N, U), larger is more alike."""
+    measures = {
+        "mse": ("pixels", lambda a, b: -pixel_mse(a, b)),
+        "mse_wrapping_uint8": ("pixels", lambda a, b: -wrapping_mse(a, b, device)),
+        "pearson": ("pixels", pearson),
+        "ssim": ("pixels", lambda a, b: ssim(a, b, device)),
+        "features": ("features", pearson),
+        "clip": ("clip", cosine),
     }
+    found = {name: matrix.swapaxes(0, 1) for name, matrix in outcome.alike.items()}
+    for name, (field, measure) in measures.items():
+        made, shown = getattr(outcome, field), getattr(truth, field)
+        if made is not None and shown is not None:
+            found[name] = np.stack([measure(made[:, s], shown[first]) for s in range(made.shape[1])])
+    return found
 
 
-def within_class(similarity: np.ndarray, label: np.ndarray, image: np.ndarray, n_way: int | None = None):
-    """Retrieval among the images of an item's own class.
+def within_class(alike: np.ndarray, own: np.ndarray, label: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """What retrieval among the images of an item's own class has to choose from.
 
     Args:
-        similarity: (N, N), EEG of item i and truth of item j.
-        n_way: compare the own image with n_way - 1 others of the class; by default with all of them.
+        alike: (S, N, U) items and images; own: (N,) the image each item showed; label: (N,).
 
     Returns:
-        for each class of two images or more: (items (n,), expected score (n, m) of each image, own image (n,)).
+        for each class of two images or more: items (n,), how alike they and its images are (S, n, m), own (n,).
     """
     parts = []
     for kind in np.unique(label):
         items = np.flatnonzero(label == kind)
-        first, own = _distinct(image[items])
-        if len(first) > 1:
-            matrix = _expected(similarity[np.ix_(items, items[first])], n_way or len(first))
-            parts.append((items, matrix, own))
+        images, place = np.unique(own[items], return_inverse=True)
+        if len(images) > 1:
+            parts.append((items, alike[:, items][:, :, images], place))
     return parts
 
 
-def _retrieval_scores(outcome: Outcome, truth: Truth) -> dict[str, ItemScores]:
-    """Finding the seen image's CLIP embedding by the EEG's, among all test images and among its class."""
-    similarity = cosine(outcome.embedding, truth.clip)
-    first, own = _distinct(truth.image)
-    scores = {
-        f"retrieval_top{k}": _per_item([_expected(similarity[:, first], len(first), k)], own, k / len(first))
-        for k in (1, 5)
-        if k < len(first)
-    }
+def _retrieval_scores(prefix: str, alike: np.ndarray, own: np.ndarray, label: np.ndarray) -> dict[str, ItemScores]:
+    """Finding the seen image by its likeness (S, N, U), among all test images and among those of its class."""
+    n = alike.shape[2]
+    scores = {f"{prefix}_top{k}": _score(alike, own, n, k) for k in (1, 5) if k < n}
+    parts = within_class(alike, own, label)
     for name, n_way in (("top1", None), ("two_way", 2)):
-        parts = [
-            _per_item([m], own, 1 / (n_way or m.shape[1]))
-            for _, m, own in within_class(similarity, truth.label, truth.image, n_way)
-        ]
-        if parts:
-            chance = np.average([p.chance for p in parts], weights=[len(p.value) for p in parts])
-            values = [np.concatenate([p[field] for p in parts]) for field in range(3)]
-            scores[f"retrieval_within_class_{name}"] = ItemScores(*values, float(chance))
+        scored = [_score(matrix, place, n_way or matrix.shape[2]) for _, matrix, place in parts]
+        if scored:
+            trial = np.concatenate([items for items, _, _ in parts])
+            chance = np.average([part.chance for part in scored], weights=[len(part.trial) for part in scored])
+            samples, prior = (np.concatenate([part[field] for part in scored], -1) for field in (0, 1))
+            scores[f"{prefix}_within_class_{name}"] = ItemScores(samples, prior, float(chance), trial)
     return scores
 
 
-def item_scores(outcome: Outcome, truth: Truth, n_way: int = 50) -> dict[str, ItemScores]:
-    """All scores of one run that its arrays allow; where images are unknown, the class scores alone."""
-    scores = {} if outcome.logits is None else _class_scores(outcome, truth, n_way)
-    if truth.image is not None:
-        scores |= _two_way_scores(outcome, truth)
+def item_scores(
+    outcome: Outcome, truth: Truth, n_way: int | None = None, top_k: int = 1, device: str = "cpu"
+) -> dict[str, ItemScores]:
+    """All scores of one run that its arrays allow; where images are unknown, the class scores alone.
+
+    n_way: by default 50, or all classes where there are fewer.
+    """
+    scores = {} if outcome.logits is None else _class_scores(outcome, truth, n_way, top_k)
+    if truth.image is None:
+        return scores
+    _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
+    if len(first) > 1:
+        alike = _alike(outcome, truth, first, device)
+        scores |= {f"two_way_{name}": _score(matrix, own, 2) for name, matrix in alike.items()}
+        if "clip" in alike:
+            scores |= _retrieval_scores("picture_retrieval", alike["clip"], own, truth.label)
         if outcome.embedding is not None and truth.clip is not None:
-            scores |= _retrieval_scores(outcome, truth)
+            seen = cosine(outcome.embedding, truth.clip[first])[None]
+            scores |= _retrieval_scores("retrieval", seen, own, truth.label)
     return scores
 
 
-def _design(trials: list[dict]) -> tuple[str, str]:
-    """`design_from` of the rows of trials.csv."""
-    onset = [float(row["onset"]) for row in trials] if all(row["onset"] for row in trials) else None
-    rows = sorted(trials, key=lambda row: int(row["position"])) if onset is None else trials
-    tape = [f"{row['subject']} {row['recording']}" for row in rows]
-    return design_from([row["label"] for row in rows], onset, tape)
-
-
-def write_metrics(folder: str | Path, run: dict) -> dict:
-    """Score an evaluation folder and write its metrics.json.
+def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
+    """Score an evaluation folder; writes its metrics.json and scores.csv.
 
     Args:
-        run: the `run` part, kept as it is. Read from it are `n_way` (default 50) and `design` ([design, reason]),
-            where the evaluating command could judge it by more trials than those of trials.csv.
+        folder: as `eval_folder` lists it, or one that holds nothing but pictures: then two-way scores alone.
+        run: the `run` part, kept as it is. Read from it are `n_way` (default 50, or all classes), `top_k`, and
+            `design` ([design, reason]), where the evaluating command could judge it by more trials.
+        device: where pictures are compared.
 
     Returns:
         The content of metrics.json.
     """
+    folder = Path(folder)
     truth, outcomes, baselines, trials = read_folder(folder)
-    items = {name: item_scores(outcome, truth, run.get("n_way", 50)) for name, outcome in outcomes.items()}
+    n_way, top_k = run.get("n_way"), run.get("top_k", 1)
+    items = {name: item_scores(outcome, truth, n_way, top_k, device) for name, outcome in outcomes.items()}
     real = items.pop("real")
     if not real:
         raise UserError(f"{folder}: nothing can be scored: images are unknown and no classifier knows their classes")
     repeated = truth.image is None or len(np.unique(truth.image)) < len(trials)
     unit = "trial" if repeated else "image"
-    scores, controls = score_table(real, items, unit)
+    scores, controls = score_table(real, items, unit, truth.label)
     instance_p = None
     if "retrieval_within_class_two_way" in real:
-        similarity = cosine(outcomes["real"].embedding, truth.clip)
-        instance_p = within_class_p([part[1:] for part in within_class(similarity, truth.label, truth.image, 2)])
+        _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
+        parts = within_class(cosine(outcomes["real"].embedding, truth.clip[first])[None], own, truth.label)
+        instance_p = within_class_p([(_expected(matrix[0], 2), place) for _, matrix, place in parts])
     about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
     if truth.image is None:  # the kinds shown are then all there is to tell
         about_class.reverse()
+    design = tuple(run.get("design") or design_of(trials))
     metrics = {
         "scores": scores,
         "controls": controls,
-        "baselines": {
-            name: {"class_accuracy": entry(hits.astype(np.float64), 1 / len(np.unique(truth.label)), unit)}
-            for name, hits in baselines.items()
-        },
-        "verdict": verdict(
-            next(iter(about_class), None), scores, controls, tuple(run.get("design") or _design(trials)), instance_p
-        ),
+        "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit),
+        "verdict": verdict(next(iter(about_class), None), scores, controls, design, instance_p),
+        "subjects": subject_table(real, [row["subject"] for row in trials], unit),
+        "left_out": left_out(truth, outcomes["real"]),
         "run": run,
     }
-    write_text(Path(folder) / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_item_scores(folder, len(trials), real)
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 
 def main() -> None:
-    """Score a folder again: python code/eval_metrics.py <eval folder>"""
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        print("usage: python code/eval_metrics.py <eval folder>   scores it again and rewrites its metrics.json")
+    """Score a folder again: python code/eval_metrics.py <folder> [n_way=50] [top_k=1]"""
+    folder, *settings = sys.argv[1:] or ["--help"]
+    asked = {name: value for name, _, value in (word.partition("=") for word in settings)}
+    usage = "usage: python code/eval_metrics.py <folder> [n_way=50] [top_k=1]   scores the folder's pictures again"
+    if folder in ("-h", "--help"):
+        print(usage)
         return
-    path = Path(sys.argv[1]) / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
-    metrics = write_metrics(path.parent, json.loads(path.read_text())["run"])
-    for name, score in metrics["scores"].items():
-        low, high = score["ci95"]
-        print(f"{name:32} {score['value']:.3f}  [{low:.3f}, {high:.3f}]  chance {score['chance']:.3f}  n {score['n']}")
+    if set(asked) - {"n_way", "top_k"} or not all(value.isdigit() for value in asked.values()):
+        raise UserError(f"{' '.join(settings)}: not understood; {usage}")
+    path = Path(folder) / "metrics.json"
+    run = json.loads(path.read_text())["run"] if path.is_file() else {}
+    print(table(write_metrics(folder, run | {name: int(value) for name, value in asked.items()})))
 
 
 if __name__ == "__main__":

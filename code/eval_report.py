@@ -1,4 +1,4 @@
-"""What stage C says about its trials and scores: trials.csv, the record of a run, the table in the terminal.
+"""What stage C says about its trials: trials.csv and the record of a run.
 
 Shapes: N trials, S pictures a trial, K classes of the classifier.
 """
@@ -15,8 +15,6 @@ from eval_folder import TRIAL_COLUMNS
 from runtime import checkpoints
 from scorers import PictureClassifier
 from verdict import design_from
-
-CONTROL_NAMES = {"class_prior": "class prior", "gaussian_eeg": "Gaussian", "other_trials_eeg": "other EEG"}
 
 
 def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
@@ -80,24 +78,3 @@ def about_trials(trials: dict[str, Trials]) -> dict:
         },
         "design": list(design_from(label.numpy(), onset, tape)),
     }
-
-
-def table(metrics: dict) -> str:
-    """The scores of metrics.json for a terminal: value, interval, chance; first sample and controls, same seeds."""
-    run, verdict = metrics["run"], metrics["verdict"]
-    controls = [name for name in CONTROL_NAMES if name in metrics["controls"]]
-    heads = ["95 % interval", "chance", "sample 1", *(CONTROL_NAMES[name] for name in controls)]
-    lines = [f"{'':31}{'score':>6}{heads[0]:>17}" + "".join(f"{head:>12}" for head in heads[1:])]
-    for score, entry in metrics["scores"].items():
-        others = [entry["first_sample"], *(metrics["controls"][name][score]["value"] for name in controls)]
-        lines.append(_line(score, entry) + "".join(f"{value:12.3f}" for value in others))
-    for name, scores in metrics["baselines"].items():
-        lines += [_line(f"{score}: {name} on EEG", entry) for score, entry in scores.items()]
-    found = ", ".join(f"{key} {verdict[key].replace('_', ' ')}" for key in ("class", "instance", "design"))
-    kind = " (SIMULATED EEG)" if run["simulated"] else ""
-    return "\n".join([*lines, f"verdict{kind}: {found}", *(f"  {reason}" for reason in verdict["reasons"])])
-
-
-def _line(name: str, entry: dict) -> str:
-    low, high = entry["ci95"]
-    return f"{name:31}{entry['value']:6.3f}{f'[{low:.3f}, {high:.3f}]':>17}{entry['chance']:12.3f}"

@@ -27,9 +27,10 @@ from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
 from eval_metrics import n_way_accuracy, write_metrics
-from eval_report import about_trials, table, write_trials
+from eval_report import about_trials, write_trials
 from generate import load_generator
 from linear_baseline import lda_probabilities
+from page_scores import table
 from results_page import write_page
 from runtime import checkpoints
 from runtime.errors import UserError, cli

@@ -9,11 +9,13 @@ import io
 import json
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from eval_folder import read_trials
-from page_scores import LABEL, scores_html, verdict_html
+from eval_folder import count_samples, place, read_item_scores, read_trials
+from page_scores import LABEL, ROWS, scores_html, verdict_html
 from runtime.checkpoints import write_bytes, write_text
 from runtime.errors import UserError
 
@@ -42,8 +44,17 @@ def _thumbnail(path: Path) -> tuple[str, int, int]:
     return f"data:image/{kind};base64,{base64.b64encode(coded[kind]).decode()}", *small.size
 
 
-def _picture(folder: Path, trial: str, k: int, caption: str, alt: str, kind: str) -> str:
-    name = f"samples/test{trial}-{k}.png"
+class Gallery(NamedTuple):
+    """What is shown of every trial."""
+
+    folder: Path
+    samples: int
+    image_known: bool
+    controls: list[str]
+    rank: list[int]  # of every trial by the deciding score, 0 is best; empty without scores
+
+
+def _picture(folder: Path, name: str, caption: str, alt: str, kind: str) -> str:
     data, width, height = _thumbnail(folder / name)
     return (
         f'<figure class="{kind}"><a href="{name}"><img src="{data}" width="{width}" height="{height}" '
@@ -51,15 +62,37 @@ def _picture(folder: Path, trial: str, k: int, caption: str, alt: str, kind: str
     )
 
 
-def _trial(folder: Path, row: dict, samples: int, image_known: bool) -> str:
-    """One trial: the truth, if known, beside its pictures and what the classifier saw in each."""
-    shown, i = row["class_name"], str(int(row["trial"]))
-    figures = [_picture(folder, i, 0, "shown", f"Trial {i}, shown: {shown}", "truth")] if image_known else []
-    for k in range(1, samples + 1):
+def _trial(gallery: Gallery, row: dict) -> str:
+    """One trial: the truth, if known, beside its pictures, what the classifier saw in each, and the controls'."""
+    shown, i, folder = row["class_name"], int(row["trial"]), gallery.folder
+    figures = []
+    if gallery.image_known:
+        figures.append(_picture(folder, f"samples/test{i}-0.png", "shown", f"Trial {i}, shown: {shown}", "truth"))
+    for k in range(1, gallery.samples + 1):
         name = row[f"seen_{k}"]
         alt = f"Trial {i}, picture {k} from EEG" + (f"; the classifier sees: {name}" if name else "")
-        figures.append(_picture(folder, i, k, name, alt, "same" if name == shown else ""))
-    return f'<li><h3>{escape(shown)} <span>trial {i}</span></h3><div class="strip">{"".join(figures)}</div></li>'
+        kind = "same" if name == shown else ""
+        figures.append(_picture(folder, f"samples/test{i}-{k}.png", name, alt, kind))
+    for run in gallery.controls:
+        name = ROWS.get(run, run)
+        figures.append(
+            _picture(folder, f"controls/{run}/test{i}-1.png", name, f"Trial {i}, control: {name}", "control")
+        )
+    rank = f' style="--rank: {gallery.rank[i]}"' if gallery.rank else ""
+    head = f"<h4>{escape(shown)} <span>trial {i}</span></h4>"
+    return f'<li{rank}>{head}<div class="strip">{"".join(figures)}</div></li>'
+
+
+def _extremes(items: list[str], rank: list[int], count: int) -> str:
+    """Best, median and worst trials by the deciding score, equally many of each."""
+    order, n = np.argsort(rank), min(4, len(rank) // 3)
+    middle = (len(order) - n) // 2
+    parts = {"Best": order[:n], "Median": order[middle : middle + n], "Worst": order[::-1][:n]}
+    lists = (
+        f'<div><h3>{name}</h3><ul class="trials">{"".join(items[i] for i in trials)}</ul></div>'
+        for name, trials in parts.items()
+    )
+    return f'<div class="extremes" style="--count: {count}">{"".join(lists)}</div>' if n else ""
 
 
 def _contact(folder: Path, trials: list[dict], samples: int, image_known: bool, title: str) -> None:
@@ -92,6 +125,14 @@ def _values(value: object) -> str:
         return ", ".join(_values(v) for v in value) or "none"
     words = {None: "none", True: "yes", False: "no"}
     return escape(words[value] if value is None or isinstance(value, bool) else str(value))
+
+
+def _facts(run: dict) -> str:
+    """What was scored, in a line above the scores: the split, when it was opened, band and commit."""
+    split = run.get("split")
+    opened = split.get("opened_at") if isinstance(split, dict) else None
+    facts = {"Test split opened": opened, "band": run.get("band"), "commit": run.get("commit")}
+    return "; ".join(f"{name}: {escape(str(value or 'not recorded'))}" for name, value in facts.items())
 
 
 def _record(run: dict) -> str:
@@ -131,18 +172,30 @@ def _pages(fixed: int, items: list[str], limit: int) -> list[list[str]]:
     return pages
 
 
-def _gallery(items: list[str], page: int, pages: int, total: int, samples: int, image_known: bool) -> str:
+ORDERS = {"file": "as in the split", "best": "best first", "worst": "worst first"}
+
+
+def _gallery(gallery: Gallery, items: list[str], page: int, pages: int, total: int, extremes: str = "") -> str:
     """The pictures of one page, with links to the other pages."""
-    what = "The picture shown, then those made from the EEG" if image_known else "Pictures made from the EEG"
+    what = "The picture shown, then those made from the EEG" if gallery.image_known else "Pictures made from the EEG"
     intro = f"{what}, captioned with the class that the classifier sees in each; bold where it is the class shown."
+    if gallery.controls:
+        intro += " Dashed: what controls made, from the seed of the first picture."
     links = "".join(
         f'<a href="{_file(p)}"{" aria-current=page" if p == page else ""}>Pictures {p + 1}</a>' for p in range(pages)
     )
-    count = samples + image_known
+    choices = "".join(
+        f'<label><input type="radio" name="order" id="{key}"{" checked" if key == "file" else ""}> {words}</label>'
+        for key, words in ORDERS.items()
+    )
+    count = min(gallery.samples + gallery.image_known + len(gallery.controls), 8)
     return (
-        f'<h2 id="pictures">Pictures</h2><p class="soft">{intro} All {total} trials, in the order of '
-        'the split. <a href="contact.png">A sheet of some of them</a>, evenly spaced.</p>'
+        f'<h2 id="pictures">Pictures</h2><p class="soft">{intro} All {total} trials. '
+        '<a href="contact.png">A sheet of some of them</a>, evenly spaced.</p>'
         + (f'<nav aria-label="Pages of pictures">{links}</nav>' if pages > 1 else "")
+        + extremes
+        + "<h3>All trials</h3>"
+        + (f'<fieldset class="order"><legend>Order of this page</legend>{choices}</fieldset>' * bool(gallery.rank))
         + f'<ul class="trials{" many" if count > 4 else ""}" style="--count: {count}">{"".join(items)}</ul>'
     )
 
@@ -169,27 +222,34 @@ def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
     metrics, trials = json.loads((folder / "metrics.json").read_text()), read_trials(folder)
     run, known = metrics["run"], metrics["run"].get("image_known", True)
     simulated, verdict = run.get("simulated", False), verdict_html(metrics)
-    samples = sum(path.name != "test0-0.png" for path in (folder / "samples").glob("test0-*.png"))
+    values = np.array(read_item_scores(folder, metrics["verdict"]["score"]))
+    rank = np.argsort(np.argsort(-np.nan_to_num(values, nan=-1), kind="stable")).tolist()
+    controls = [name for name in ROWS if name in metrics["controls"] and place(folder, name).is_dir()]
+    samples = count_samples(place(folder, "real"))
+    gallery = Gallery(folder, samples, known, controls, rank)
+    items = [_trial(gallery, row) for row in trials]
+    extremes = _extremes(items, rank, min(samples + known + len(controls), 4)) if rank else ""
     title = f"Pictures from EEG: {run.get('name', folder.name)}"
     links = {"verdict": "Verdict", "scores": "Scores", "pictures": "Pictures", "record": "How it was made"}
 
     def document(page: int, pages: int, items: list[str]) -> str:
-        gallery = _gallery(items, page, pages, len(trials), samples, known)
+        pictures = _gallery(gallery, items, page, pages, len(trials), "" if page else extremes)
         if page:
             head, ways = f"{title}, pictures {page + 1}", '<a href="index.html">Verdict and scores</a>'
-            body = verdict + gallery
+            body = verdict + pictures
         else:
             head, ways = title, "".join(f'<a href="#{place}">{name}</a>' for place, name in links.items())
-            body = f'{verdict}<h2 id="scores">Scores</h2>{scores_html(metrics)}{gallery}{_record(run)}'
+            scores = f'<p class="soft">{_facts(run)}.</p>{scores_html(metrics, trials, values)}'
+            body = f'{verdict}<h2 id="scores">Scores</h2>{scores}{pictures}{_record(run)}'
         header = f'<header><h1>{escape(head)}</h1><nav aria-label="Contents">{ways}</nav></header>'
         return _document(head, simulated, f'{header}<main id="main">{body}</main>')
 
     warning = "SIMULATED EEG. " if simulated else ""
     _contact(folder, trials, samples, known, f"{warning}Class from EEG: {LABEL[metrics['verdict']['class']].lower()}")
     fixed = len(document(0, 99, []).encode())
-    pages = _pages(fixed, [_trial(folder, row, samples, known) for row in trials], limit)
+    pages = _pages(fixed, items, limit)
     for old in folder.glob("pictures-*.html"):
         old.unlink()
-    for page, items in enumerate(pages):
-        write_text(folder / _file(page), document(page, len(pages), items))
+    for page, shown in enumerate(pages):
+        write_text(folder / _file(page), document(page, len(pages), shown))
     return folder / "index.html"

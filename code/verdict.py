@@ -15,15 +15,21 @@ from runtime.errors import UserError
 EEG_CONTROLS = ("gaussian_eeg", "other_trials_eeg")
 ALPHA = 0.001  # one-sided; every test of the verdict uses it
 DRAWS = 10_000
+CLUSTERS = 20  # classes from which on an interval may resample classes
 
 
 class ItemScores(NamedTuple):
     """One score of every item."""
 
-    value: np.ndarray  # (n,) mean over samples
-    first: np.ndarray  # (n,) of the first sample, which the controls share seeds with
+    samples: np.ndarray  # (S, n); the controls share seeds with the first sample
     prior: np.ndarray  # (n,) what a first picture of any trial scores against this item's truth, on average
     chance: float
+    trial: np.ndarray  # (n,) number of the trial
+
+    @property
+    def value(self) -> np.ndarray:
+        """(n,) mean over samples."""
+        return self.samples.mean(0)
 
 
 def bootstrap_interval(
@@ -62,8 +68,12 @@ def paired_p(above: np.ndarray, below: np.ndarray | float, n_perm: int = DRAWS, 
     return permutation_p(difference.sum(), np.concatenate(null))
 
 
-def entry(values: np.ndarray, chance: float, unit: str) -> dict:
-    """One score of metrics.json from its value on every item, a share between 0 and 1."""
+def entry(values: np.ndarray, chance: float, unit: str, label: np.ndarray | None = None) -> dict:
+    """One score of metrics.json from its value on every item, a share between 0 and 1.
+
+    From 20 classes on (label (n,) of the items) a second interval resamples whole classes: items of a class are
+    alike, so single items say less than their number.
+    """
     low, high = bootstrap_interval(values)
     # Resampling nothing but misses, or hits, would claim certainty; the exact binomial bound does not
     bound = 0.025 ** (1 / len(values))
@@ -71,36 +81,55 @@ def entry(values: np.ndarray, chance: float, unit: str) -> dict:
         high = 1 - bound
     elif (values == 1).all():
         low = bound
-    return {"value": float(values.mean()), "ci95": [low, high], "chance": chance, "n": len(values), "unit": unit}
+    found = {"value": float(values.mean()), "ci95": [low, high], "chance": chance, "n": len(values), "unit": unit}
+    if label is not None and len(np.unique(label)) >= CLUSTERS:
+        found["ci95_by_class"] = list(bootstrap_interval(values, label))
+    return found
 
 
 def score_table(
-    real: dict[str, ItemScores], controls: dict[str, dict[str, ItemScores]], unit: str
+    real: dict[str, ItemScores], controls: dict[str, dict[str, ItemScores]], unit: str, label: np.ndarray | None = None
 ) -> tuple[dict, dict]:
     """The `scores` and `controls` of metrics.json from `item_scores` of the real run and of each control.
 
-    The real value is the mean over samples; `first_sample` is that of the sample whose seeds the controls share.
-    `p_real_above` is the paired one-sided test of that sample against a control, `p_above_prior` that of the control
-    against the class prior: every first picture scored against every truth, averaged for each truth.
+    The real value is the mean over samples; `first_sample` is that of the sample whose seeds the controls share,
+    `best_of_<S>_samples` of the best of each item's, which is no result. `p_real_above` is the paired one-sided test
+    of the first sample against a control, `p_above_prior` that of the control against the class prior: every first
+    picture scored against every truth, averaged for each truth. label (N,): class of every trial.
     """
-    scores = {
-        name: entry(s.value, s.chance, unit) | {"first_sample": float(s.first.mean())} for name, s in real.items()
-    }
-    table = {
-        control: {
-            name: entry(s.first, s.chance, unit)
-            | {
-                "p_real_above": paired_p(real[name].first, s.first),
-                "p_above_prior": paired_p(s.first, real[name].prior),
-            }
-            for name, s in items.items()
-        }
-        for control, items in controls.items()
-    }
-    table["class_prior"] = {
-        name: entry(s.prior, s.chance, unit) | {"p_real_above": paired_p(s.first, s.prior)} for name, s in real.items()
-    }
+    scores, table = {}, {name: {} for name in (*controls, "class_prior")}
+    for name, s in real.items():
+        first = s.samples[0]
+        scores[name] = entry(s.value, s.chance, unit, None if label is None else label[s.trial])
+        scores[name]["first_sample"] = float(first.mean())
+        if len(s.samples) > 1:
+            scores[name][f"best_of_{len(s.samples)}_samples"] = float(s.samples.max(0).mean())
+        for control, items in controls.items():
+            if name in items:
+                other = items[name].samples[0]
+                tests = {"p_real_above": paired_p(first, other), "p_above_prior": paired_p(other, s.prior)}
+                table[control][name] = entry(other, s.chance, unit) | tests
+        table["class_prior"][name] = entry(s.prior, s.chance, unit) | {"p_real_above": paired_p(first, s.prior)}
     return scores, table
+
+
+def baseline_table(hits: dict[str, np.ndarray], label: np.ndarray, timed: bool, unit: str) -> dict[str, dict]:
+    """The `baselines` of metrics.json: accuracy of each from its hits (N,); `timed`: the trials have onsets."""
+    table = {}
+    for name, values in hits.items():
+        found = entry(values.astype(np.float64), 1 / len(np.unique(label)), unit, label)
+        note = {} if timed or name != "time_only" else {"note": "order of the file, not verified"}
+        table[name] = {"class_accuracy": found | note}
+    return table
+
+
+def subject_table(items: dict[str, ItemScores], subjects: Sequence, unit: str) -> dict[str, dict]:
+    """The scores of each subject alone: subject -> score -> entry. subjects: (N,) of every trial."""
+    subject, table = np.asarray(subjects), {}
+    for name in np.unique(subject).tolist():
+        own = {score: s.value[subject[s.trial] == name] for score, s in items.items()}
+        table[name] = {score: entry(v, items[score].chance, unit) for score, v in own.items() if len(v)}
+    return table
 
 
 def within_class_p(parts: list[tuple[np.ndarray, np.ndarray]], n_perm: int = DRAWS, seed: int = 0) -> float:
@@ -181,6 +210,13 @@ def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequ
     if onset is None:
         return "unknown", f"no onsets, so the order in time is unknown: {seen}"
     return "random", f"the class does not follow time: {seen}, as after shuffling (p = {p:.2g})"
+
+
+def design_of(trials: list[dict]) -> tuple[str, str]:
+    """`design_from` of the rows of trials.csv."""
+    onset = [float(row["onset"]) for row in trials] if all(row["onset"] for row in trials) else None
+    rows = sorted(trials, key=lambda row: int(row["position"])) if onset is None else trials
+    return design_from([row["label"] for row in rows], onset, [f"{row['subject']} {row['recording']}" for row in rows])
 
 
 def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list[str]]:

@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import eval_metrics
-from eval_metrics import Outcome, Truth, item_scores, n_way_accuracy, two_way, within_class, write_metrics
+from eval_metrics import Outcome, Truth, item_scores, n_way_accuracy, within_class, write_metrics
 from runtime.errors import UserError
-from similarity import cosine, pearson, pixel_mse, ssim
-from verdict import bootstrap_interval, paired_p, within_class_p
+from similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
+from verdict import bootstrap_interval, entry, paired_p, within_class_p
 
 # N-way accuracy
 
@@ -125,6 +125,13 @@ def test_similarities_against_one_pair_at_a_time():
 def test_pixel_error_does_not_wrap_as_the_published_one_did():
     black, bright = np.full((1, 8, 8, 3), 10, np.uint8), np.full((1, 8, 8, 3), 200, np.uint8)
     assert pixel_mse(black, bright)[0, 0] == 190**2
+    assert wrapping_mse(black, bright)[0, 0] == 4  # 190 squared, modulo 256
+
+
+def test_the_wrapping_error_is_the_published_one():
+    a, b = pictures(3), pictures(4, seed=7)
+    expected = [[np.square(x - y).mean() for y in b] for x in a]  # numpy's uint8 wraps, as theirs did
+    assert np.allclose(wrapping_mse(a, b), expected)
 
 
 def test_flat_pictures_correlate_zero_and_sizes_must_agree():
@@ -137,20 +144,17 @@ def test_flat_pictures_correlate_zero_and_sizes_must_agree():
 
 
 def test_two_way_against_loops_with_ties_and_repeated_images():
-    similarity = random().integers(0, 4, (9, 9)).astype(float)
-    image = np.array(list("abcabcdef"))
-    similarity[:, 3:6] = similarity[:, :3]  # one image, one column
-    for names in (None, image):
-        expected = []
-        for i in range(9):
-            others = [j for j in range(9) if j != i] if names is None else [
-                np.flatnonzero(image == name)[0] for name in sorted(set(image)) if name != image[i]
-            ]  # fmt: skip
-            wins = [
-                (similarity[i, i] > similarity[i, j]) + 0.5 * (similarity[i, i] == similarity[i, j]) for j in others
-            ]
-            expected.append(np.mean(wins))
-        assert np.allclose(two_way(similarity, names), expected)
+    """A network's stored likeness is scored as every other: strict wins, half for ties, an image once."""
+    names = np.array(list("abcabcdef"))
+    alike = random().integers(0, 4, (9, 2, 6)).astype(float)
+    truth = Truth(np.zeros(9, int), np.full(9, -1), names)
+    found = item_scores(Outcome(alike={"net": alike}), truth)["two_way_net"]
+    for i in range(9):
+        own = "abcdef".index(names[i])
+        for s in range(2):
+            others = np.delete(alike[i, s], own)
+            wins = (alike[i, s, own] > others) + 0.5 * (alike[i, s, own] == others)
+            assert found.samples[s, i] == pytest.approx(wins.mean())
 
 
 # Intervals and tests
@@ -182,15 +186,15 @@ def test_paired_p_is_uniform_without_effect_and_small_with_one():
 
 def test_within_class_sees_images_and_is_blind_to_classes():
     """Embeddings that name the class only give uniform p; a trace of the image gives a small one."""
-    g, label, image = random(), np.repeat(np.arange(20), 6), np.arange(120).astype(str)
+    g, label = random(), np.repeat(np.arange(20), 6)
     centre = 3 * g.normal(size=(20, 16))[label]
 
     def p_of(trace: float, seed: int) -> float:
         g = random(seed)
         clip = centre + g.normal(size=(120, 16))
         eeg = centre + g.normal(size=(120, 16)) + trace * (clip - centre)
-        parts = within_class(cosine(eeg, clip), label, image, 2)
-        return within_class_p([part[1:] for part in parts], 400, seed)
+        parts = within_class(cosine(eeg, clip)[None], np.arange(120), label)
+        return within_class_p([(matrix[0], own) for _, matrix, own in parts], 400, seed)
 
     null = np.array([p_of(0.0, seed) for seed in range(150)])
     assert abs(null.mean() - 0.5) < 0.08 and (null < 0.05).mean() < 0.12
@@ -204,12 +208,13 @@ def test_item_scores_name_chance_samples_and_prior():
     outcome, truth = make_arrays()
     scores = item_scores(outcome, truth, n_way=5)
     assert list(scores) == [
-        "5_way_top1", "class_accuracy", "two_way_mse", "two_way_pearson", "two_way_ssim", "two_way_features",
+        "5_way_top1", "class_accuracy", "two_way_mse", "two_way_mse_wrapping_uint8", "two_way_pearson", "two_way_ssim",
+        "two_way_features",
         "retrieval_top1", "retrieval_top5", "retrieval_within_class_top1", "retrieval_within_class_two_way",
     ]  # fmt: skip
     assert scores["class_accuracy"].value.mean() > 0.95 and scores["class_accuracy"].chance == 1 / 6
     assert scores["two_way_features"].value.mean() == 1 and scores["retrieval_top1"].value.mean() > 0.9
-    assert scores["two_way_pearson"].first.mean() == 1  # the first sample is the truth here, the second is another
+    assert scores["two_way_pearson"].samples[0].mean() == 1  # the first sample is the truth here, the second is another
     assert scores["two_way_pearson"].value.mean() < 0.9
     assert scores["retrieval_within_class_top1"].chance == pytest.approx(1 / 4)
 
@@ -236,12 +241,12 @@ def folder(tmp_path_factory):
 def test_metrics_json_has_the_schema_and_repeats_to_the_digit(folder, monkeypatch, capsys):
     text = (folder / "metrics.json").read_text()
     metrics = json.loads(text)
-    assert list(metrics) == ["scores", "controls", "baselines", "verdict", "run"]
+    assert list(metrics) == ["scores", "controls", "baselines", "verdict", "subjects", "left_out", "run"]
     assert set(metrics["controls"]) == {"gaussian_eeg", "other_trials_eeg", "class_prior"}
     for table in (metrics["scores"], *metrics["controls"].values(), *metrics["baselines"].values()):
-        for entry in table.values():
-            assert {"value", "ci95", "chance", "n", "unit"} <= set(entry) and entry["unit"] == "image"
-            assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
+        for score in table.values():
+            assert {"value", "ci95", "chance", "n", "unit"} <= set(score) and score["unit"] == "image"
+            assert score["ci95"][0] <= score["value"] <= score["ci95"][1]
     assert metrics["verdict"]["class"] == "supported" and metrics["verdict"]["design"] == "random"
     assert metrics["verdict"]["instance"] == "supported"
     monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(folder)])
@@ -282,3 +287,86 @@ def change(folder, key, how):
     content = load_file(folder / "arrays.safetensors")
     content[key] = np.ascontiguousarray(how(content[key]))
     save_file(content, folder / "arrays.safetensors")
+
+
+def test_a_folder_of_bare_pictures_gets_two_way_scores_alone(folder, tmp_path, monkeypatch, capsys):
+    bare = shutil.copytree(folder / "samples", tmp_path / "bare")
+    monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(bare)])
+    eval_metrics.main()
+    metrics, whole = (json.loads((place / "metrics.json").read_text()) for place in (bare, folder))
+    assert set(metrics["scores"]) == {f"two_way_{n}" for n in ("mse", "mse_wrapping_uint8", "pearson", "ssim")}
+    assert all(score == whole["scores"][name] for name, score in metrics["scores"].items())
+    assert metrics["verdict"]["class"] == "nothing" and "no classifier" in capsys.readouterr().out
+    for i in (5, 9):  # equal truths are one image
+        shutil.copy(bare / "test0-0.png", bare / f"test{i}-0.png")
+    assert write_metrics(bare, {})["scores"]["two_way_mse"]["unit"] == "trial"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "test47-0.png").unlink(), "test47-1.png: there are pictures of more than the 47 trials"),
+        (lambda f: (f / "test47-2.png").unlink(), "test47-2.png: picture of trial 47 is missing"),
+        (lambda f: Image.new("RGBA", (16, 16)).save(f / "test3-1.png"), "test3-1.png: has transparent parts"),
+        (lambda f: [Image.new("RGB", (9, 9)).save(f / f"test{i}-0.png") for i in range(48)], "save them at one size"),
+        (lambda f: [p.unlink() for p in f.glob("*-[12].png")], "test0-1.png: not found"),
+        (lambda f: [(f / f"test{i}-0.png").unlink() for i in range(1, 48)], "holds 1 truths"),
+    ],
+)
+def test_damaged_bare_folders_are_named_in_a_sentence(folder, tmp_path, damage, words):
+    bare = shutil.copytree(folder / "samples", tmp_path / "bare")
+    damage(bare)
+    with pytest.raises(UserError, match=words):
+        write_metrics(bare, {})
+
+
+def test_grey_pictures_are_read_as_rgb(folder, tmp_path):
+    bare = shutil.copytree(folder / "samples", tmp_path / "bare")
+    Image.new("L", (16, 16), 90).save(bare / "test3-1.png")
+    one = write_metrics(bare, {})["scores"]
+    Image.new("RGB", (16, 16), (90, 90, 90)).save(bare / "test3-1.png")
+    assert write_metrics(bare, {})["scores"] == one
+
+
+def test_any_n_and_k_on_the_command_line(folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(copy), "n_way=7", "top_k=3"])
+    eval_metrics.main()
+    score = json.loads((copy / "metrics.json").read_text())["scores"]["7_way_top3"]
+    logits, truth = (load_file(copy / "arrays.safetensors")[f"{run}.logits"] for run in ("real", "truth"))
+    exact = [n_way_accuracy(logits[:, s], truth.argmax(1), 7, 3).mean() for s in range(2)]
+    assert score["value"] == pytest.approx(np.mean(exact)) and score["chance"] == pytest.approx(3 / 7)
+    assert score["best_of_2_samples"] >= max(exact)
+    for words, sentence in ((["n_way=11"], "10 classes"), (["n_ways=3"], "usage"), (["top_k=x"], "usage")):
+        monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(copy), *words])
+        with pytest.raises(UserError, match=sentence):
+            eval_metrics.main()
+
+
+def test_scores_that_cannot_be_had_are_named():
+    outcome, truth = make_arrays()
+    one = eval_metrics.left_out(truth._replace(class_index=np.where(truth.label == 2, -1, truth.label)), outcome)
+    assert len(one) == 1 and "does not know the class of 4 trials" in one[0]
+    same = truth._replace(class_index=np.zeros(24, int), image=np.full(24, "a"))
+    assert [note.split(" is")[0].split(" are")[0] for note in eval_metrics.left_out(same, outcome)] == [
+        "class_accuracy", "Two-way and retrieval scores",
+    ]  # fmt: skip
+    assert list(item_scores(outcome, same)) == ["10_way_top1"]
+
+
+def test_an_interval_over_classes_from_twenty_on():
+    values = np.repeat(random().random(25) < 0.5, 8).astype(float)  # a class is hit or missed as a whole
+    single = entry(values, 0.1, "image", np.repeat(np.arange(25), 8))
+    assert np.diff(single["ci95_by_class"])[0] == pytest.approx(np.diff(single["ci95"])[0] * np.sqrt(8), rel=0.2)
+    assert "ci95_by_class" not in entry(values, 0.1, "image", np.arange(200) % 19)
+
+
+def test_each_subject_has_scores_of_its_own(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lines = (copy / "trials.csv").read_text().splitlines()
+    lines[1:21] = [line.replace(f"{i},{i},4,", f"{i},{i},5,", 1) for i, line in enumerate(lines[1:21])]
+    (copy / "trials.csv").write_text("\n".join(lines) + "\n")
+    subjects = write_metrics(copy, {})["subjects"]
+    assert {name: found["10_way_top1"]["n"] for name, found in subjects.items()} == {"4": 28, "5": 20}
+    column = [float(row.split(",")[1]) for row in (copy / "scores.csv").read_text().splitlines()[1:]]
+    assert subjects["5"]["10_way_top1"]["value"] == pytest.approx(np.mean(column[:20]), abs=1e-5)

@@ -1,19 +1,24 @@
 """The page as a reader and as a browser get it: whole, escaped, without a network, honest at first sight."""
 
 import base64
+import csv
 import io
 import json
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from made_up_eval import make_folder
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
+from eval_metrics import write_metrics
 from results_page import write_page
 from runtime.errors import UserError
 
-VOID = {"meta", "img", "line", "circle", "br"}
+VOID = {"meta", "img", "line", "circle", "br", "input"}
+SHOWN = 3 + 2  # truth, two pictures, two controls
 
 
 class Page(HTMLParser):
@@ -57,13 +62,13 @@ def page(folder):
 
 def test_pictures_are_embedded_described_and_linked(page, folder):
     images = page.all("img")
-    assert len(images) == 48 * 3 and all(image["alt"] for image in images)
+    assert len(images) == (48 + 3 * 4) * SHOWN and all(image["alt"] for image in images)
     for image in images:
         content = base64.b64decode(image["src"].partition("base64,")[2])
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == (int(image["width"]), int(image["height"])) and max(picture.size) <= 192
     links = [a["href"] for a in page.all("a")]
-    assert sum(link.startswith("samples/") for link in links) == 48 * 3
+    assert sum(link.startswith("samples/") for link in links) == (48 + 3 * 4) * 3
     places = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     for link in links:
         assert link[1:] in places if link.startswith("#") else (folder / link).is_file()
@@ -72,7 +77,7 @@ def test_pictures_are_embedded_described_and_linked(page, folder):
 def test_large_pictures_are_made_small(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     Image.effect_noise((512, 256), 90).convert("RGB").save(copy / "samples/test0-1.png")
-    image = Page(write_page(copy)).all("img")[1]
+    image = next(i for i in Page(write_page(copy)).all("img") if i["alt"].startswith("Trial 0, picture 1"))
     assert (image["width"], image["height"]) == ("192", "96") and len(image["src"]) < 40_000
 
 
@@ -87,10 +92,11 @@ def test_nothing_is_fetched(page):
 def test_a_keyboard_and_a_screen_reader_find_their_way(page):
     assert page.all("html")[0]["lang"] == "en" and page.all("title") and page.all("main") and page.all("caption")
     assert page.all("a")[0]["href"] == "#main"
-    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
     assert levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     assert all(cell.get("scope") for cell in page.all("th"))
     assert page.all("div")[0]["tabindex"] == "0"  # the table can be scrolled by keys
+    assert {i["type"] for i in page.all("input")} == {"radio"}  # sorted by arrow keys, without a script
 
 
 def test_scores_stand_beside_chance_controls_and_baseline(page, folder):
@@ -135,14 +141,14 @@ def test_text_from_files_is_escaped(folder, tmp_path):
 def test_pictures_beyond_the_limit_go_to_linked_pages(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "pictures-99.html").write_text("left by a larger run")
-    limit = 60_000
+    limit = 150_000
     first = Page(write_page(copy, limit))
     files = sorted(copy.glob("*.html"))
     assert len(files) > 2 and "pictures-99.html" not in [file.name for file in files]
     assert all(file.stat().st_size <= limit for file in files)
     pages = [Page(file) for file in files]
     shown = [image["alt"] for page in pages for image in page.all("img")]
-    assert len(shown) == len(set(shown)) == 48 * 3
+    assert len(shown) == (48 + 3 * 4) * SHOWN and len(set(shown)) == 48 * SHOWN
     for page in pages:
         assert {file.name for file in files} <= {a["href"] for a in page.all("a")}
         assert "SIMULATED EEG" in page.text
@@ -157,7 +163,7 @@ def test_unknown_images_show_only_what_was_made(tmp_path):
     metrics["run"]["image_known"] = False
     (folder / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_page(folder))
-    assert len(page.all("img")) == 48 * 2 and "Among pictures of one class" not in page.text
+    assert len(page.all("img")) == (48 + 3 * 4) * (SHOWN - 1) and "Among pictures of one class" not in page.text
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "trials.csv", "samples/test2-1.png"])
@@ -166,3 +172,45 @@ def test_a_missing_file_is_named(folder, tmp_path, name):
     (copy / name).unlink()
     with pytest.raises(UserError, match=name.rpartition("/")[2]):
         write_page(copy)
+
+
+def test_best_median_and_worst_have_equal_room(folder, page):
+    with open(folder / "scores.csv", newline="") as file:
+        score = [float(row["10_way_top1"]) for row in csv.DictReader(file)]
+    start, end = page.html.index('class="extremes"'), page.html.index("All trials</h3>")
+    trials = [int(part.partition("<")[0]) for part in page.html[start:end].split("<span>trial ")[1:]]
+    assert len(trials) == len(set(trials)) == 12
+    best, median, worst = (np.mean([score[i] for i in trials[k : k + 4]]) for k in (0, 4, 8))
+    ordered = np.sort(score)
+    assert best == ordered[-4:].mean() and worst == ordered[:4].mean() and best >= median >= worst
+    ranks = [int(li["style"].rpartition(":")[2]) for li in page.all("li") if "style" in li]
+    assert sorted(ranks[12:]) == list(range(48))
+
+
+def test_when_what_and_which_stand_above_the_scores(folder, page, tmp_path):
+    assert "Test split opened: not recorded; band: not recorded; commit: not recorded" in page.text
+    facts = {"split": {"opened_at": "2026-11-21T05:00:00"}, "band": "5-95 Hz", "commit": "abc1234"}
+    known = Page(write_page(make_folder(tmp_path / "known", **facts)))
+    assert "Test split opened: 2026-11-21T05:00:00; band: 5-95 Hz; commit: abc1234" in known.text
+
+
+def test_scores_by_class_and_by_distance_in_time(folder, page, tmp_path):
+    assert "10-way top-1, classifier, by class" in page.text and "by distance in time" not in page.text
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lines = (copy / "trials.csv").read_text().splitlines()
+    rows = [lines[0] + ",gap"] + [f"{line},{i % 12}.5" for i, line in enumerate(lines[1:])]
+    (copy / "trials.csv").write_text("\n".join(rows) + "\n")
+    text = Page(write_page(copy)).text
+    assert "by distance in time" in text and "0.5 to 2.33 s (8)" in text
+
+
+def test_a_table_without_controls_says_so(folder, tmp_path, page):
+    assert "WITHOUT CONTROLS" not in page.text
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    content = load_file(copy / "arrays.safetensors")
+    save_file(
+        {k: v for k, v in content.items() if not k.endswith("eeg.logits") and "_eeg." not in k},
+        copy / "arrays.safetensors",
+    )
+    write_metrics(copy, {"simulated": True})
+    assert "WITHOUT CONTROLS (controls=none)" in Page(write_page(copy)).text

@@ -15,7 +15,7 @@ def tables(hit: float, n: int = 160, controls: tuple = EEG_CONTROLS, control_hit
 
     def items(rate: float) -> ItemScores:
         value = (g.random(n) < rate).astype(float)
-        return ItemScores(value, value, np.full(n, 0.03), 0.02)
+        return ItemScores(value[None], np.full(n, 0.03), 0.02, np.arange(n))
 
     return score_table(
         {"50_way_top1": items(hit)}, {name: {"50_way_top1": items(control_hit)} for name in controls}, "image"
@@ -56,8 +56,8 @@ def test_verdict_needs_the_real_run_above_the_class_prior():
     """A generator that always draws the commonest class scores high, and so does its prior."""
     g, n = np.random.default_rng(0), 160
     value = (g.random(n) < 0.5).astype(float)
-    common = ItemScores(value, value, value, 0.02)
-    low = ItemScores(np.zeros(n), np.zeros(n), np.zeros(n), 0.02)
+    common = ItemScores(value[None], value, 0.02, np.arange(n))
+    low = ItemScores(np.zeros((1, n)), np.zeros(n), 0.02, np.arange(n))
     scores, controls = score_table({"a": common}, {name: {"a": low} for name in EEG_CONTROLS}, "image")
     assert verdict("a", scores, controls, RANDOM)["class"] == "nothing"
 
