@@ -23,12 +23,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import eeg_ldm as stage_b
+import gen_eval_eeg as stage_c
 import setup_report as told
 import stageA1_eeg_pretrain as stage_a
 from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, setting
 from dataset import EEGWindows, open_trials
 from dc_ldm import weights
+from dc_ldm.file_kinds import PUBLISHED_B, file_kind
 from dc_ldm.generator import load_generator
+from dc_ldm.published import about_stage_b
 from eeg_signals import mapped, spans_of
 from runtime.errors import UserError, cli
 from runtime.loop import pick_device
@@ -67,7 +70,7 @@ def check_pretraining(cfg: PretrainConfig, r: told.Report) -> None:
 
     windows = r.see("recordings", read, [r.path(cfg.eeg_path)])
     r.plan = told.plan_pretraining(cfg)
-    check_place(r, "eeg_pretrain")
+    check_place(r, "eeg_pretrain", run_config(cfg))
     if windows and r.asked.plan and r.ready:
         r.plan["time"] = told.time_training(stage_a.build(cfg, 1), windows, cfg, cfg.accum_iter)
 
@@ -85,8 +88,9 @@ def check_finetuning(cfg: FinetuneConfig, r: told.Report) -> None:
     trials = check_trials(cfg, r, ("train", "val"), encoder)
     sizes = base.sizes if base else told.PUBLISHED_BASE
     clip = check_clip(cfg, r) or told.PUBLISHED_CLIP
-    r.plan = told.plan_finetuning(cfg, encoder, sizes, clip)
-    check_place(r, "generation")
+    if base or cfg.img_size % 64 == 0:  # what the published networks take
+        r.plan = told.plan_finetuning(cfg, encoder, sizes, clip)
+    check_place(r, "generation", run_config(cfg))
     if trials and r.asked.plan and r.ready:
         r.plan["time"] = told.time_finetuning(cfg, trials["train"].eeg, encoder, sizes, clip[0])
 
@@ -94,23 +98,32 @@ def check_finetuning(cfg: FinetuneConfig, r: told.Report) -> None:
 def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     """Stage C: stage B's checkpoint, trials, pictures, Stable Diffusion, CLIP, classifier."""
     path, base = r.path(cfg.model_path or f"pretrains/generation/{cfg.name}.pth"), r.path(cfg.pretrain_gm_path)
-    generator, clip, local = None, check_clip(cfg, r) or told.PUBLISHED_CLIP, r.path(cfg.classifier)
+    clip, local, generator, model = check_clip(cfg, r) or told.PUBLISHED_CLIP, r.path(cfg.classifier), None, None
     where = str(local) if local.exists() else cfg.classifier
     with torch.device("meta"):
         files = [local, local / "model.safetensors"]
         judge, absent = r.see("classifier", lambda: (load_classifier(where, "meta"), where), files) or (None, "")
-        if check_base(cfg, r) and not r.comes_later("stage B checkpoint", path, cfg.model_path):
+        complete = file_kind(path) == PUBLISHED_B or check_base(cfg, r)  # the published file carries its own base
+        if complete and not r.comes_later("stage B checkpoint", path, cfg.model_path):
             load = partial(load_generator, path, base, "meta", EEGEncoder)
             generator = r.see("stage B checkpoint", lambda: (load(), "a trained model"), [path])
     if absent:
         r.add("classifier", "note", f"{absent}; get: {told.GET['classifier'][0]}")
-    trials = check_trials(cfg, r, ("test",), told.INPUT)
-    check_place(r, "eval")
-    if generator:
-        others = {
-            "clip, frozen": clip[1],
-            "classifier, frozen": sum(p.numel() for p in judge.features.parameters()) if judge else 0,
+    model = about_stage_b(path, base) if generator else None
+    trials = check_trials(cfg, r, ("test",), model["config"]["encoder"] if model else told.INPUT)
+    config = None
+    if model and trials:
+        fit = "rate, window and channels are those of the model's training"
+        r.see("EEG", lambda: (stage_c.open_splits(cfg, stage_c.input_paths(cfg), model), fit))
+        hashes = {
+            f"{name}_sha256": told.sha256(p) for name, p in (("model", path), ("splits", r.path(cfg.splits_path)))
         }
+        hashes["eeg_sha256"] = trials["test"].info["split"]["eeg_sha256"]
+        config = run_config(cfg, "batch_size") | hashes
+    check_place(r, "eval", config)
+    if generator:
+        judging = sum(p.numel() for p in judge.features.parameters()) if judge else 0
+        others = {"clip, frozen": clip[1], "classifier, frozen": judging}
         r.plan = told.plan_sampling(cfg, generator, others)
     if generator and trials and r.asked.plan and r.ready:
         generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder)
@@ -128,10 +141,9 @@ def check_trials(cfg: Any, r: told.Report, splits: tuple[str, ...], sizes: dict)
 
     trials = r.see("trials", read, paths)
     info = trials[splits[0]].info if trials else {"image_known": False, "split": {"shared": {}}}
-    for pair, shared in info["split"]["shared"].items():
-        if shared["pictures"]:
-            about = f"{pair} share {shared['pictures']} pictures: are these the splits of another file or subject?"
-            r.add("trials", "note", about)
+    shared = {pair: n["pictures"] for pair, n in info["split"]["shared"].items() if n["pictures"]}
+    if shared:
+        r.add("trials", "note", f"parts share pictures, {shared}: are these the splits of another file or subject?")
     return (
         r.see("pictures", partial(look_at_pictures, trials, root, cfg.allow_missing)) if info["image_known"] else trials
     )
@@ -190,7 +202,7 @@ def check_clip(cfg: Any, r: told.Report) -> tuple[int, int] | None:
     return r.see("CLIP", read, paths)
 
 
-def check_place(r: told.Report, kind: str) -> None:
+def check_place(r: told.Report, kind: str, config: dict | None) -> None:
     """Device; whether the run's folder is free for it and can be written; whether the disk holds its checkpoints."""
     folder = r.path(f"results/{kind}/{r.cfg.name}")
     above = next(place for place in (folder, *folder.parents) if place.exists())
@@ -205,7 +217,7 @@ def check_place(r: told.Report, kind: str) -> None:
 
     def place() -> tuple[None, str]:
         run = Run(folder, (folder / "finished.json").exists())
-        there = not r.cfg.overwrite and kind != "eval" and begun(folder, run_config(r.cfg))
+        there = config is not None and not r.cfg.overwrite and begun(folder, config)
         if kind != "eval":
             check_hand_on(r.path(f"pretrains/{kind}/{r.cfg.name}.pth"), run)
         try:

@@ -57,7 +57,7 @@ GET = {
 }
 SIMULATED = ("recordings", "trials", "pictures")  # in the miniature world; its models are committed
 
-_sha256 = cache(checkpoints.sha256)
+sha256 = cache(checkpoints.sha256)
 
 
 class Report:
@@ -85,7 +85,7 @@ class Report:
         files = []
         for path in filter(Path.is_file, paths):
             size = path.stat().st_size
-            digest = _sha256(path) if size < LARGE or self.asked.hash else None
+            digest = sha256(path) if size < LARGE or self.asked.hash else None
             files.append({"path": str(path), "bytes": size, "sha256": digest, "kind": file_kind(path)})
         self.findings.append({"what": what, "state": state, "about": about, "files": files, "get": get})
 
