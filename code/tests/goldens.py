@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from fidelity import agrees
 from torch import Tensor, nn
 
+ORACLE = "published modules, goldens"
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 
 
@@ -41,12 +43,17 @@ def wave_input(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.sin(0.1 * torch.arange(math.prod(shape), dtype=torch.float64)).reshape(shape).to(dtype)
 
 
-def assert_golden(value: Tensor, golden: dict[str, Any], tolerance: float) -> None:
-    """Compare shape, ends (the file rounds them to 7 digits), mean, standard deviation and sum of magnitudes."""
+def assert_golden(part: str, value: Tensor, golden: dict[str, Any], tolerance: float) -> None:
+    """Compare shape, ends (the file rounds them to 7 digits), mean, standard deviation and mean magnitude."""
     assert list(value.shape) == golden["shape"]
     flat = value.detach().double().flatten()
     ends = torch.tensor(golden["first8"] + golden["last4"], dtype=torch.float64)
-    torch.testing.assert_close(torch.cat([flat[:8], flat[-4:]]), ends, rtol=0, atol=max(tolerance, 6e-8))
-    found = [flat.mean().item(), flat.std().item(), flat.abs().sum().item() / flat.numel()]
-    wanted = [golden["mean"], golden["std"], golden["abs_sum"] / flat.numel()]
-    assert found == pytest.approx(wanted, abs=tolerance, rel=0)
+    agrees(f"{part}, ends", ORACLE, torch.cat([flat[:8], flat[-4:]]), ends, max(tolerance, 6e-8))
+    found = torch.stack([flat.mean(), flat.std(), flat.abs().mean()])
+    wanted = torch.tensor([golden["mean"], golden["std"], golden["abs_sum"] / flat.numel()], dtype=torch.float64)
+    agrees(f"{part}, mean, spread, size", ORACLE, found, wanted, tolerance)
+
+
+def assert_number(part: str, value: Tensor, golden: float, tolerance: float) -> None:
+    """Compare one number, a loss."""
+    agrees(part, ORACLE, value.detach().double(), torch.tensor(golden, dtype=torch.float64), tolerance)

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
-from goldens import assert_golden, filled, read_golden, wave_input
+from fidelity import agrees
+from goldens import assert_golden, assert_number, filled, read_golden, wave_input
+from torch import Tensor
 from torch.nn import functional as F
 
 from dc_ldm.models.autoencoder import AutoencoderKL
@@ -33,19 +35,19 @@ def test_masked_autoencoder(golden, small_mae, training):
     with torch.set_grad_enabled(training):
         latent, mask, ids_restore = small_mae.forward_encoder(eeg, 0.75, noise)
         loss, pred, _ = small_mae(eeg, 0.75, noise)
-    assert_golden(latent, golden["mae_small.latent"], 1e-9)
+    assert_golden("MAE float64", latent, golden["mae_small.latent"], 1e-9)
     assert mask.tolist() == golden["mae_small.mask"]
     assert ids_restore.tolist() == golden["mae_small.ids_restore"]
-    assert_golden(pred, golden["mae_small.pred"], 1e-9)
-    assert loss.item() == pytest.approx(golden["mae_small.loss"], abs=1e-9)
-    assert_golden(small_mae.pos_embed, golden["mae_small.pos_embed"], 1e-9)
+    assert_golden("MAE float64", pred, golden["mae_small.pred"], 1e-9)
+    assert_number("MAE float64, loss", loss, golden["mae_small.loss"], 1e-9)
+    assert_golden("position table", small_mae.pos_embed, golden["mae_small.pos_embed"], 1e-9)
 
 
 def test_encoder_made_from_the_autoencoder(golden, small_mae):
     encoder = EEGEncoder(**SMALL).double()
     encoder.load_state_dict(encoder_state(small_mae.state_dict()))
     tokens = encoder(wave_input(2, 8, 32, dtype=torch.float64))
-    assert_golden(tokens, golden["eeg_encoder_small.out"], 1e-9)
+    assert_golden("EEG encoder float64", tokens, golden["eeg_encoder_small.out"], 1e-9)
 
 
 @torch.no_grad()
@@ -53,11 +55,11 @@ def test_conditioner(golden):
     conditioner = filled(EEGConditioner(EEGEncoder(depth=1)))
     eeg = wave_input(1, 128, 512)
     context, clip = conditioner(eeg)
-    assert_golden(conditioner.mae(eeg), golden["cond_stage.latent"], 1e-5)
-    assert_golden(context, golden["cond_stage.out"], 1e-5)
-    assert_golden(clip, golden["cond_stage.mapping"], 1e-5)
+    assert_golden("conditioner float32", conditioner.mae(eeg), golden["cond_stage.latent"], 1e-5)
+    assert_golden("conditioner float32", context, golden["cond_stage.out"], 1e-5)
+    assert_golden("conditioner float32", clip, golden["cond_stage.mapping"], 1e-5)
     loss = 1 - F.cosine_similarity(clip, torch.cos(0.1 * torch.arange(768))[None]).mean()
-    assert loss.item() == pytest.approx(golden["cond_stage.clip_loss"], abs=1e-5)
+    assert_number("conditioner float32, CLIP loss", loss, golden["cond_stage.clip_loss"], 1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -77,8 +79,8 @@ def test_unet(golden, training):
     with torch.set_grad_enabled(training):
         noise = unet(wave_input(2, 4, 8, 8), torch.tensor([3, 777]), context)
         time_cond = unet.time_embed_condtion(context)
-    assert_golden(noise, golden["unet_small.out"], 1e-5)
-    assert_golden(time_cond, golden["unet_small.time_cond"], 1e-5)
+    assert_golden("UNet float32", noise, golden["unet_small.out"], 1e-5)
+    assert_golden("UNet float32", time_cond, golden["unet_small.time_cond"], 1e-5)
 
 
 @torch.no_grad()
@@ -86,32 +88,58 @@ def test_autoencoder(golden):
     vae = filled(AutoencoderKL(ch=32, ch_mult=(1, 2), num_res_blocks=1).double())
     assert sum(p.numel() for p in vae.parameters()) == golden["vae_small.n_params"]
     posterior = vae.encode(wave_input(1, 3, 16, 16, dtype=torch.float64))
-    assert_golden(posterior.mean, golden["vae_small.mean"], 1e-9)
-    assert_golden(posterior.logvar, golden["vae_small.logvar"], 1e-9)
-    assert_golden(vae.decode(posterior.mean), golden["vae_small.decode_mean"], 1e-9)
+    assert_golden("VAE float64", posterior.mean, golden["vae_small.mean"], 1e-9)
+    assert_golden("VAE float64", posterior.logvar, golden["vae_small.logvar"], 1e-9)
+    assert_golden("VAE float64", vae.decode(posterior.mean), golden["vae_small.decode_mean"], 1e-9)
     torch.testing.assert_close(posterior.sample(torch.ones(1, 4, 8, 8)), posterior.mean + (posterior.logvar / 2).exp())
+
+
+def printed(part: str, found: Tensor | list[float], wanted: list[float], atol: float) -> None:
+    """Compare with numbers that the spec prints, to the digits it prints."""
+    agrees(part, "published code, printed", torch.as_tensor(found).double(), torch.tensor(wanted).double(), atol)
 
 
 def test_noise_schedule():
     abar = sd_alphas_cumprod()
     assert abar.dtype == torch.float32 and abar.shape == (1000,)
     wanted = [0.99915, 0.99829603, 0.67543241, 0.27766965, 0.27633268, 0.05662349, 0.0047167, 0.0046601]
-    assert abar[[0, 1, 249, 499, 500, 749, 998, 999]].tolist() == pytest.approx(wanted, abs=4e-8)
+    printed("noise schedule, abar", abar[[0, 1, 249, 499, 500, 749, 998, 999]], wanted, 4e-8)
+    before = torch.cat([torch.ones(1), abar[:-1]]).double()
+    beta = 1 - abar.double() / before
+    # abar is single precision, so what follows from neighbours is known to about 6e-8 / abar
+    printed("noise schedule, beta", beta[[0, 1, 500]], [0.00085, 0.0008547, 0.00481495], 3e-7)
+    printed("noise schedule, last beta", beta[[999]], [0.012], 3e-7)
+    posterior = beta * (1 - before) / (1 - abar.double())
+    printed("noise schedule, posterior variance", posterior[[0, 1, 999]], [0, 0.00042635, 0.01199932], 3e-7)
+
+
+def test_even_grid():
+    abar = sd_alphas_cumprod()
     taus, now, before = even_grid(abar, 250)
     assert taus == list(range(1, 1000, 4))
-    assert [now[i] for i in (0, 1, 249)] == pytest.approx([0.99829602, 0.99484038, 0.00477390], abs=4e-8)
-    assert [before[i] for i in (0, 1, 249)] == pytest.approx([0.99915, 0.99829602, 0.00500884], abs=4e-8)
+    printed("sampling grid, abar", [now[i] for i in (0, 1, 249)], [0.99829602, 0.99484038, 0.00477390], 4e-8)
+    printed("sampling grid, abar before", [before[i] for i in (0, 1, 249)], [0.99915, 0.99829602, 0.00500884], 4e-8)
     assert even_grid(abar, 50)[0][::49] == [1, 981]
 
 
 def test_sinusoids():
     embedding = timestep_embedding(torch.tensor([1]), 320)[0, [0, 1, 159, 160, 161, 319]]
     wanted = [0.54030234, 0.58650380, 1.0, 0.84147097, 0.80994648, 1.0592537e-4]
-    assert embedding.tolist() == pytest.approx(wanted, abs=1e-7)
+    printed("time embedding", embedding, wanted, 1e-7)
     table = sincos_table(128, 1024)[0]
     assert table.shape == (129, 1024) and not table[0].any()
-    row = table[2, [0, 1, 511, 512, 513, 1023]].tolist()
-    assert row == pytest.approx([0.84147, 0.83171, 1.0182e-4, 0.54030, 0.55522, 1.0], abs=5e-6)
+    row = table[2, [0, 1, 511, 512, 513, 1023]]
+    printed("position table, 1024 wide", row, [0.84147, 0.83171, 1.0182e-4, 0.54030, 0.55522, 1.0], 5e-6)
+
+
+def test_masking_keeps_the_tokens_that_the_published_code_keeps():
+    mae = MAEforEEG(**{**SMALL, "n_times": 512}, decoder_embed_dim=8, decoder_depth=1, decoder_num_heads=2)
+    torch.manual_seed(123)
+    mask = mae(torch.zeros(1, 8, 512), 0.75)[2][0]
+    torch.manual_seed(123)
+    ids_restore = mae.forward_encoder(torch.zeros(1, 8, 512), 0.75, torch.rand(1, 128))[2][0]
+    assert ids_restore.argsort()[:6].tolist() == [77, 68, 62, 55, 29, 4]
+    assert mask.tolist() == (ids_restore >= 32).tolist()
 
 
 TOY = {
@@ -136,6 +164,7 @@ def test_samplers_on_a_toy_denoiser(sampler, steps):
 
     start = torch.tensor([[1.0, -1.0, 0.5, 2.0]])
     result = sampler(denoise, start, sd_alphas_cumprod(), steps)
-    torch.testing.assert_close(result[0], torch.tensor(TOY[sampler, steps]), rtol=3e-6, atol=0)
+    wanted = torch.tensor(TOY[sampler, steps])
+    agrees(f"{sampler.__name__} on a toy denoiser", "published code, printed", result[0], wanted, atol=0, rtol=3e-6)
     if (sampler, steps) == (plms, 250):
         assert calls[:4] == [997, 993, 993, 989] and calls[-2:] == [5, 1] and len(calls) == 251

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fidelity import agrees
 
 from dc_ldm.models.samplers import ddim, dpm_solver, guided, plms, sd_alphas_cumprod
 from runtime.errors import UserError
@@ -36,19 +37,19 @@ def start() -> torch.Tensor:
     return torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("steps", [1, 4, 20, 50])
+@pytest.mark.parametrize("steps", [1, 4, 20, 50, 250])
 def test_ddim(start, steps):
     wanted = with_diffusers("DDIMScheduler", steps, start, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
-    torch.testing.assert_close(ddim(toy, start, sd_alphas_cumprod(), steps), wanted, rtol=1e-7, atol=1e-7)
+    agrees("DDIM", "diffusers DDIMScheduler", ddim(toy, start, sd_alphas_cumprod(), steps), wanted, 1e-7, 1e-7)
 
 
-@pytest.mark.parametrize("steps", [4, 20, 50])
+@pytest.mark.parametrize("steps", [4, 20, 50, 250])
 def test_plms(start, steps):
     wanted = with_diffusers("PNDMScheduler", steps, start, steps_offset=1, skip_prk_steps=True, set_alpha_to_one=False)
-    torch.testing.assert_close(plms(toy, start, sd_alphas_cumprod(), steps), wanted, rtol=1e-7, atol=1e-7)
+    agrees("PLMS", "diffusers PNDMScheduler", plms(toy, start, sd_alphas_cumprod(), steps), wanted, 1e-7, 1e-7)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 33])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 33, 50])
 def test_dpm_solver(start, steps):
     wanted = with_diffusers(
         "DPMSolverMultistepScheduler",
@@ -60,8 +61,15 @@ def test_dpm_solver(start, steps):
         lower_order_final=True,
         final_sigmas_type="zero",
     )
+    found = dpm_solver(toy, start, sd_alphas_cumprod(), steps)
     # Their table of sigmas is single precision.
-    torch.testing.assert_close(dpm_solver(toy, start, sd_alphas_cumprod(), steps), wanted, rtol=2e-5, atol=2e-5)
+    agrees("DPM-Solver++(2M)", "diffusers DPMSolverMultistepScheduler", found, wanted, 2e-5, 2e-5)
+
+
+def test_schedule():
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    wanted = schedulers.DDPMScheduler(**SD).alphas_cumprod
+    agrees("noise schedule, all of abar", "diffusers DDPMScheduler", sd_alphas_cumprod(), wanted, 1e-6)
 
 
 @pytest.mark.parametrize("sampler", [plms, ddim, dpm_solver])
