@@ -38,6 +38,7 @@ UNET_SIZES = {"in_channels": 4, "out_channels": 4, "model_channels": 64, "attent
 UNET_SIZES |= {"num_res_blocks": 1, "channel_mult": [1, 2], "num_heads": 4, "context_dim": towers.WIDTH}
 # optimizer steps: on renders, on photographs
 STEPS = {"classifier": (1200, 200), "clip": (3000, 60), "vae": (1800, 300), "unet": (6000, 600)}
+START = Path("pretrains/miniature")  # what photographs are taught to
 VAE_SIZES = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4}
 
 
@@ -51,7 +52,7 @@ class MiniatureConfig:
     stems: str = setting("", "file with the photograph names, one a line, that training may see; empty: all")
     names: str = setting("", "what the kinds in `images` are called, by comma, in alphabetical order of their folders")
     per_class: int = setting(0, "training pictures of each class; 0: 200 renders, 1000 altered photographs")
-    steps: int = setting(0, "optimizer steps of each part; 0: as many as the committed models had (STEPS)")
+    steps: int = setting(0, "optimizer steps of each part; 0: 1200, 3000, 1800, 6000 on renders, fewer on photographs")
     seed: int = setting(2022, "of every random draw in training")
     sheets: str = setting("results/miniature", "folder for contact sheets of truth, reconstructions and samples")
 
@@ -76,10 +77,7 @@ class Maker:
 
     def __init__(self, cfg: MiniatureConfig, pictures: Pictures | None):
         self.cfg, self.out, self.pictures = cfg, Path(cfg.out), pictures
-        self.start = Path("pretrains/miniature") if cfg.images else None
-        for folder in filter(None, (self.start, None if pictures else self.out)):
-            if not (folder / "training.json").is_file():
-                raise UserError(f"{folder}: holds no training.json of miniature models; make them first")
+        self.start = START if cfg.images else None
 
     def classifier(self, steps: int) -> dict:
         """Train and write the picture classifier."""
@@ -176,9 +174,15 @@ def open_pictures(cfg: MiniatureConfig, train: bool) -> tuple[Pictures | None, P
     return seen, photographs(unseen, names, 0, cfg.seed)
 
 
-def read_record(folder: Path) -> dict:
-    """training.json of a folder of models, or an empty one: for each part its runs, one after the other."""
+def read_record(folder: Path, needed: bool) -> dict:
+    """training.json of a folder of models, or an empty one: for each part its runs, one after the other.
+
+    Raises:
+        UserError: it is not there and `needed`.
+    """
     path = folder / "training.json"
+    if needed and not path.is_file():
+        raise UserError(f"{folder}: holds no training.json of miniature models; make them first")
     return json.loads(path.read_text()) if path.is_file() else {"parts": {}}
 
 
@@ -190,10 +194,10 @@ def main() -> None:
     torch.manual_seed(cfg.seed)
     command = " ".join(["python code/make_miniature.py", *map(shlex.quote, sys.argv[1:])])
     record_path = Path(cfg.out) / "training.json"
-    record = read_record(Path(cfg.out))
+    record = read_record(Path(cfg.out), needed=not chosen)
+    earlier = read_record(START, needed=True)["parts"] if cfg.images else {}
     pictures, unseen = open_pictures(cfg, bool(chosen))
     maker = Maker(cfg, pictures)
-    earlier = read_record(maker.start)["parts"] if maker.start else {}
     for part in (p for p in PARTS if p in chosen):
         figures = getattr(maker, part)(cfg.steps or STEPS[part][bool(cfg.images)])
         record["parts"][part] = [*earlier.get(part, []), {**figures, "command": command}]

@@ -1,9 +1,11 @@
 """Simulate the miniature world's experiment: pictures, EEG trials with splits, and unlabelled EEG for stage A.
 
-python code/simulate_eeg.py                                          the demo: random order, signal, drift
-python code/simulate_eeg.py out=datasets/drift design=block signal=0     slow drift that looks like classes
-python code/simulate_eeg.py out=datasets/noise signal=0 drift=0          nothing at all
-python code/simulate_eeg.py out=datasets/both design=block               signal and drift, not to be told apart
+python code/simulate_eeg.py                                                 the demo: random order, signal, drift
+python code/simulate_eeg.py out=datasets/drift design=block signal=0 seed=1     slow drift that looks like classes
+python code/simulate_eeg.py out=datasets/noise signal=0 drift=0 seed=2          nothing at all
+python code/simulate_eeg.py out=datasets/both design=block signal=2 instance=1.5 seed=3
+                                                                            drift, classes and single pictures
+Any of them with n_subjects=6 (all six) or with band=14_70, 55_95 or raw. The .json beside the trials says all this.
 """
 
 import json

@@ -45,10 +45,8 @@ class VisualCortex:
     def __init__(self, electrodes: np.ndarray, seed: int, subject: int) -> None:
         positions, moments = head.random_dipoles(N_SOURCES, seed, "evoked sources", centre=OCCIPITAL)
         own = draws.randn((N_SOURCES, 6), seed, "evoked sources", subject).double().numpy()
-        positions = positions + 0.04 * own[:, :3]
-        moments = moments + 0.15 * own[:, 3:]
-        self.topography = head.average_reference(head.lead_field(electrodes, positions, moments))  # (E, K)
-        self.topography = (self.topography / np.sqrt((self.topography**2).mean(axis=0))).astype(np.float32)
+        fields = head.topographies(electrodes, positions + 0.04 * own[:, :3], moments + 0.15 * own[:, 3:])
+        self.topography = fields.astype(np.float32)  # (E, K)
         uniform = draws.rand((N_SOURCES, 3), seed, "evoked timing").double().numpy()
         shift = draws.randn((N_SOURCES,), seed, "evoked timing", subject).double().numpy()
         self.latency = 0.08 + 0.27 * uniform[:, 0] + 0.008 * shift  # s

@@ -63,9 +63,11 @@ def lead_field(
     return potential
 
 
-def average_reference(potential: np.ndarray) -> np.ndarray:
-    """Potentials (E, ...) against the mean of all electrodes."""
-    return potential - potential.mean(axis=0, keepdims=True)
+def topographies(electrodes: np.ndarray, positions: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """`lead_field` (E, S) against the mean of all electrodes, every column of unit root mean square."""
+    field = lead_field(electrodes, positions, moments)
+    field = field - field.mean(axis=0, keepdims=True)
+    return field / np.sqrt((field**2).mean(axis=0))
 
 
 def random_dipoles(

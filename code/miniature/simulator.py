@@ -47,8 +47,7 @@ class Subject:
 
     def _topography(self, positions: np.ndarray, moments: np.ndarray) -> np.ndarray:
         """Lead field (E, S) whose sources, at unit strength, together have unit root mean square."""
-        field = head.average_reference(head.lead_field(self.electrodes, positions, moments))
-        return (field / np.sqrt((field**2).mean(axis=0)) / np.sqrt(field.shape[1])).astype(np.float32)
+        return (head.topographies(self.electrodes, positions, moments) / np.sqrt(len(positions))).astype(np.float32)
 
     @threadpool_limits.wrap(limits=1, user_api="blas")  # sums in another order would change the last digits
     def record(

@@ -159,7 +159,10 @@ def test_the_command_writes_what_the_stages_read_and_repeats_nothing(tmp_path, m
 
     assert "SIMULATED" in run()
     parts = open_trials(tmp_path / "eeg_5_95_std.pth", tmp_path / "block_splits_by_image_single.pth")
-    assert parts["train"].eeg.shape[1:] == (128, 512) and parts["train"].info["simulated"] is True
+    assert parts["train"].eeg.shape[1:] == (128, 512)
+    manifest = json.loads((tmp_path / "eeg_5_95_std.json").read_text())
+    assert [manifest[key] for key in ("simulated", "design", "band")] == [True, "random", "5_95"]
+    assert manifest["settings"]["seed"] == 0 and parts["train"].info["simulated"] is True
     assert (tmp_path / "imageNet_images" / parts["val"].names[0].split("_")[0]).is_dir()
     assert EEGWindows(tmp_path / "eeg_train").held_out_windows(4).shape[1:] == (128, 512)
     assert json.loads((tmp_path / "eeg_train" / "manifest.json").read_text())["simulated"] is True
