@@ -40,7 +40,7 @@ class EEGWindows:
     """
 
     def __init__(self, folder, n_chans: int = 128, n_times: int = 512, scale: float = 1.0, seed=2022, held_out=0.1):
-        self.folder, self.n_chans, self.n_times, self.scale, self.seed = (Path(folder), n_chans, n_times, scale, seed)
+        self.folder, self.n_chans, self.n_times, self.scale, self.seed = Path(folder), n_chans, n_times, scale, seed
         if not self.folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder; it should hold recordings as .npy files (see datasets/README.md)"
@@ -60,14 +60,11 @@ class EEGWindows:
             return sum(recordings, []), []
         if len(recordings) >= 5:
             order = draws.permutation(len(recordings), self.seed, "held-out recordings").tolist()
-            n_held = max(1, int(share * len(recordings)))
-            held = set(order[-n_held:])
-            parts = [[spans for i, spans in enumerate(recordings) if (i in held) == wanted] for wanted in (False, True)]
-            return sum(parts[0], []), sum(parts[1], [])
-        train, held = [], []
-        for spans in recordings:
-            kept, tail = self._cut_tail(spans, share)
-            train, held = train + kept, held + tail
+            held_out = set(order[-max(1, int(share * len(recordings))) :])
+            parts = [([], spans) if i in held_out else (spans, []) for i, spans in enumerate(recordings)]
+        else:
+            parts = [self._cut_tail(spans, share) for spans in recordings]
+        train, held = (sum(part, []) for part in zip(*parts, strict=True))
         if not held:
             raise UserError(
                 f"{self.folder}: too little EEG to hold a part out (fewer than five files, none longer than "
@@ -77,11 +74,12 @@ class EEGWindows:
 
     def _cut_tail(self, spans: list[Span], share: float) -> tuple[list[Span], list[Span]]:
         if len(spans) > 1:
-            n_held = max(1, int(share * len(spans)))
-            return spans[:-n_held], spans[-n_held:]
-        span = spans[0]
-        cut = span.stop - max(self.n_times, int(share * span.stop))
-        return ([span._replace(stop=cut)], [span._replace(start=cut)]) if cut >= self.n_times else (spans, [])
+            n_kept = len(spans) - max(1, int(share * len(spans)))
+            return spans[:n_kept], spans[n_kept:]
+        cut = spans[0].stop - max(self.n_times, int(share * spans[0].stop))
+        if cut < self.n_times:
+            return spans, []
+        return [spans[0]._replace(stop=cut)], [spans[0]._replace(start=cut)]
 
     def _n_windows(self, span: Span) -> int:
         return max(1, (span.stop - span.start) // self.n_times)
@@ -104,14 +102,7 @@ class EEGWindows:
         return self._fixed(self.train, max_n, seed, "training windows")
 
     def _fixed(self, spans: list[Span], max_n: int, seed: int, purpose: str) -> Tensor:
-        n = self.n_times
-        windows = [
-            span._replace(start=span.start + k * n, stop=span.start + (k + 1) * n)
-            if span.stop - span.start > n
-            else span
-            for span in spans
-            for k in range(self._n_windows(span))
-        ]
+        windows = [s._replace(start=s.start + k * self.n_times) for s in spans for k in range(self._n_windows(s))]
         chosen = draws.permutation(len(windows), seed, purpose)[:max_n].sort().values.tolist()
         channel = draws.rand((len(chosen),), seed, purpose, 1).double().tolist()
         return self._windows([windows[i] for i in chosen], [0.0] * len(chosen), channel)

@@ -85,15 +85,14 @@ def manifest_of(cfg: PrepareConfig, sfreq: float, ch_names: list[str]) -> dict:
 
 def write_windows(cfg: PrepareConfig, cleaned, out: Path) -> list[dict]:
     """Stage A: one .npy (C, T) float32 a recording."""
-    folder, report, sfreq, names = out / "eeg_train", [], 0.0, []
+    folder, report = out / "eeg_train", []
     folder.mkdir(parents=True, exist_ok=True)
     for recording in cleaned:
         np.save(folder / f"{recording.name}.npy", recordings.standardise(recording.data, cfg.clip))
         report.append(describe(recording))
-        names = names if recording.ch_names in names else [*names, recording.ch_names]
-        sfreq = recording.sfreq
         print(f"{recording.name}: {report[-1]['seconds']:.0f} s of {', '.join(recording.ch_names)}")
-    manifest = manifest_of(cfg, sfreq, names[0] if len(names) == 1 else None)
+    alike = all(entry["channels"] == report[0]["channels"] for entry in report)
+    manifest = manifest_of(cfg, recording.sfreq, recording.ch_names if alike else None)
     checkpoints.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     return report
 
