@@ -56,7 +56,7 @@ class _Pictures(_Run):
     pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
     clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
     classifier: str = setting(
-        "vit_h_14", "picture classifier (stage B: of select=n_way): a name or a folder", PUBLISHED
+        "vit_h_14", "picture classifier (stage B: for select=n_way), torchvision name or folder", PUBLISHED
     )
     num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED)
     ddim_steps: int = setting(250, "sampling steps", PUBLISHED)

@@ -6,31 +6,31 @@ python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/
 """
 
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from config import FinetuneConfig, from_cli, under_root
 from dataset import Trials, open_trials
 from dc_ldm import weights
-from dc_ldm.generator import EEGImageGenerator, check_sampler, save_grid
+from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.image_cache import clip_embeddings, latent_moments
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank, validation_losses
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.published import read_stage_a
-from runtime import draws, ranks
+from runtime import ranks
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device
 from runtime.runs import Run, run_config, train_stage
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
+from splits import told
 from stimuli import image_path, image_tensor, leave_out_missing, load_image
+from validation import cost, load_judge, look
 
 ENCODER_SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
 CONTEXT_LENGTH = 77  # tokens of Stable Diffusion 1.5's condition
-N_SHOWN = 5  # validation trials in a grid, as in the published short validation
 
 
 def main() -> None:
@@ -42,8 +42,14 @@ def main() -> None:
 def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     """Train; the first process gets the checkpoint's content, what was selected, a line about it. Raises UserError."""
     device = pick_device(cfg.device)
+    judge = load_judge(cfg, device)
     encoder, sizes, scale = stage_a(cfg)
-    trials = open_training_data(cfg, sizes, scale)
+    trials = ranks.lead_first(lambda: open_training_data(cfg, sizes, scale))
+    criterion, means = "val_clip_mrr", "reciprocal rank"
+    if judge:
+        criterion, means = "val_n_way_top1", f"{judge.n_way}-way top-1 of pictures"
+        judge.classes(trials["val"])  # refuses, before any work, what it does not know
+        print(cost(cfg, len(trials["train"]), len(trials["val"])))
 
     # Models: Stable Diffusion and CLIP are frozen, but for what EEGLatentDiffusion trains
     torch.manual_seed(cfg.seed)
@@ -67,12 +73,13 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     # Train; the best epoch's weights are kept in module.state, so that a resumed run still has them
     def validate(epoch: int) -> dict[str, float]:
         val = items["val"]
-        ranks = reciprocal_rank(generator.embed(val.eeg), val.clip, val.picture)
-        score = float(ranks.mean())
+        places = reciprocal_rank(generator.embed(val.eeg), val.clip, val.picture)
+        figures = {**validation_losses(module, val, cfg.batch_size), "val_clip_mrr": float(places.mean())}
+        figures |= look(cfg, generator, trials["val"], run.folder / f"validation-{epoch:04d}.png", judge)
+        score = figures[criterion]
         if score > module.state.get("score", -1.0):
             module.state = {"score": score, "epoch": epoch, "model": module.training_state()}
-        draw_samples(cfg, generator, trials["val"], run.folder / f"validation-{epoch:04d}.png")
-        return {**validation_losses(module, val, cfg.batch_size), "val_clip_mrr": score}
+        return figures
 
     fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate, cfg.wandb)
     if not ranks.lead():
@@ -80,7 +87,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
 
     # The trained part, with everything needed to build its models again
     info = trials["train"].info
-    facts = {"epoch": module.state["epoch"], "val_clip_mrr": module.state["score"]}
+    facts = {"epoch": module.state["epoch"], criterion: module.state["score"]}
     content = {
         "format": weights.FORMAT,
         "model": module.state["model"],
@@ -88,9 +95,9 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
         "config": weights.model_config(base, sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": scale} | {k: info[k] for k in INPUT_FACTS},
-        "run": {"config": run_config(cfg), **facts},
+        "run": {"config": run_config(cfg), "split": info["split"], **facts},
     }
-    summary = f"selected epoch {facts['epoch']}, validation mean reciprocal rank {facts['val_clip_mrr']:.3f}"
+    summary = f"selected epoch {facts['epoch']}, validation mean {means} {facts[criterion]:.3f}"
     return content, facts, summary
 
 
@@ -98,8 +105,8 @@ def check(cfg: FinetuneConfig) -> None:
     """Refuse, before any work, what stage B cannot do. Raises UserError."""
     if cfg.dataset != "EEG":
         raise UserError(f"dataset={cfg.dataset}: only EEG exists")
-    if cfg.select != "clip_retrieval":
-        raise UserError(f"select={cfg.select}: only clip_retrieval is built so far; leave select out")
+    if cfg.select not in ("clip_retrieval", "n_way"):
+        raise UserError(f"select={cfg.select}: use clip_retrieval or n_way")
     for name in ("crop_ratio", "cond_drop"):
         if not 0 <= getattr(cfg, name) < 1:
             raise UserError(f"{name}={getattr(cfg, name)}: expected a share from 0 to below 1")
@@ -126,7 +133,8 @@ def open_training_data(cfg: FinetuneConfig, sizes: dict, scale: float) -> dict[s
     signals, splits = (under_root(cfg.root_path, path) for path in (cfg.eeg_signals_path, cfg.splits_path))
     trials = open_trials(signals, splits, cfg.subject, ("train", "val"), sizes["n_chans"], sizes["n_times"], scale)
     trials, left_out = leave_out_missing(trials, under_root(cfg.root_path, cfg.imagenet_path), cfg.allow_missing)
-    print(*left_out, f"{len(trials['train'])} training and {len(trials['val'])} validation trials", sep="\n")
+    print(told(trials["train"].info["split"]), *left_out, sep="\n")
+    print(f"{len(trials['train'])} training and {len(trials['val'])} validation trials")
     return trials
 
 
@@ -150,17 +158,6 @@ def cached_items(
         scale = base.sizes.scale_factor
         items[split] = LatentTrials(part.eeg, picture, moments, targets, scale, drop, cfg.seed)
     return items
-
-
-def draw_samples(cfg: FinetuneConfig, generator: EEGImageGenerator, val: Trials, path: Path) -> None:
-    """A grid of a few validation trials: the picture that was seen, then pictures from the EEG."""
-    shown = torch.linspace(0, len(val) - 1, min(N_SHOWN, len(val))).long()
-    imagenet = under_root(cfg.root_path, cfg.imagenet_path)
-    truth = [image_tensor(load_image(image_path(imagenet, val.names[i])), cfg.img_size) for i in shown]
-    seeds = draws.randint(0, 2**62, (len(shown), cfg.num_samples), cfg.seed, "validation pictures")
-    samples = generator.generate(val.eeg[shown], seeds, cfg.ddim_steps, cfg.sampler, cfg.guidance)
-    kind = "SIMULATED EEG, " if val.info["simulated"] else ""
-    save_grid(path, torch.stack(truth), samples, f"{kind}validation: truth | from EEG")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Shapes: N test trials, S pictures a trial, C electrodes, T time points.
 """
 
 import time
-from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from config import GenerateConfig, from_cli, under_root
-from controls import make_controls
+from controls import Control, by_name, cost, make_controls, without_eeg
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.file_kinds import PUBLISHED_B, file_kind
@@ -27,19 +27,19 @@ from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
 from eval_metrics import n_way_accuracy, write_metrics
-from eval_report import about_trials, write_trials
+from eval_report import about_trials, time_only, write_trials
 from generate import load_generator
 from linear_baseline import lda_probabilities
 from page_scores import table
 from results_page import write_page
-from runtime import checkpoints
-from runtime.errors import UserError, cli
+from runtime import checkpoints, ranks
+from runtime.errors import UserError
 from runtime.loop import pick_device
-from runtime.runs import open_run
+from runtime.runs import open_run, run_config
 from samples import draw, picture_seeds, show
 from scorers import PictureClassifier, describe, load_classifier
 from splits import told
-from stimuli import leave_out_missing, load_image
+from stimuli import image_path, leave_out_missing, load_image
 from trial_cache import open_trial_file
 
 
@@ -53,29 +53,32 @@ def main() -> None:
     hashes["eeg_sha256"] = open_trial_file(paths["eeg"]).about["sha256"]
 
     # Other files behind the same names make another run
-    run = open_run(under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg) | hashes, cfg.overwrite)
+    folder, config = under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg, "batch_size") | hashes
+    run = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite))
     page = run.folder / "index.html"
     if run.finished:
         print(f"{run.folder} is finished; its page is {page}")
         return
     facts = evaluate(cfg, run.folder, paths, model)
+    if facts is None:
+        return
     facts |= {"hashes": facts["hashes"] | hashes, "seconds": round(time.time() - started, 1)}
-    metrics = write_metrics(run.folder, facts)
+    metrics = write_metrics(run.folder, facts, facts["device"])
     write_page(run.folder)
     run.finish(seconds=round(time.time() - started, 1))
     print(table(metrics), f"stage C done in {time.time() - started:.0f} s -> {page}", sep="\n")
 
 
-def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dict:
-    """Write pictures, trials.csv and arrays.safetensors; returns the `run` part of metrics.json. Raises UserError.
+def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dict | None:
+    """Write pictures, trials.csv and arrays.safetensors; returns the `run` part of metrics.json, on the first process.
 
-    paths: as `input_paths` returns them; model: the stage B checkpoint.
+    paths: as `input_paths` returns them; model: the stage B checkpoint. Raises UserError.
     """
     device = pick_device(cfg.device)
 
     # Trials: here, and only here, the test split is opened
-    trials, notes = open_splits(cfg, paths, model)
-    test = trials["test"]
+    trials, notes = ranks.lead_first(lambda: open_splits(cfg, paths, model))
+    test, opened_at = trials["test"], datetime.now(UTC).isoformat(timespec="seconds")
 
     # Models
     generator = load_generator(paths["model"], paths["base"], str(device))
@@ -86,15 +89,32 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
 
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
-    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance}
-    generate = partial(generator.generate, **settings, batch_size=cfg.batch_size)
+    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance, "batch_size": cfg.batch_size}
+    generate = partial(generator.generate, **settings)
     see = partial(describe, classifier=classifier, embed_images=clip.embed_images)
     group = test.image if test.info["image_known"] else test.position
+    borrowed = make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed)
+    controls = {name: Control(eeg, generate) for name, eeg in borrowed.items()}
+    if cfg.controls == "all":
+        size, shown = model["config"]["img_size"], test.info["image_known"]
+        files = [[image_path(paths["images"], name) for name in t.names * shown] for t in (test, trials["train"])]
+        controls |= without_eeg(generator, settings, size, len(test), *files)
+        if classifier is None or (classifier.index_of(test.wnids) < 0).any():
+            notes.append("the classes have no names without a classifier that knows them: no pictures by name")
+        else:
+            base = weights.load_base(paths["base"], use_time_cond=False)
+            names = [classifier.names[k] for k in classifier.index_of(test.wnids).tolist()]
+            controls |= by_name(base, clip, settings, size, names, test.label, cfg.seed)
+    print(cost(len(test), cfg.num_samples, controls, settings))
     arrays = draw(folder / "samples", generate, test.eeg, seeds, cfg.batch_size, see, "real")
     arrays["real.embedding"] = generator.embed(test.eeg)
-    for name, eeg in make_controls(cfg.controls, test.eeg, group, cfg.seed).items():
-        arrays |= draw(folder / "controls" / name, generate, eeg, seeds[:, :1], cfg.batch_size, see, name)
-        arrays[f"{name}.embedding"] = generator.embed(eeg)
+    for name, control in controls.items():
+        place, given = folder / "controls" / name, control.given
+        arrays |= draw(place, control.make, given, seeds[:, :1], cfg.batch_size, see, name)
+        if name.endswith("_eeg"):
+            arrays[f"{name}.embedding"] = generator.embed(given)
+    if not ranks.lead():
+        return None
     if test.info["image_known"]:
         # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
@@ -107,12 +127,15 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     arrays["real.lda"] = torch.from_numpy(lda)
     arrays["baseline.lda"] = n_way_accuracy(arrays["real.lda"][:, kinds], own, len(kinds))
 
-    write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"))
+    hits, gap = time_only(train, test)
+    arrays["baseline.time_only"] = torch.from_numpy(hits)
+
+    write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"), gap)
     content = {name: values.contiguous() for name, values in arrays.items()}
     checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
-    return about_trials(trials) | {
+    return about_trials(trials, opened_at) | {
         "name": cfg.name,
-        "config": run_config(cfg),
+        "config": run_config(cfg, "batch_size"),
         "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
         "hashes": {"base_sha256": model["base"]["sha256"], "classifier_sha256": classifier and classifier.sha256},
         "classifier": classifier and classifier.name,
@@ -121,11 +144,6 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
         "torch": torch.__version__,
         "notes": notes,
     }
-
-
-def run_config(cfg: GenerateConfig) -> dict:
-    """The settings that make the run what it is."""
-    return {k: v for k, v in asdict(cfg).items() if k not in ("overwrite", "device", "root_path", "batch_size")}
 
 
 def input_paths(cfg: GenerateConfig) -> dict:
@@ -185,4 +203,4 @@ def agreement(arrays: dict[str, Tensor], classifier: PictureClassifier | None, t
 
 
 if __name__ == "__main__":
-    cli(main)
+    ranks.cli(main)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dc_ldm.generator import to_uint8
-from runtime import checkpoints, draws
+from runtime import checkpoints, draws, ranks
 from stimuli import image_path, image_tensor, load_image, readable
 
 
@@ -43,28 +43,27 @@ def read_pictures(paths: Sequence[Path]) -> Tensor:
 
 def generate_missing(
     folder: Path, generate: Callable[[Tensor, Tensor], Tensor], eeg: Tensor, seeds: Tensor, batch_size: int
-) -> int:
+) -> None:
     """Write pictures 1..S of every trial that are not there yet; a broken one is made again.
+
+    Under torchrun each process makes its share, and all wait until all are there.
 
     Args:
         generate: (eeg (n, C, T), seeds (n,)) -> (n, H, W, 3) uint8.
         eeg: (N, C, T).
         seeds: (N, S) int64.
         batch_size: pictures made at once.
-
-    Returns:
-        How many pictures were there already.
     """
     wanted = [(i, k) for i in range(len(eeg)) for k in range(seeds.shape[1])]
-    todo = [(i, k) for i, k in wanted if not readable(picture_path(folder, i, k + 1))]
-    with tqdm(total=len(todo), desc=folder.name, unit="picture", disable=not todo) as bar:
-        for start in range(0, len(todo), batch_size):
-            trial, sample = torch.tensor(todo[start : start + batch_size]).T
+    todo = ranks.from_lead(lambda: [(i, k) for i, k in wanted if not readable(picture_path(folder, i, k + 1))])
+    mine = todo[ranks.rank() :: ranks.world()]
+    with ranks.together(), tqdm(total=len(mine), desc=folder.name, unit="picture", disable=not mine) as bar:
+        for start in range(0, len(mine), batch_size):
+            trial, sample = torch.tensor(mine[start : start + batch_size]).T
             pictures = generate(eeg[trial], seeds[trial, sample])
             for i, k, picture in zip(trial.tolist(), sample.tolist(), pictures, strict=True):
                 write_picture(picture_path(folder, i, k + 1), picture)
             bar.update(len(trial))
-    return len(wanted) - len(todo)
 
 
 def draw(
@@ -76,15 +75,17 @@ def draw(
     see: Callable[[list[Path]], dict[str, Tensor]],
     name: str,
 ) -> dict[str, Tensor]:
-    """Write what is missing of the pictures (see `generate_missing`), then look at all of them.
+    """Write what is missing of the pictures (see `generate_missing`); the first process then looks at all of them.
 
     Args:
         see: paths (n,) -> arrays (n, ...) by name.
 
     Returns:
-        `<name>.<what>`, each (N, S, ...).
+        `<name>.<what>`, each (N, S, ...); nothing on other processes than the first.
     """
     generate_missing(folder, generate, eeg, seeds, batch_size)
+    if not ranks.lead():
+        return {}
     paths = [picture_path(folder, i, k + 1) for i in range(len(seeds)) for k in range(seeds.shape[1])]
     return {f"{name}.{what}": values.unflatten(0, seeds.shape) for what, values in see(paths).items()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from two_processes import launch
 
 import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
@@ -151,3 +152,34 @@ def test_missing_data_is_named_by_the_command(tmp_path):
 def test_steps_an_epoch_follow_from_windows_and_batch(root):
     windows = EEGWindows(root / "eeg", 6, 64, 1.0, 2022, 0.1)
     assert steps_per_epoch(len(windows), 5) == -(-len(windows) // 5)
+
+
+def test_two_processes_train_like_one_and_stop_together(root, monkeypatch):
+    # 22 windows in batches of 7: the last batch of an epoch is a single window, so one process has nothing to add
+    settings = [f"root_path={root}", *SMALL, "batch_size=7", "precision=32", "device=cpu", "lr=0.001"]
+    single = run(root, monkeypatch, "name=one", *settings[-4:])
+
+    def two(fault: str = "") -> tuple[list[int], list[str]]:
+        return launch("stageA1_eeg_pretrain", [*settings, "name=two"], root / "logs", fault)
+
+    folder = root / "results/eeg_pretrain/two"
+    for fault, status, message in (("term 1", 143, "stopped by SIGTERM after step 2 of 12"), ("nan 3", 2, "at step 3")):
+        codes, said = two(fault)
+        assert codes == [status, status] and message in said[0] and not said[1], said
+        assert said[0].count("error: ") == (status == 2)
+        assert checkpoints.load(folder / "last.pth", ("resume-1",), "resume point")["step"] == 2
+    codes, said = two("error 4")
+    assert codes == [2, 2] and "error: a recording broke" in said[0] and not said[1], said
+    codes, said = two()
+    assert codes == [0, 0] and "after step 2" in said[0] and not said[1], said
+    both = checkpoints.load(root / "pretrains/eeg_pretrain/two.pth", ("eeg-mae-1",), "stage A checkpoint")
+    for key, value in single["model"].items():
+        if not key.endswith("qkv.bias"):  # of keys, it has no gradient but rounding, which Adam enlarges
+            torch.testing.assert_close(both["model"][key], value, atol=1e-6, rtol=0)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in (root / "results/eeg_pretrain/one").iterdir()}
+    losses = [np.genfromtxt(folder.with_name(n) / "metrics.csv", delimiter=",", names=True) for n in ("one", "two")]
+    for column in losses[0].dtype.names:
+        assert losses[1][column] == pytest.approx(losses[0][column], abs=1e-4), column
+    codes, said = two()
+    assert codes == [0, 0] and "is finished" in said[0] and not said[1], said

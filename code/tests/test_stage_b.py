@@ -1,15 +1,20 @@
 """Stage B: the loss, its draws, what trains, selection, the caches, exact resume, and the script on a tiny world."""
 
+import csv
+import json
 import os
 import signal
 import sys
 
 import pytest
 import torch
+from test_scorers import write_classifier
 from tiny_diffusion import SIZE, UNET, stage_b_arguments, write_base, write_clip, write_trials
 from torch.testing import assert_close
+from two_processes import launch
 
 import eeg_ldm
+import scorers
 from dc_ldm import image_cache, weights
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, add_noise, losses, reciprocal_rank
 from dc_ldm.models.samplers import sd_alphas_cumprod
@@ -248,6 +253,40 @@ def test_selection_keeps_the_best_epoch_not_the_last(tmp_path, monkeypatch):
     assert not torch.equal(content["model"][name], last["module"][name])
 
 
+def test_pictures_that_show_the_right_class_select_the_epoch(tmp_path, monkeypatch, capsys):
+    # a judge that sees the right class in a share of the pictures: 1/4, 1, 1/2 of the four validation trials
+    stage_b_arguments(tmp_path)
+    write_classifier(tmp_path / "classifier")
+    seen = []
+
+    def judge(self, pictures):
+        own = torch.tensor([0, 1, 0, 1]).repeat_interleave(2)  # classes of the validation trials, two pictures each
+        wrong = torch.arange(8) >= (2, 8, 4)[len(seen)]
+        seen.append(pictures)
+        return torch.nn.functional.one_hot((own + wrong) % 5, 5).float(), None
+
+    monkeypatch.setattr(scorers.PictureClassifier, "__call__", judge)
+    run_script(tmp_path, num_epoch=3, select="n_way", classifier="classifier")
+    printed = capsys.readouterr().out
+    assert "8 pictures x 4 = 32 UNet forwards at each validation, 96 in all 3, beside 9 training steps" in printed
+    assert "selected epoch 2, validation mean 5-way top-1 of pictures 1.000" in printed
+    assert [len(pictures) for pictures in seen] == [8, 8, 8] and not torch.equal(seen[0], seen[1])
+    content = checkpoints.load(tmp_path / "pretrains/generation/tiny.pth", (weights.FORMAT,), "checkpoint")
+    assert content["run"]["epoch"] == 2 and content["run"]["val_n_way_top1"] == 1
+    rows = list(csv.DictReader((tmp_path / "results/generation/tiny/metrics.csv").open()))
+    assert [float(row["val_n_way_top1"]) for row in rows] == [0.25, 1, 0.5]  # mean over samples: no best of them
+
+
+def test_a_classifier_that_lacks_a_class_is_refused_before_any_work(tmp_path):
+    stage_b_arguments(tmp_path)
+    folder, _ = write_classifier(tmp_path / "classifier")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "classes": list("abcde")}))
+    with pytest.raises(UserError, match="does not know n00000000, n00000001"):
+        run_script(tmp_path, select="n_way", classifier="classifier")
+    assert not list((tmp_path / "datasets/cache").glob("latents*"))
+
+
 def test_stage_a_weights_arrive_and_none_means_untrained(world):
     from config import FinetuneConfig, from_cli
 
@@ -271,7 +310,9 @@ def test_stage_a_weights_arrive_and_none_means_untrained(world):
         ({"pretrain_gm_path": "datasets"}, "no Stable Diffusion weights"),
         ({"clip": "pretrains/absent/model"}, "no such folder"),
         ({"imagenet_path": "absent"}, "no such folder"),
-        ({"select": "n_way"}, "clip_retrieval"),
+        ({"select": "test"}, "clip_retrieval or n_way"),
+        ({"select": "n_way", "classifier": "absent"}, "no such classifier"),
+        ({"select": "n_way"}, "needs a picture classifier"),
         ({"dataset": "GOD"}, "only EEG"),
         ({"clip_head": "both"}, "clip_head"),
         ({"ddim_steps": 300}, "asked for 300"),
@@ -282,7 +323,8 @@ def test_stage_a_weights_arrive_and_none_means_untrained(world):
         ({"subject": 2}, "subject 2"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(world, tmp_path, changed, said):
+def test_bad_input_is_refused_in_one_sentence(world, tmp_path, monkeypatch, changed, said):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=said) as error:
         given = {"pretrain_mbm_path": "pretrains/eeg_pretrain/tiny.pth"} | changed
         run_script(world, name=tmp_path.name, **given)
@@ -303,3 +345,27 @@ def test_the_condition_starts_at_the_empty_caption_read_as_clip_reads_text(tmp_p
         assert_close(conditioner(torch.randn(1, 8, 64))[0][0, 0], empty[1:].mean(0))
     with pytest.raises(UserError, match="text_start=false"):
         EEGConditioner(EEGEncoder(8, 64, 4, 16, 1, 2, 1.0), 77, 24, 12).start_at_text(empty, projection)
+
+
+def test_two_processes_train_like_one_and_stop_together(tmp_path):
+    settings = {"cond_drop": 0.2, "precision": "32", "lr": 0.001, "batch_size": 5}  # 16 trials: the last batch is one
+    run_script(tmp_path, **settings)
+    one = checkpoints.load(tmp_path / "results/generation/tiny/last.pth", ("resume-1",), "resume point")
+    words = stage_b_arguments(tmp_path, **settings, pretrain_mbm_path="pretrains/eeg_pretrain/tiny.pth")
+    words[words.index("name=tiny")] = "name=two"
+    folder = tmp_path / "results/generation/two"
+
+    codes, said = launch("eeg_ldm", words, tmp_path / "logs", "term 1")
+    assert codes == [143, 143] and "stopped by SIGTERM after step 2 of 8" in said[0] and not said[1], said
+    codes, said = launch("eeg_ldm", words, tmp_path / "logs", "nan 2")
+    assert codes == [2, 2] and said[0].count("error: ") == 1 and "at step 2" in said[0] and not said[1], said
+    assert checkpoints.load(folder / "last.pth", ("resume-1",), "resume point")["step"] == 2
+    codes, said = launch("eeg_ldm", words, tmp_path / "logs")
+    assert codes == [0, 0] and "after step 2" in said[0] and not said[1], said
+    two = checkpoints.load(folder / "last.pth", ("resume-1",), "resume point")
+    for name, value in one["module"].items():
+        assert_close(two["module"][name], value, atol=1e-6, rtol=0, msg=name)
+    assert two["losses"] == one["losses"] == [] and two["rows"][1]["train_loss"] == pytest.approx(
+        one["rows"][1]["train_loss"], abs=1e-5
+    )
+    assert {path.name for path in folder.iterdir()} == {p.name for p in folder.with_name("tiny").iterdir()}
