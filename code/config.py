@@ -133,7 +133,7 @@ class GenerateConfig(_Pictures):
 
     model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
     max_items: int = setting(0, "score only the first test trials; 0: all")
-    controls: str = setting("basic", "none or basic: Gaussian EEG, other trials' EEG, class prior")
+    controls: str = setting("basic", "none, basic (Gaussian EEG, other trials' EEG) or all (cost is printed)")
     batch_size: int = setting(8, "pictures sampled at once")
 
 

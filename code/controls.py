@@ -1,13 +1,37 @@
-"""Control inputs for stage C: EEG that cannot tell what the person saw, made before any feature is taken.
+"""Controls of stage C: EEG that cannot tell what the person saw, pictures without EEG, ceilings.
+
+All start from the seeds of the first sample.
 
 Shapes: N trials, C electrodes, T time points.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from dataset import Trials
+from dc_ldm.generator import EEGImageGenerator, to_uint8
+from dc_ldm.models.samplers import sd_alphas_cumprod
+from dc_ldm.modules.clip import FrozenCLIP
+from dc_ldm.weights import Base, load_base
 from runtime import draws
 from runtime.errors import UserError
+from scorers import PictureClassifier
+from stimuli import image_path, image_tensor, load_image
+
+KINDS = ("none", "basic", "all")
+
+
+class Control(NamedTuple):
+    """How the pictures of a control are made."""
+
+    given: Tensor  # (N, ...) what stands in for each trial's EEG
+    make: Callable[[Tensor, Tensor], Tensor]  # (given (n, ...), seeds (n,)) -> pictures (n, H, W, 3) uint8
+    sampled: bool = True  # through the UNet
 
 
 def gaussian_eeg(eeg: Tensor, seed: int) -> Tensor:
@@ -57,13 +81,147 @@ def other_trial(group: Tensor, seed: int) -> Tensor:
     return source
 
 
-def other_trials_eeg(eeg: Tensor, group: Tensor, seed: int) -> Tensor:
-    """The same recordings (N, C, T), handed to the wrong trials (see `other_trial`)."""
-    return eeg[other_trial(group, seed)]
+def another(allowed: Tensor, seed: int, purpose: str) -> Tensor:
+    """For each trial one of those it may borrow from: allowed (N, N) bool -> (N,) int64, each as likely.
+
+    Raises:
+        UserError: a trial has nobody to borrow from.
+    """
+    if not allowed.any(1).all():
+        alone = int((~allowed.any(1)).nonzero()[0])
+        raise UserError(
+            f"the control {purpose} finds no trial for test trial {alone} to borrow from: test on at least two "
+            "pictures of each class and on two classes, or set controls=basic"
+        )
+    chance = torch.stack([draws.rand((len(allowed),), seed, purpose, i) for i in range(len(allowed))])
+    return (chance + 1).mul(allowed).argmax(1)
 
 
-def make_controls(kind: str, eeg: Tensor, group: Tensor, seed: int) -> dict[str, Tensor]:
-    """Control name -> EEG (N, C, T) for `kind` "none" or "basic"."""
+def phase_randomised_eeg(eeg: Tensor, seed: int) -> Tensor:
+    """The same EEG (N, C, T) with random phases: spectra and cross-spectra stay, what happened when is lost.
+
+    All channels of a trial are turned by the same phase at each frequency (Prichard and Theiler 1994).
+    """
+    spectrum = torch.fft.rfft(eeg.double())
+    turns = torch.stack([draws.rand(spectrum.shape[2:], seed, "phase_randomised_eeg", i) for i in range(len(eeg))])
+    turns[:, 0] = 0  # the mean
+    if eeg.shape[2] % 2 == 0:
+        turns[:, -1] = 0  # the highest frequency has no phase
+    return torch.fft.irfft(spectrum * torch.exp(2j * torch.pi * turns.double())[:, None], n=eeg.shape[2]).float()
+
+
+def make_controls(kind: str, eeg: Tensor, group: Tensor, label: Tensor, seed: int) -> dict[str, Tensor]:
+    """Control name -> EEG (N, C, T) for `kind` "none", "basic" or "all".
+
+    Args:
+        group: (N,) int64, equal where two trials showed the same picture; label: (N,) int64, their classes.
+
+    Raises:
+        UserError: no such kind, or too few pictures for it.
+    """
+    if kind not in KINDS:
+        raise UserError(f"controls={kind}: no such choice; there are {', '.join(KINDS)}")
     if kind == "none":
         return {}
-    return {"gaussian_eeg": gaussian_eeg(eeg, seed), "other_trials_eeg": other_trials_eeg(eeg, group, seed)}
+    made = {"gaussian_eeg": gaussian_eeg(eeg, seed), "other_trials_eeg": eeg[other_trial(group, seed)]}
+    if kind == "all":
+        same, shown = label[:, None] == label, group[:, None] == group
+        made["phase_randomised_eeg"] = phase_randomised_eeg(eeg, seed)
+        made["same_class_eeg"] = eeg[another(same & ~shown, seed, "same_class_eeg")]
+        made["other_class_eeg"] = eeg[another(~same, seed, "other_class_eeg")]
+    return made
+
+
+def without_eeg(
+    generator: EEGImageGenerator, settings: dict, size: int, n: int, truth: Sequence[Path], train: Sequence[Path]
+) -> dict[str, Control]:
+    """Pictures that no EEG went into: from the condition of no EEG, plain grey, the mean training image, and as a
+    ceiling the truth encoded and decoded by the VAE.
+
+    Args:
+        settings: steps, sampler, guidance and batch_size of the run; size: pixels; n: trials.
+        truth: (n,) files of the images shown; train: those of the training split. Empty where unknown.
+    """
+    nothing = torch.zeros(n, 1)
+    grey = torch.full((size, size, 3), 127, dtype=torch.uint8)
+    empty = generator.no_context.cpu().expand(n, -1, -1)
+    made = {
+        "zero_condition": Control(empty, partial(generator.from_context, **settings)),
+        "grey": Control(nothing, lambda given, _: grey.expand(len(given), -1, -1, -1), sampled=False),
+    }
+    if truth:
+        distinct = sorted(set(train))
+        mean = to_uint8(sum(image_tensor(load_image(path), size) for path in distinct)[None] / len(distinct))
+        made["mean_image"] = Control(nothing, lambda given, _: mean.expand(len(given), -1, -1, -1), sampled=False)
+
+        def round_trip(rows: Tensor, _: Tensor) -> Tensor:
+            return generator.round_trip(torch.stack([image_tensor(load_image(truth[i]), size) for i in rows]))
+
+        made["vae_round_trip"] = Control(torch.arange(n), round_trip, sampled=False)
+    return made
+
+
+def by_name(base: Base, clip: FrozenCLIP, settings: dict, size: int, names: Sequence[str], label: Tensor, seed: int):
+    """Ceiling and its floor: Stable Diffusion before any EEG, prompted with the true and with another trial's class.
+
+    Args:
+        names: of the classes; label: (N,) int64, of the trials.
+    """
+    captions = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
+    states = clip.text_states([*captions, ""]).cpu()
+    device = clip.device
+    prompted = EEGImageGenerator(
+        torch.nn.Identity(), base.unet.to(device), base.vae.to(device),
+        sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end), states[-1].to(device),
+        base.sizes.latent_shape(size), base.sizes.scale_factor,
+    )  # fmt: skip
+
+    def draw(own: Tensor, seeds: Tensor) -> Tensor:
+        return prompted.from_context(states[own], seeds, **settings)
+
+    other = label[another(label[:, None] != label, seed, "other_class_name")]
+    return {"true_class_name": Control(label, draw), "other_class_name": Control(other, draw)}
+
+
+def plan(
+    kind: str,
+    trials: dict[str, Trials],
+    generator: EEGImageGenerator,
+    settings: dict,
+    clip: FrozenCLIP,
+    classifier: PictureClassifier | None,
+    paths: dict[str, Path],
+    size: int,
+    seed: int,
+) -> tuple[dict[str, Control], list[str]]:
+    """The controls of `kind` for the test trials, by name, and a sentence for each that cannot be had.
+
+    Args:
+        settings: steps, sampler, guidance and batch_size of the run, which controls share.
+        paths: "images" (where images are known) and "base", the folder of Stable Diffusion.
+        size: pixels of the pictures.
+    """
+    test, known = trials["test"], trials["test"].info["image_known"]
+    borrowed = make_controls(kind, test.eeg, test.image if known else test.position, test.label, seed)
+    controls = {name: Control(eeg, partial(generator.generate, **settings)) for name, eeg in borrowed.items()}
+    if kind != "all":
+        return controls, []
+    truth, train = (
+        [image_path(paths["images"], name) for name in t.names] if known else [] for t in (test, trials["train"])
+    )
+    controls |= without_eeg(generator, settings, size, len(test), truth, train)
+    index = [-1] if classifier is None else classifier.index_of(test.wnids).tolist()
+    if min(index) < 0:
+        return controls, ["Pictures by class name are left out: no classifier knows the classes and their names."]
+    base, names = load_base(paths["base"], use_time_cond=False), [classifier.names[k] for k in index]
+    return controls | by_name(base, clip, settings, size, names, test.label, seed), []
+
+
+def cost(n: int, samples: int, controls: dict[str, Control], settings: dict) -> str:
+    """What a run will take: pictures and UNet forwards of the real run and of its controls."""
+    sampled = sum(control.sampled for control in controls.values())
+    each = (settings["steps"] + (settings["sampler"] == "plms")) * (1 + (settings["guidance"] != 1))
+    return (
+        f"{n * samples} pictures from EEG and {n * len(controls)} of {len(controls)} controls, "
+        f"{n * (samples + sampled) * each} UNet forwards ({n * sampled * each} of them for controls)"
+    )

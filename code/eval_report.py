@@ -5,13 +5,18 @@ Shapes: N trials, S pictures a trial, K classes of the classifier.
 
 import csv
 import io
+import subprocess
+from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dataset import Trials
 from eval_folder import TRIAL_COLUMNS
+from linear_baseline import nearest_in_time
 from runtime import checkpoints
 from scorers import PictureClassifier
 from verdict import design_from
@@ -24,7 +29,12 @@ def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
 
 
 def write_trials(
-    path: Path, trials: Trials, classifier: PictureClassifier | None, seeds: Tensor, logits: Tensor | None
+    path: Path,
+    trials: Trials,
+    classifier: PictureClassifier | None,
+    seeds: Tensor,
+    logits: Tensor | None,
+    gap: Sequence[float],
 ) -> None:
     """Write trials.csv: TRIAL_COLUMNS; each picture's seed and rank of the true class, samples separated by spaces;
     and `seen_1` to `seen_S`, what the classifier names each picture. Columns that need what is absent stay empty.
@@ -32,6 +42,7 @@ def write_trials(
     Args:
         seeds: (N, S) int64.
         logits: (N, S, K) of the pictures, None without a classifier.
+        gap: (N,) seconds to the nearest training trial of the recording, NaN where there is none.
     """
     n_samples = seeds.shape[1]
     index = torch.full((len(trials.wnids),), -1) if classifier is None else classifier.index_of(trials.wnids)
@@ -44,7 +55,7 @@ def write_trials(
         seen = [[classifier.names[k] for k in row] for row in logits.argmax(2).tolist()]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*TRIAL_COLUMNS, "seeds", "ranks", *(f"seen_{k + 1}" for k in range(n_samples))])
+    writer.writerow([*TRIAL_COLUMNS, "seeds", "ranks", "gap", *(f"seen_{k + 1}" for k in range(n_samples))])
     for i, label in enumerate(trials.label.tolist()):
         wnid = trials.wnids[label]
         onset = "" if trials.onset is None else float(trials.onset[i])
@@ -52,29 +63,50 @@ def write_trials(
         writer.writerow((
             i, int(trials.position[i]), int(trials.subject[i]), label, wnid, names.get(int(own[i]), wnid), int(own[i]),
             trials.names[i], onset, recording, " ".join(map(str, seeds[i].tolist())), " ".join(map(str, ranks[i])),
-            *seen[i],
+            "" if trials.onset is None or isnan(gap[i]) else f"{gap[i]:.6g}", *seen[i],
         ))  # fmt: skip
     checkpoints.write_text(path, text.getvalue())
 
 
-def about_trials(trials: dict[str, Trials]) -> dict:
-    """What metrics.json says of the data: which split was opened for what, and the order of the classes in time.
+def clock(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) seconds within the recording, or the place in the file without onsets; (N,) subject and recording."""
+    time = trials.position if trials.onset is None else trials.onset
+    tapes = trials.recording or [""] * len(trials)
+    return time.double().numpy(), np.array([f"{s} {t}" for s, t in zip(trials.subject.tolist(), tapes, strict=True)])
 
-    The order is judged on training and test trials together: the more trials, the plainer a block is.
+
+def time_only(train: Trials, test: Trials) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest_in_time` of a split: hits (N,) and distances (N,)."""
+    return nearest_in_time(*clock(train), train.label.numpy(), *clock(test), test.label.numpy())
+
+
+def commit() -> str | None:
+    """The code's commit, "-dirty" if files were changed since; None outside a git clone."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def about_trials(trials: dict[str, Trials], opened_at: str) -> dict:
+    """What metrics.json says of the data: which split was opened when and for what, and the order of the classes in
+    time, judged on training and test trials together: the more trials, the plainer a block is.
     """
     train, test = trials["train"], trials["test"]
-    order = torch.cat([train.position, test.position]).argsort()
-    label, subject = (torch.cat([getattr(t, k) for t in (train, test)])[order] for k in ("label", "subject"))
-    onset = None if test.onset is None else torch.cat([train.onset, test.onset])[order].numpy()
-    tapes = [*train.recording, *test.recording] if test.recording else [""] * len(order)
-    tape = [f"{s} {tapes[i]}" for s, i in zip(subject.tolist(), order.tolist(), strict=True)]
-    known = ("simulated", "image_known", "left_out")
+    position, label = (torch.cat([getattr(t, key) for t in (train, test)]) for key in ("position", "label"))
+    time, tape = (np.concatenate(parts) for parts in zip(clock(train), clock(test), strict=True))
+    order = position.argsort().numpy()
+    onset = None if test.onset is None else time[order]
+    known = ("simulated", "image_known", "left_out", "band")
     return {k: test.info[k] for k in known} | {
+        "commit": commit(),
         "split": test.info["split"]
         | {
             "scored": "test",
             "trials": len(test),
             "opened": {"test": "pictures and scores", "train": "linear baseline and order of classes"},
+            "opened_at": opened_at,
         },
-        "design": list(design_from(label.numpy(), onset, tape)),
+        "design": list(design_from(label.numpy()[order], onset, tape[order])),
     }

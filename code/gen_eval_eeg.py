@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from config import GenerateConfig, from_cli, under_root
-from controls import Control, by_name, cost, make_controls, without_eeg
+from controls import cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.file_kinds import PUBLISHED_B, file_kind
@@ -39,7 +39,7 @@ from runtime.runs import open_run, run_config
 from samples import draw, picture_seeds, show
 from scorers import PictureClassifier, describe, load_classifier
 from splits import told
-from stimuli import image_path, leave_out_missing, load_image
+from stimuli import leave_out_missing, load_image
 from trial_cache import open_trial_file
 
 
@@ -92,20 +92,10 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance, "batch_size": cfg.batch_size}
     generate = partial(generator.generate, **settings)
     see = partial(describe, classifier=classifier, embed_images=clip.embed_images)
-    group = test.image if test.info["image_known"] else test.position
-    borrowed = make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed)
-    controls = {name: Control(eeg, generate) for name, eeg in borrowed.items()}
-    if cfg.controls == "all":
-        size, shown = model["config"]["img_size"], test.info["image_known"]
-        files = [[image_path(paths["images"], name) for name in t.names * shown] for t in (test, trials["train"])]
-        controls |= without_eeg(generator, settings, size, len(test), *files)
-        if classifier is None or (classifier.index_of(test.wnids) < 0).any():
-            notes.append("the classes have no names without a classifier that knows them: no pictures by name")
-        else:
-            base = weights.load_base(paths["base"], use_time_cond=False)
-            names = [classifier.names[k] for k in classifier.index_of(test.wnids).tolist()]
-            controls |= by_name(base, clip, settings, size, names, test.label, cfg.seed)
-    print(cost(len(test), cfg.num_samples, controls, settings))
+    size = model["config"]["img_size"]
+    controls, absent = plan(cfg.controls, trials, generator, settings, clip, classifier, paths, size, cfg.seed)
+    notes += absent
+    print(*absent, cost(len(test), cfg.num_samples, controls, settings), sep="\n")
     arrays = draw(folder / "samples", generate, test.eeg, seeds, cfg.batch_size, see, "real")
     arrays["real.embedding"] = generator.embed(test.eeg)
     for name, control in controls.items():
@@ -118,7 +108,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     if test.info["image_known"]:
         # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
-        arrays |= show(folder / "samples", paths["images"], test.names, model["config"]["img_size"], see, embed)
+        arrays |= show(folder / "samples", paths["images"], test.names, size, see, embed)
 
     # The linear baseline learns from the training split and chooses among the classes that the pictures may show
     train, kinds = trials["train"], test.label.unique()

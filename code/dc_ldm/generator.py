@@ -89,6 +89,19 @@ class EEGImageGenerator:
         ]
         return torch.cat(pictures).unflatten(0, tuple(seeds.shape))
 
+    @torch.inference_mode()
+    def from_context(
+        self, context: Tensor, seeds: Tensor, steps: int, sampler: str, guidance: float, batch_size: int
+    ) -> Tensor:
+        """Pictures (N, H, W, 3) uint8 of conditions (N, 77, 768), seeds (N,), as `generate` makes them of EEG."""
+        parts = zip(context.split(batch_size), seeds.split(batch_size), strict=True)
+        return torch.cat([self._sample(some, own.tolist(), steps, sampler, guidance) for some, own in parts])
+
+    @torch.inference_mode()
+    def round_trip(self, images: Tensor) -> Tensor:
+        """What the VAE makes of images (N, 3, H, W) in [-1, 1]: (N, H, W, 3) uint8, no EEG can give more."""
+        return to_uint8(self.vae.decode(self.vae.encode(images.to(self.device)).mean))
+
     def _sample(self, context: Tensor, seeds: list[int], steps: int, sampler: str, guidance: float) -> Tensor:
         context = context.to(self.device)
         start = torch.stack([draws.randn(self.latent_shape, seed, "starting latent") for seed in seeds])

@@ -1,9 +1,15 @@
 """Controls keep the statistics they promise and nothing that belongs to the trial."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_stage_c import run, write_world
 
 import controls
+import samples
 from runtime.errors import UserError
 
 
@@ -52,9 +58,78 @@ def test_too_few_pictures_is_one_sentence():
         controls.other_trial(torch.tensor([5, 5, 1]), 0)
 
 
+def test_random_phases_keep_spectra_and_cross_spectra():
+    eeg = torch.randn(6, 3, 101, generator=torch.Generator().manual_seed(0))
+    eeg[:, 2] = eeg[:, 0] - 0.5 * eeg[:, 1].roll(3, -1) + 4
+    for length in (101, 100):
+        one = eeg[..., :length]
+        made = controls.phase_randomised_eeg(one, 3)
+        before, after = (torch.fft.rfft(x.double()) for x in (one, made))
+        cross = [x[:, :, None] * x[:, None].conj() for x in (before, after)]
+        assert torch.allclose(*cross, atol=1e-3 * cross[0].abs().max())
+        assert torch.allclose(made.mean(-1), one.mean(-1), atol=1e-5)
+        correlation = [torch.corrcoef(torch.stack([one[i, 0], made[i, 0]]))[0, 1].abs() for i in range(6)]
+        assert max(correlation) < 0.6
+
+
+def test_borrowers_stay_in_or_leave_their_class():
+    label, shown = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 2, 3, 4, 5])
+    same, seen = label[:, None] == label, shown[:, None] == shown
+    lent = set()
+    for seed in range(40):
+        inside, outside = (controls.another(a, seed, "x") for a in (same & ~seen, ~same))
+        assert (label[inside] == label).all() and (shown[inside] != shown).all()
+        assert (label[outside] != label).all()
+        lent |= set(outside.tolist())
+    assert lent == set(range(7))
+    with pytest.raises(UserError, match="test trial 3 to borrow"):
+        controls.another(torch.tensor([[0, 1], [1, 0], [1, 0], [0, 0]], dtype=torch.bool), 0, "same_class_eeg")
+
+
 def test_kinds():
-    eeg, group = torch.randn(4, 2, 30), torch.arange(4)
-    assert controls.make_controls("none", eeg, group, 0) == {}
-    made = controls.make_controls("basic", eeg, group, 0)
+    eeg, label = torch.randn(4, 2, 30), torch.tensor([0, 0, 1, 1])
+    assert controls.make_controls("none", eeg, torch.arange(4), label, 0) == {}
+    made = controls.make_controls("basic", eeg, torch.arange(4), label, 0)
     assert list(made) == ["gaussian_eeg", "other_trials_eeg"]
-    assert all(x.shape == eeg.shape for x in made.values())
+    more = controls.make_controls("all", eeg, torch.arange(4), label, 0)
+    assert list(more) == [*made, "phase_randomised_eeg", "same_class_eeg", "other_class_eeg"]
+    assert all(x.shape == eeg.shape for x in more.values()) and torch.equal(made["gaussian_eeg"], more["gaussian_eeg"])
+    assert torch.equal(more["same_class_eeg"], eeg[[1, 0, 3, 2]])
+    with pytest.raises(UserError, match="controls=some: no such choice; there are none, basic, all"):
+        controls.make_controls("some", eeg, torch.arange(4), label, 0)
+
+
+def test_the_cost_counts_every_forward():
+    plan = {"a": controls.Control(None, None), "b": controls.Control(None, None, sampled=False)}
+    settings = {"steps": 250, "sampler": "plms", "guidance": 1.0}
+    words = controls.cost(10, 5, plan, settings)
+    assert "50 pictures from EEG and 20 of 2 controls, 15060 UNet forwards (2510" in words
+    assert "2400 UNet forwards" in controls.cost(10, 5, plan, {"steps": 20, "sampler": "ddim", "guidance": 3.0})
+
+
+def test_all_controls_go_through_the_same_scores(monkeypatch, capsys, tmp_path):
+    """The real command at toy size: what each control's pictures are, and that every one is in metrics and page."""
+    world = write_world(tmp_path)
+    path = world / "datasets" / "block_splits_by_image_single.pth"
+    folder = run(monkeypatch, world, controls="all", num_samples=1)
+    assert path.is_file() and "8 pictures from EEG and 88 of 11 controls" in capsys.readouterr().out
+    metrics, arrays = json.loads((folder / "metrics.json").read_text()), load_file(folder / "arrays.safetensors")
+    pictures = {
+        place.name: samples.read_pictures([place / f"test{i}-1.png" for i in range(8)]).float()
+        for place in (folder / "controls").iterdir()
+    }
+    assert set(metrics["controls"]) == {*pictures, "class_prior"} and len(pictures) == 11
+    page = (folder / "index.html").read_text()
+    for name in pictures:
+        assert {"5_way_top1", "two_way_mse", "two_way_clip"} <= set(metrics["controls"][name])
+        assert (
+            ("retrieval_top1" in metrics["controls"][name]) == name.endswith("_eeg") == (f"{name}.embedding" in arrays)
+        )
+        assert page.count(f"controls/{name}/test0-1.png") >= 1
+    assert (pictures["grey"] == 127).all() and pictures["mean_image"].std(0).max() == 0
+    assert pictures["mean_image"].std() > 0 and pictures["zero_condition"].std(0).max() > 0  # seeds differ
+    label = np.array([row.split(",")[3] for row in (folder / "trials.csv").read_text().splitlines()[1:]])
+    assert metrics["baselines"]["time_only"]["class_accuracy"]["n"] == 8 and len(set(label)) > 1
+    assert metrics["run"]["split"]["opened_at"].startswith("20") and "commit" in metrics["run"]
+    truth = samples.read_pictures([folder / "samples" / f"test{i}-0.png" for i in range(8)]).float()
+    assert (pictures["vae_round_trip"] - truth).abs().mean() > 0 and pictures["vae_round_trip"].shape == truth.shape

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from linear_baseline import lda_probabilities, log_power, time_bins
+from linear_baseline import lda_probabilities, log_power, nearest_in_time, time_bins
 from runtime.errors import UserError
 
 
@@ -58,3 +58,20 @@ def test_too_few_trials_is_one_sentence():
     eeg, _ = trials(8, 0)
     with pytest.raises(UserError, match="too few"):
         lda_probabilities(eeg, np.zeros(8, int), eeg, 4)
+
+
+def test_time_alone_names_the_class_of_the_nearest_trial():
+    train = np.array([0.0, 10, 0, 10]), np.array(["a", "a", "b", "b"]), np.array([0, 1, 2, 3])
+    time, tape = np.array([1.0, 8, 5, 2, 9]), np.array(["a", "a", "a", "b", "c"])
+    hits, gap = nearest_in_time(*train, time, tape, np.array([0, 0, 1, 2, 3]))
+    # the third stands in the middle; the last is of a recording without training trials, where 1 and 3 were shown at 10
+    assert hits.tolist() == [1, 0, 0.5, 1, 0.5]
+    np.testing.assert_array_equal(gap, [1, 2, 5, 2, np.nan])
+
+
+def test_time_alone_reads_blocks_and_nothing_else():
+    g, time, tape = np.random.default_rng(0), np.arange(400.0), np.repeat(["a"], 400)
+    test = g.random(400) < 0.25
+    for label, low, high in ((np.repeat(np.arange(20), 20), 0.85, 1), (g.integers(0, 20, 400), 0, 0.15)):
+        hits, _ = nearest_in_time(time[~test], tape[~test], label[~test], time[test], tape[test], label[test])
+        assert low <= hits.mean() <= high

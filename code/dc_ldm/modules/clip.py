@@ -71,6 +71,16 @@ class FrozenCLIP:
         states = self.model.text_model(**tokens.to(self.device)).last_hidden_state[0]
         return states.float().cpu().clone(), self.model.text_projection.weight.float().cpu().clone()
 
+    @torch.inference_mode()
+    def text_states(self, captions: Sequence[str], length: int = 77) -> Tensor:
+        """What Stable Diffusion attends to: last hidden states of captions, padding not masked, (N, length, W)."""
+        from transformers import AutoTokenizer
+
+        tokens = AutoTokenizer.from_pretrained(self.path)(
+            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return self.model.text_model(tokens.input_ids.to(self.device)).last_hidden_state.float()
+
     def fingerprint_parts(self) -> tuple[torch.nn.Module, str]:
         """What an image embedding depends on: image tower and projection, and the preprocessing as text."""
         tower = torch.nn.ModuleList([self.model.vision_model, self.model.visual_projection])
