@@ -23,16 +23,16 @@ def load_generator(
     Raises:
         UserError: the checkpoint, its Stable Diffusion or the device is not what is wanted.
     """
-    base = pretrain_gm_path or find_base(checkpoint)
+    base = pretrain_gm_path or find_base(checkpoint, about_stage_b(checkpoint, "pretrains")["base"])
     return generator.load_generator(checkpoint, base, pick_device(device), EEGEncoder)
 
 
-def find_base(checkpoint: str | Path) -> Path:
+def find_base(checkpoint: str | Path, base: dict) -> Path:
     """The folder whose models/ holds the Stable Diffusion that a stage B checkpoint was trained on.
 
-    Looked for in every pretrains/ beside or above the checkpoint and here, and in the folders in it. Raises UserError.
+    Looked for in every pretrains/ beside or above the checkpoint and here, and in the folders in it, by the `base`
+    entry of its content (name and sha256). Raises UserError.
     """
-    base = about_stage_b(checkpoint, "pretrains")["base"]
     roots = [folder / "pretrains" for folder in (*Path(checkpoint).resolve().parents, Path.cwd())]
     if not base["sha256"]:  # the published checkpoint carries its own
         return next((root for root in roots if (root / "models").is_dir()), roots[-1])

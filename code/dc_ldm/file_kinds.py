@@ -15,18 +15,20 @@ OURS_A, OURS_B = "stage A checkpoint (ours)", "stage B checkpoint (ours)"
 PUBLISHED_A, PUBLISHED_B = "published stage A checkpoint", "published generation checkpoint"
 SD1, SD1_EMA, SD2 = "Stable Diffusion 1.x", "Stable Diffusion 1.x, EMA only", "Stable Diffusion 2.x"
 LFS, HTML, EMPTY = "Git LFS pointer", "HTML page", "empty file"
+TENSORS_A, TENSORS_B = "stage A tensors (safetensors)", "stage B tensors (safetensors)"
+V1 = "Stable Diffusion 1.x with an EEG condition (v1 layout)"
 TRUNCATED, DIFFUSERS, UNKNOWN = "truncated file", "diffusers folder", "file of an unknown kind"
 
 # A kind needs all its signs: each is a name in the file (a key, a tensor's name, our format), or how one begins
 SIGNS = {
+    V1: ("state_dict", "cond_stage_model.mae.", "first_stage_model."),
     OURS_A: ("eeg-mae-1",),
     OURS_B: ("eeg-ldm-1",),
     "resume point (ours)": ("resume-1",),
     PUBLISHED_B: ("model_state_dict", "cond_stage_model.mae."),
-    "Stable Diffusion 1.x with an EEG condition (v1 layout)": ("cond_stage_model.mae.", "first_stage_model."),
-    "stage B tensors (safetensors)": ("cond_stage_model.mae.",),
+    TENSORS_B: ("cond_stage_model.mae.",),
     PUBLISHED_A: ("model", "mask_token", "decoder_blocks.0."),
-    "stage A tensors (safetensors)": ("mask_token", "decoder_blocks.0."),
+    TENSORS_A: ("mask_token", "decoder_blocks.0."),
     SD2: ("model.diffusion_model.", "cond_stage_model.model."),
     "Stable Diffusion XL": ("model.diffusion_model.", "conditioner.embedders."),
     "inpainting or other variant of Stable Diffusion 1.x": ("model.diffusion_model.", "masked_image"),

@@ -1,5 +1,10 @@
 """The published checkpoints of stages A and B, made at toy size, load strictly and safely; wrong files are named."""
 
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from goldens import read_golden
@@ -166,3 +171,46 @@ def test_each_wrong_file_is_called_what_it_is(tmp_path):
                 with pytest.raises(UserError) as error:
                     read(path)
                 assert f"expected {what}" in str(error.value) and f"found this: {kind}" in str(error.value)
+
+
+WRITE = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[1])
+from tiny_diffusion import write_published_b
+state = {}
+for name, (shape, kind) in json.load(open(sys.argv[2])).items():
+    state[name] = torch.empty(shape, dtype=getattr(torch, kind.removeprefix("torch."))).normal_()
+write_published_b(sys.argv[3], state, num_heads=16, img_size=512)
+"""
+READ = """
+import resource, sys, time, torch
+started = time.time()
+from generate import load_generator
+generator = load_generator(sys.argv[1], sys.argv[2], "cpu")
+seconds = time.time() - started
+for module in (generator.unet, generator.vae, generator.conditioner):
+    assert all(torch.isfinite(value.sum()) for value in module.state_dict().values())
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.full
+def test_the_published_checkpoint_at_full_size_is_read_in_1_3_times_its_memory(tmp_path):
+    read_golden("generation_keys.json")
+    tests, path = Path(__file__).parent, tmp_path / "checkpoint.pth"
+    keys = tests.parents[2] / "shared/golden/generation_keys.json"
+
+    def run(code, *arguments):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, cwd=tests.parent, capture_output=True, text=True, check=True).stdout
+
+    with open("/tmp/big.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            run(WRITE, tests, keys, path)
+            size = path.stat().st_size
+            seconds, peak = map(float, run(READ, path, tmp_path).split())
+        finally:
+            path.unlink(missing_ok=True)
+    print(f"{size / 1e9:.2f} GB read in {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB = {peak / size:.2f} files")
+    assert 5.5e9 < size < 5.7e9 and peak <= 1.3 * size
