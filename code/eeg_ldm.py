@@ -7,6 +7,7 @@ python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/
 
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
 from config import FinetuneConfig, from_cli, under_root
@@ -62,7 +63,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     conditioner = EEGConditioner(encoder, **shape)
     no_context = torch.zeros(CONTEXT_LENGTH, shape["context_dim"])
     if cfg.text_start:
-        no_context, projection = clip.text_start(CONTEXT_LENGTH)
+        no_context, projection = (made.clone() for made in clip.text_start(CONTEXT_LENGTH))  # DDP writes into them
         conditioner.start_at_text(no_context, projection)
     module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, cfg.lr, cfg.weight_decay, cfg.clip_weight)
     generator = EEGImageGenerator(
@@ -146,17 +147,15 @@ def cached_items(
     base.vae.to(device)
     items = {}
     for split, part in trials.items():
-        names = sorted(set(part.names))
+        names, picture = np.unique(part.names, return_inverse=True)
         paths = [image_path(imagenet, name) for name in names]
         n_crops, drop = (cfg.n_crops, cfg.cond_drop) if split == "train" else (0, 0.0)
         moments = latent_moments(
             folder, base.vae, paths, load_image, image_tensor, cfg.img_size, n_crops, cfg.crop_ratio, cfg.seed
         )
         targets = clip_embeddings(folder, clip, paths, load_image)
-        row = {name: i for i, name in enumerate(names)}
-        picture = torch.tensor([row[name] for name in part.names])
-        scale = base.sizes.scale_factor
-        items[split] = LatentTrials(part.eeg, picture, moments, targets, scale, drop, cfg.seed)
+        places = torch.from_numpy(picture)
+        items[split] = LatentTrials(part.eeg, places, moments, targets, base.sizes.scale_factor, drop, cfg.seed)
     return items
 
 

@@ -147,8 +147,6 @@ def _trainer(schedule: Schedule, keeper: pl.Callback) -> pl.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
     )
 
 

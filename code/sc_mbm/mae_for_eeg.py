@@ -5,6 +5,8 @@ E width of a head. A patch is a row of P*C values, time-major: index t*C + c is 
 Parameter names are those of the published checkpoints.
 """
 
+from collections import OrderedDict
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -42,19 +44,6 @@ class Attention(nn.Module):
         return self.proj(rearrange(attention(q, k, v), "b h n e -> b n (h e)"))
 
 
-class Mlp(nn.Module):
-    """Two layers with an exact GELU between them."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, D) -> the same."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Pre-norm transformer block (arXiv 2010.11929), without dropout as in the published model."""
 
@@ -63,24 +52,15 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+        hidden = int(mlp_ratio * dim)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim))  # published names
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> the same."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-
-class PatchEmbed(nn.Module):
-    """Each run of P time points of all electrodes becomes one token."""
-
-    def __init__(self, n_chans: int, patch_size: int, dim: int):
-        super().__init__()
-        self.proj = nn.Conv1d(n_chans, dim, patch_size, stride=patch_size)
-
-    def forward(self, eeg: Tensor) -> Tensor:
-        """eeg (B, C, T) -> tokens (B, L, D)."""
-        return self.proj(eeg).transpose(1, 2)
 
 
 def sincos_table(length: int, dim: int) -> nn.Parameter:
@@ -117,7 +97,8 @@ class Tokens(nn.Module):
             raise UserError(f"n_times must be a multiple of patch_size, but {n_times} is none of {patch_size}")
         self.n_chans, self.n_times, self.patch_size = n_chans, n_times, patch_size
         self.num_tokens, self.embed_dim = n_times // patch_size, embed_dim
-        self.patch_embed = PatchEmbed(n_chans, patch_size, embed_dim)
+        # each run of P time points of all electrodes becomes one token
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv1d(n_chans, embed_dim, patch_size, patch_size)))
         self.cls_token = token(embed_dim)
         self.pos_embed = sincos_table(self.num_tokens, embed_dim)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
@@ -130,7 +111,7 @@ class Tokens(nn.Module):
                 f"the encoder takes EEG of shape (batch, {self.n_chans}, {self.n_times}), but was given "
                 f"{tuple(eeg.shape)}; fit channels and length first"
             )
-        return self.patch_embed(eeg) + self.pos_embed[:, 1:]
+        return self.patch_embed(eeg).transpose(1, 2) + self.pos_embed[:, 1:]
 
     def encode(self, tokens: Tensor) -> Tensor:
         """The blocks and the last normalisation over tokens (B, N, D)."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from runtime.draws import Batch, rand
@@ -81,7 +80,7 @@ def reconstruct(mae: torch.nn.Module, eeg: Tensor, mask: Tensor, batch_size: int
         noise = mask.float().expand(len(some), -1).to(device)
         _, predicted, used = mae(some.to(device), ratio, noise)
         assert torch.equal(used.bool(), noise.bool())  # the smallest noise is kept, so the mask is ours
-        parts.append(rearrange(predicted, "n l (p c) -> n c (l p)", c=eeg.shape[1]).float().cpu())
+        parts.append(mae.unpatchify(predicted).float().cpu())
     return torch.cat(parts)
 
 

@@ -33,6 +33,18 @@ def test_shares_of_a_step_make_up_the_global_batch(accumulate, world):
         assert means == pytest.approx(one.index.double().mean())
 
 
+def test_a_batch_with_fewer_items_than_shares_counts_each_item_once():
+    whole = list(StepBatches(9, 8, 7, 0, 4))
+    for rank in range(3):
+        shares = list(StepBatches(9, 4, 7, 0, 4, accumulate=2, rank=rank, world=3))
+        assert [share.step for share in shares] == [0, 0, 1, 1, 2, 2, 3, 3]  # no process runs ahead
+        assert all(len(share.index) for share in shares)
+    for one in whole:
+        parts = [b for r in range(3) for b in StepBatches(9, 4, 7, one.step, one.step + 1, 2, r, 3)]
+        mean = sum(part.weight * part.index.double().mean() for part in parts) / len(parts)
+        assert mean == pytest.approx(one.index.double().mean())
+
+
 def test_each_epoch_visits_each_item_once_and_starting_late_changes_nothing():
     batches = list(StepBatches(10, 3, 0, 0, 8))
     for epoch in (batches[:4], batches[4:]):
