@@ -109,14 +109,14 @@ class EEGWindows:
 
     def _windows(self, spans: Sequence[Span], crop: list[float], channel: list[float]) -> Tensor:
         """One window of each span; `crop` and `channel`, in [0, 1), place it in time and over channels."""
-        out = torch.empty(len(spans), self.n_chans, self.n_times)
-        for window, span, u, v in zip(out, spans, crop, channel, strict=True):
+        out = np.empty((len(spans), self.n_chans, self.n_times), np.float32)
+        for row, span, u, v in zip(out, spans, crop, channel, strict=True):
             array = mapped(span.path) if span.row is None else mapped(span.path)[span.row]
             start = span.start + int(u * max(span.stop - span.start - self.n_times + 1, 1))
-            piece = np.array(array[:, start : min(start + self.n_times, span.stop)], dtype=np.float64)
+            piece = array[:, start : min(start + self.n_times, span.stop)]
             first = int(v * max(len(piece) - self.n_chans + 1, 1))
-            window.copy_(fit_channels(fit_length(torch.from_numpy(piece), self.n_times), self.n_chans, first))
-        return out.mul_(self.scale)
+            row[:] = fit_channels(fit_length(piece, self.n_times), self.n_chans, first)
+        return torch.from_numpy(out).mul_(self.scale)
 
 
 @dataclass
@@ -189,16 +189,16 @@ def _trials(
     kept = [i for i in part if shortest <= trials["shape"][i][1] <= longest]
     if not kept:
         raise UserError(f"{what} has no trial of {shortest} to {longest} samples among its {len(part)}")
-    eeg = torch.empty(len(kept), n_chans, n_times)
-    for i, out in zip(kept, eeg, strict=True):
+    eeg = np.empty((len(kept), n_chans, n_times), np.float32)
+    for i, row in zip(kept, eeg, strict=True):
         signal = file.eeg(i)[:, begin:end]
         if signal.shape[0] > n_chans or 0 in signal.shape:
             raise UserError(f"{what}: trial {i} is {trials['shape'][i]}; the model takes {n_chans} channels")
         check_signal(signal.min(1), signal.max(1), f"{what}: trial {i}")
-        out.copy_(fit_channels(fit_length(torch.from_numpy(signal).double(), n_times), n_chans))
+        row[:] = fit_channels(fit_length(signal, n_times), n_chans)
     column = {k: [trials[k][i] for i in kept] for k in ("label", "image", "subject", "onset", "recording")}
     return Trials(
-        eeg=eeg.mul_(scale),
+        eeg=torch.from_numpy(eeg).mul_(scale),
         position=torch.tensor(kept),
         **{k: torch.tensor(column[k]) for k in ("label", "image", "subject")},
         onset=None if None in column["onset"] else torch.tensor(column["onset"], dtype=torch.float64),

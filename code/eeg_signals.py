@@ -6,25 +6,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from runtime.errors import UserError
 
 
-def fit_length(eeg: Tensor, n_times: int) -> Tensor:
-    """(C, T) to (C, n_times) by linear interpolation that keeps both end points (spec 8.7)."""
-    wide = F.interpolate(eeg.double()[None], n_times, mode="linear", align_corners=True)
-    return wide[0].to(eeg.dtype)
+def fit_length(eeg: np.ndarray, n_times: int) -> np.ndarray:
+    """(C, T) to (C, n_times) float64 by linear interpolation that keeps both end points (spec 8.7).
+
+    In numpy: torch would wake all its threads for each small trial, and many processes then wait for each other.
+    """
+    wanted, given = np.linspace(0, eeg.shape[1] - 1, n_times), np.arange(eeg.shape[1])
+    return np.stack([np.interp(wanted, given, channel) for channel in eeg])
 
 
-def fit_channels(eeg: Tensor, n_chans: int, first: int = 0) -> Tensor:
+def fit_channels(eeg: np.ndarray, n_chans: int, first: int = 0) -> np.ndarray:
     """(C, T) to (n_chans, T): fewer are repeated block by block, of more, `first`.. are kept (spec 3.1)."""
-    have = eeg.shape[-2]
-    if have == n_chans:
-        return eeg
-    return eeg[..., torch.arange(n_chans) % have + (first if have > n_chans else 0), :]
+    have = len(eeg)
+    return eeg[np.arange(n_chans) % have + (first if have > n_chans else 0)]
 
 
 def check_signal(low: np.ndarray, high: np.ndarray, where: str) -> None:

@@ -1,5 +1,6 @@
 """Trials of marked recordings: epochs, folds that leave one recording out, photographs by kind, published layout."""
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -79,16 +80,14 @@ def leave_one_out(sizes: Sequence[int], test: int, val_share: float) -> dict[str
     training, because neighbouring trials share slow states.
     """
     splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    start = 0
-    for number, size in enumerate(sizes):
-        trials = list(range(start, start + size))
-        start += size
+    edges = np.cumsum([0, *sizes]).tolist()
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        cut = stop - max(1, round(val_share * (stop - start)))
         if number == test:
-            splits["test"] = trials
-            continue
-        cut = size - max(1, round(val_share * size))
-        splits["train"] += trials[:cut]
-        splits["val"] += trials[cut:]
+            splits["test"] = [*range(start, stop)]
+        else:
+            splits["train"] += range(start, cut)
+            splits["val"] += range(cut, stop)
     return splits
 
 

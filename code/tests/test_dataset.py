@@ -29,16 +29,16 @@ def batch(*index, step=0, start=0, total=None):
 
 def test_interpolation_is_the_published_one():
     signal = (torch.arange(440, dtype=torch.float64) ** 2 / 1000).expand(2, 440)
-    out = eeg_signals.fit_length(signal, 512)[1, [0, 1, 2, 255, 510, 511]]
+    out = torch.from_numpy(eeg_signals.fit_length(signal.numpy(), 512))[1, [0, 1, 2, 255, 510, 511]]
     # spec 8.7
     expected = torch.tensor([0, 0.00085910, 0.00315460, 47.991928, 191.967560, 192.720993], dtype=torch.float64)
     assert torch.allclose(out, expected, atol=1e-6)
     oracle = torch.nn.functional.interpolate(signal[None], 512, mode="linear", align_corners=True)[0]
-    assert torch.allclose(eeg_signals.fit_length(signal, 512), oracle, atol=1e-9)
+    assert np.allclose(eeg_signals.fit_length(signal.numpy(), 512), oracle, atol=1e-9)
 
 
 def test_few_channels_are_repeated_by_block_and_many_are_cut():
-    eeg = torch.arange(30.0)[:, None].expand(30, 3)
+    eeg = np.arange(30.0)[:, None].repeat(3, axis=1)
     out = eeg_signals.fit_channels(eeg, 128)[:, 0]
     assert out.tolist() == [*range(30)] * 4 + [*range(8)]
     assert eeg_signals.fit_channels(eeg, 10, first=5)[:, 0].tolist() == [*range(5, 15)]
@@ -50,11 +50,11 @@ def test_long_recordings_count_their_windows_and_short_ones_are_stretched(tmp_pa
     assert len(windows) == 3 + 1 + 1 + 4
     out = windows[batch(0, 3, 4)]
     assert out.shape == (3, 8, 512) and out.dtype == torch.float32
-    whole = [torch.from_numpy(np.load(folder / f"r{i}.NPY")) for i in (0, 1, 2)]
-    crops = whole[0].unfold(1, 512, 1).permute(1, 0, 2)
+    whole = [np.load(folder / f"r{i}.NPY") for i in (0, 1, 2)]
+    crops = torch.from_numpy(whole[0]).unfold(1, 512, 1).permute(1, 0, 2)
     assert (crops == out[0, :3]).all((1, 2)).sum() == 1, "a crop of the long recording"
-    assert torch.allclose(out[1, :3], eeg_signals.fit_length(whole[1], 512))
-    assert torch.equal(out[2], eeg_signals.fit_channels(whole[2], 8))
+    assert np.allclose(out[1, :3], eeg_signals.fit_length(whole[1], 512), atol=1e-6)
+    assert np.array_equal(out[2], eeg_signals.fit_channels(whole[2], 8))
 
 
 def test_a_crop_depends_on_step_and_global_position_only(tmp_path):
