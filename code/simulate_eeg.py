@@ -127,6 +127,7 @@ def write_corpus(cfg: SimulateConfig, folder: Path) -> None:
         np.save(folder / name, eeg)
         entries.append({"file": name, "sfreq": rate, "n_chans": n_chans, "seconds": eeg.shape[1] / rate})
     about = {"simulated": True, "sfreq": None, "ch_names": None, "band": cfg.band, "standardised": True}
+    about["excludes_test"] = "recordings of other subjects, who saw no picture"
     checkpoints.write_text(folder / "manifest.json", json.dumps(about | {"recordings": entries}, indent=1))
     minutes = sum(entry["seconds"] for entry in entries) / 60
     print(f"{folder}: SIMULATED EEG, {len(entries)} unlabelled recordings, {minutes:.0f} minutes")
