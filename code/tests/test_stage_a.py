@@ -101,7 +101,7 @@ def test_it_learns_beyond_the_mean(tmp_path, monkeypatch):
 
 def test_a_finished_run_says_so_and_another_configuration_is_refused(root, monkeypatch, capsys):
     run(root, monkeypatch, "num_epoch=1")
-    capsys.readouterr()
+    assert "does not say (excludes_test)" in capsys.readouterr().out
     run(root, monkeypatch, "num_epoch=1")
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(UserError, match="another configuration .*lr"):

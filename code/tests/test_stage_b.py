@@ -233,6 +233,7 @@ def test_script_hands_on_the_selected_epoch(world, capsys):
     assert content["config"]["encoder"]["embed_dim"] == 16 and content["config"]["conditioner"]["clip_dim"] == 12
     assert content["base"]["sha256"] == checkpoints.sha256(world / "pretrains/models/v1-5-pruned.safetensors")
     assert content["input"]["scale"] == 1.0 and content["run"]["epoch"] in (1, 2)
+    assert content["run"]["split"]["shared"]["train/test"]["identical"] == 0
     prefixes = {name.split(".")[0] for name in content["model"]}
     assert prefixes == {"cond_stage_model", "model"}
     assert {path.name for path in run.glob("*.png")} == {"validation-0001.png", "validation-0002.png"}
