@@ -17,7 +17,7 @@ from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.image_cache import clip_embeddings, latent_moments
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank, validation_losses
 from dc_ldm.models.samplers import sd_alphas_cumprod
-from dc_ldm.modules.clip import FrozenCLIP
+from dc_ldm.modules.clip import FrozenCLIP, load_clip
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.published import read_stage_a
 from runtime import ranks
@@ -57,7 +57,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
     own = under_root(cfg.root_path, cfg.clip)
-    clip = FrozenCLIP(own if own.is_dir() else cfg.clip, device)
+    clip = load_clip(own if own.is_dir() else cfg.clip, device)
     items = ranks.lead_first(lambda: cached_items(cfg, base, clip, trials, device))
     shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
     conditioner = EEGConditioner(encoder, **shape)

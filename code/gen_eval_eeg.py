@@ -23,7 +23,7 @@ from dc_ldm import weights
 from dc_ldm.file_kinds import PUBLISHED_B, file_kind
 from dc_ldm.image_cache import clip_embeddings
 from dc_ldm.models.samplers import check_steps
-from dc_ldm.modules.clip import FrozenCLIP
+from dc_ldm.modules.clip import load_clip
 from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
 from eval_metrics import n_way_accuracy, write_metrics
@@ -83,7 +83,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     # Models
     generator = load_generator(paths["model"], paths["base"], str(device))
     classifier, absent = load_classifier(paths["classifier"], str(device))
-    clip = FrozenCLIP(paths["clip"], device)
+    clip = load_clip(paths["clip"], device)
     notes += [absent] if absent else []
     print(told(test.info["split"]), *notes, f"{len(test)} test trials of {paths['eeg']}", sep="\n")
 

@@ -1,4 +1,4 @@
-"""Frozen CLIP: pictures and sentences -> points of one space; a `transformers` folder or a hub name."""
+"""Frozen CLIP: pictures and sentences -> points of one space; a `transformers` folder or hub name, or open_clip's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from runtime.errors import UserError
+
+OPEN_CLIP = "open_clip:"
+
+
+def load_clip(name: str | Path, device: str | torch.device = "cpu") -> FrozenCLIP | OpenCLIP:
+    """The CLIP of a folder, hub name, `open_clip:<model>/<tag>` or `open_clip:<model>:<weight file>`."""
+    return OpenCLIP(str(name), device) if str(name).startswith(OPEN_CLIP) else FrozenCLIP(name, device)
 
 
 class FrozenCLIP:
@@ -31,9 +38,7 @@ class FrozenCLIP:
             # Only safetensors: a pickled weight file could run code.
             self.model = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(
-                f"{path} is not a CLIP model that transformers can load: {str(error).splitlines()[0]}"
-            ) from error
+            raise _not_loaded(path, "transformers", error) from error
         self.model.to(self.device).eval().requires_grad_(False)
 
     @property
@@ -50,12 +55,7 @@ class FrozenCLIP:
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Sentences or class names -> (N, dim) float32, not normalised."""
-        from transformers import AutoTokenizer
-
-        tokens = AutoTokenizer.from_pretrained(self.path)(
-            list(texts), padding=True, truncation=True, return_tensors="pt"
-        )
-        return self.model.get_text_features(**tokens.to(self.device)).pooler_output.float().cpu()
+        return self.model.get_text_features(**self._tokens(texts, padding=True)).pooler_output.float().cpu()
 
     @torch.inference_mode()
     def text_start(self, length: int) -> tuple[Tensor, Tensor]:
@@ -63,25 +63,63 @@ class FrozenCLIP:
 
         Returns the last hidden states of the empty caption (length, W) and the text projection (dim, W).
         """
-        from transformers import AutoTokenizer
-
-        tokens = AutoTokenizer.from_pretrained(self.path)(
-            [""], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        states = self.model.text_model(**tokens.to(self.device)).last_hidden_state[0]
+        tokens = self._tokens([""], padding="max_length", max_length=length)
+        states = self.model.text_model(**tokens).last_hidden_state[0]
         return states.float().cpu().clone(), self.model.text_projection.weight.float().cpu().clone()
 
-    @torch.inference_mode()
-    def text_states(self, captions: Sequence[str], length: int = 77) -> Tensor:
-        """What Stable Diffusion attends to: last hidden states of captions, padding not masked, (N, length, W)."""
+    def _tokens(self, texts: Sequence[str], **how: object):
         from transformers import AutoTokenizer
 
-        tokens = AutoTokenizer.from_pretrained(self.path)(
-            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        return self.model.text_model(tokens.input_ids.to(self.device)).last_hidden_state.float()
+        tokenizer = AutoTokenizer.from_pretrained(self.path)
+        return tokenizer(list(texts), truncation=True, return_tensors="pt", **how).to(self.device)
 
     def fingerprint_parts(self) -> tuple[torch.nn.Module, str]:
         """What an image embedding depends on: image tower and projection, and the preprocessing as text."""
         tower = torch.nn.ModuleList([self.model.vision_model, self.model.visual_projection])
         return tower, json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+
+
+class OpenCLIP:
+    """The same of a model that open_clip knows, with the preprocessing that open_clip gives it."""
+
+    def __init__(self, name: str, device: str | torch.device = "cpu"):
+        """name: as `load_clip` takes it, tag and file as open_clip's `pretrained`. Raises UserError."""
+        import open_clip
+
+        known = name.removeprefix(OPEN_CLIP)
+        self.model_name, _, weights = known.partition(":" if ":" in known else "/")
+        if not weights:
+            raise UserError(f"{name}: names no weights; write {OPEN_CLIP}<model>/<tag> or {OPEN_CLIP}<model>:<file>")
+        try:
+            made = open_clip.create_model_and_transforms(self.model_name, weights, device=device)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise _not_loaded(name, "open_clip", error) from error
+        self.device, self.model, self.preprocess = torch.device(device), made[0], made[2]
+        self.model.eval().requires_grad_(False)
+        self.dim = open_clip.get_model_config(self.model_name)["embed_dim"]
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image]) -> Tensor:
+        """As FrozenCLIP's."""
+        pixels = torch.stack([self.preprocess(image) for image in images])
+        return self.model.encode_image(pixels.to(self.device)).float().cpu()
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """As FrozenCLIP's."""
+        from open_clip import get_tokenizer
+
+        return self.model.encode_text(get_tokenizer(self.model_name)(list(texts)).to(self.device)).float().cpu()
+
+    def text_start(self, length: int) -> tuple[Tensor, Tensor]:
+        """Refused: only the CLIP that Stable Diffusion was trained with says what its empty caption is."""
+        raise UserError("text_start needs Stable Diffusion's own CLIP, read by transformers; use text_start=false")
+
+    def fingerprint_parts(self) -> tuple[torch.nn.Module, str]:
+        """As FrozenCLIP's."""
+        return self.model.visual, str(self.preprocess)
+
+
+def _not_loaded(name: str | Path, library: str, error: Exception) -> UserError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{name} is not a CLIP model that {library} can load: {first}")
