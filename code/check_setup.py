@@ -173,8 +173,14 @@ def look_at_pictures(trials: dict, root: Path, allow_missing: int) -> tuple[dict
 def check_base(cfg: Any, r: told.Report) -> weights.Base | None:
     """Stable Diffusion, whose file must have the tensors that config15.yaml describes; on the meta device."""
     folder = r.path(cfg.pretrain_gm_path)
-    paths = [folder / "models" / name for name in (*weights.BASE_NAMES, "config15.yaml")]
-    return r.see("Stable Diffusion", lambda: (weights.load_base(folder), "as config15.yaml describes it"), paths)
+
+    def read() -> tuple[weights.Base, str]:
+        file, config = weights.base_files(folder)
+        state = {name: value.to("meta") for name, value in weights.read_base(file).items()}
+        return weights.assemble(state, weights.read_sizes(config), True, str(file), ""), "as config15.yaml describes it"
+
+    names = (*weights.BASE_NAMES, "config15.yaml")
+    return r.see("Stable Diffusion", read, [folder / "models" / name for name in names])
 
 
 def check_clip(cfg: Any, r: told.Report) -> tuple[int, int] | None:

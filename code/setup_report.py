@@ -92,7 +92,7 @@ class Report:
     def see(self, what: str, check: Callable[[], tuple[Any, str]], paths: Sequence[Path] = ()) -> Any:
         """Run one of the stage's own checks, whose UserError is then the finding. Returns its value, or None."""
         try:
-            with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            with redirect_stdout(io.StringIO()) as said, warnings.catch_warnings(action="ignore"):
                 value, about = check()
         except UserError as error:
             get, names = GET.get(what, ("", ""))
@@ -107,7 +107,7 @@ class Report:
                             what, "note", f"{path} ({file_kind(path)}) may be it; move it, or name it in a setting"
                         )
             return None
-        self.add(what, "ok", about, paths)
+        self.add(what, "ok", "; ".join([about, *said.getvalue().splitlines()]), paths)
         return value
 
     def comes_later(self, what: str, path: Path, given: str) -> bool:
