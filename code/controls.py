@@ -24,6 +24,7 @@ from scorers import PictureClassifier
 from stimuli import image_path, image_tensor, load_image
 
 KINDS = ("none", "basic", "all")
+CLASS_EEG = ("same_class_eeg", "other_class_eeg")
 
 
 class Control(NamedTuple):
@@ -81,20 +82,13 @@ def other_trial(group: Tensor, seed: int) -> Tensor:
     return source
 
 
-def another(allowed: Tensor, seed: int, purpose: str) -> Tensor:
-    """For each trial one of those it may borrow from: allowed (N, N) bool -> (N,) int64, each as likely.
+def another(allowed: Tensor, seed: int, purpose: str) -> Tensor | None:
+    """For each trial one of those it may borrow from, each as likely: allowed (N, N) bool -> (N,) int64.
 
-    Raises:
-        UserError: a trial has nobody to borrow from.
+    None if a trial has nobody to borrow from.
     """
-    if not allowed.any(1).all():
-        alone = int((~allowed.any(1)).nonzero()[0])
-        raise UserError(
-            f"the control {purpose} finds no trial for test trial {alone} to borrow from: test on at least two "
-            "pictures of each class and on two classes, or set controls=basic"
-        )
     chance = torch.stack([draws.rand((len(allowed),), seed, purpose, i) for i in range(len(allowed))])
-    return (chance + 1).mul(allowed).argmax(1)
+    return (chance + 1).mul(allowed).argmax(1) if allowed.any(1).all() else None
 
 
 def phase_randomised_eeg(eeg: Tensor, seed: int) -> Tensor:
@@ -116,6 +110,8 @@ def make_controls(kind: str, eeg: Tensor, group: Tensor, label: Tensor, seed: in
     Args:
         group: (N,) int64, equal where two trials showed the same picture; label: (N,) int64, their classes.
 
+    The EEG of the same or of another class is left out where a trial has no such other trial.
+
     Raises:
         UserError: no such kind, or too few pictures for it.
     """
@@ -127,8 +123,10 @@ def make_controls(kind: str, eeg: Tensor, group: Tensor, label: Tensor, seed: in
     if kind == "all":
         same, shown = label[:, None] == label, group[:, None] == group
         made["phase_randomised_eeg"] = phase_randomised_eeg(eeg, seed)
-        made["same_class_eeg"] = eeg[another(same & ~shown, seed, "same_class_eeg")]
-        made["other_class_eeg"] = eeg[another(~same, seed, "other_class_eeg")]
+        for name, allowed in zip(CLASS_EEG, (same & ~shown, ~same), strict=True):
+            source = another(allowed, seed, name)
+            if source is not None:  # the caller says that it is left out
+                made[name] = eeg[source]
     return made
 
 
@@ -161,11 +159,13 @@ def without_eeg(
     return made
 
 
-def by_name(base: Base, clip: FrozenCLIP, settings: dict, size: int, names: Sequence[str], label: Tensor, seed: int):
+def by_name(
+    base: Base, clip: FrozenCLIP, settings: dict, size: int, names: Sequence[str], label: Tensor, other: Tensor
+):
     """Ceiling and its floor: Stable Diffusion before any EEG, prompted with the true and with another trial's class.
 
     Args:
-        names: of the classes; label: (N,) int64, of the trials.
+        names: of the classes; label, other: (N,) int64, class of each trial and of another trial.
     """
     captions = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
     states = clip.text_states([*captions, ""]).cpu()
@@ -179,21 +179,13 @@ def by_name(base: Base, clip: FrozenCLIP, settings: dict, size: int, names: Sequ
     def draw(own: Tensor, seeds: Tensor) -> Tensor:
         return prompted.from_context(states[own], seeds, **settings)
 
-    other = label[another(label[:, None] != label, seed, "other_class_name")]
     return {"true_class_name": Control(label, draw), "other_class_name": Control(other, draw)}
 
 
 def plan(
-    kind: str,
-    trials: dict[str, Trials],
-    generator: EEGImageGenerator,
-    settings: dict,
-    clip: FrozenCLIP,
-    classifier: PictureClassifier | None,
-    paths: dict[str, Path],
-    size: int,
-    seed: int,
-) -> tuple[dict[str, Control], list[str]]:
+    kind: str, trials: dict[str, Trials], generator: EEGImageGenerator, settings: dict, clip: FrozenCLIP,
+    classifier: PictureClassifier | None, paths: dict[str, Path], size: int, seed: int,
+) -> tuple[dict[str, Control], list[str]]:  # fmt: skip
     """The controls of `kind` for the test trials, by name, and a sentence for each that cannot be had.
 
     Args:
@@ -210,11 +202,13 @@ def plan(
         [image_path(paths["images"], name) for name in t.names] if known else [] for t in (test, trials["train"])
     )
     controls |= without_eeg(generator, settings, size, len(test), truth, train)
+    absent = [f"{name} is left out: a trial has no such other trial." for name in CLASS_EEG if name not in borrowed]
     index = [-1] if classifier is None else classifier.index_of(test.wnids).tolist()
-    if min(index) < 0:
-        return controls, ["Pictures by class name are left out: no classifier knows the classes and their names."]
+    source = another(test.label[:, None] != test.label, seed, "other_class_name")
+    if min(index) < 0 or source is None:
+        return controls, [*absent, "Pictures by class name are left out: no classifier names two classes or more."]
     base, names = load_base(paths["base"], use_time_cond=False), [classifier.names[k] for k in index]
-    return controls | by_name(base, clip, settings, size, names, test.label, seed), []
+    return controls | by_name(base, clip, settings, size, names, test.label, test.label[source]), absent
 
 
 def cost(n: int, samples: int, controls: dict[str, Control], settings: dict) -> str:

@@ -172,27 +172,22 @@ def read_folder(folder: str | Path) -> tuple[Truth, dict[str, Outcome], dict[str
 
 def left_out(truth: Truth, real: Outcome) -> list[str]:
     """Which scores this folder does not allow, a sentence each."""
-    notes = []
-    if real.logits is None:
-        notes.append("Class scores are left out: no classifier has seen the pictures.")
-    elif (truth.class_index < 0).any():
-        unknown = (truth.class_index < 0).sum()
-        notes.append(f"class_accuracy is left out: the classifier does not know the class of {unknown} trials.")
-    elif (truth.class_index == truth.class_index[0]).all():
-        notes.append("class_accuracy is left out: all trials are of one class.")
-    if truth.image is None:
-        notes.append("Two-way and retrieval scores are left out: which images were shown is unknown.")
-    elif (truth.image == truth.image[0]).all():
-        notes.append("Two-way and retrieval scores are left out: all trials show one image.")
-    return notes
+    unknown, seen = (truth.class_index < 0).sum(), real.logits is not None
+    cases = {
+        "Class scores are left out: no classifier has seen the pictures.": not seen,
+        f"class_accuracy is left out: the classifier does not know the class of {unknown} trials.": seen and unknown,
+        "class_accuracy is left out: all trials are of one class.": seen and len(set(truth.class_index)) == 1,
+        "Two-way and retrieval scores are left out: which images were shown is unknown.": truth.image is None,
+        "Two-way and retrieval scores are left out: all trials show one image.": truth.image is not None
+        and len(set(truth.image)) == 1,
+    }
+    return [sentence for sentence, holds in cases.items() if holds]
 
 
 def write_item_scores(folder: Path, n: int, items: dict[str, ItemScores]) -> None:
     """Write scores.csv: one row a trial, one column a score of the real run (mean over samples), empty where none."""
-    rows = [[i] + [""] * len(items) for i in range(n)]
-    for column, scores in enumerate(items.values(), 1):
-        for trial, value in zip(scores.trial.tolist(), scores.value.tolist(), strict=True):
-            rows[trial][column] = f"{value:.6g}"
+    columns = [dict(zip(s.trial.tolist(), s.value.tolist(), strict=True)) for s in items.values()]
+    rows = [[i, *(f"{column[i]:.6g}" if i in column else "" for column in columns)] for i in range(n)]
     text = io.StringIO()
     csv.writer(text).writerows([["trial", *items], *rows])
     write_text(folder / "scores.csv", text.getvalue())

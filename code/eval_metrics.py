@@ -6,6 +6,7 @@ Shapes: N trials, S pictures of a trial, K classes of the classifier, U distinct
 """
 
 import json
+import re
 import sys
 from functools import lru_cache
 from math import comb
@@ -19,8 +20,17 @@ from eval_folder import Outcome, Truth, left_out, read_folder, write_item_scores
 from page_scores import table
 from runtime.checkpoints import write_text
 from runtime.errors import UserError, cli
-from similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
-from verdict import ItemScores, baseline_table, design_of, score_table, subject_table, verdict, within_class_p
+from similarity import cosine, likeness
+from verdict import (
+    ItemScores,
+    baseline_table,
+    design_of,
+    score_table,
+    subject_table,
+    verdict,
+    within_class,
+    within_class_p,
+)
 
 
 @lru_cache(maxsize=64)
@@ -106,42 +116,6 @@ def _class_scores(outcome: Outcome, truth: Truth, n_way: int | None, top_k: int)
     return scores
 
 
-def _alike(outcome: Outcome, truth: Truth, first: np.ndarray, device: str) -> dict[str, np.ndarray]:
-    """How alike each picture and each distinct truth are, by several measures: (S, N, U), larger is more alike."""
-    measures = {
-        "mse": ("pixels", lambda a, b: -pixel_mse(a, b)),
-        "mse_wrapping_uint8": ("pixels", lambda a, b: -wrapping_mse(a, b, device)),
-        "pearson": ("pixels", pearson),
-        "ssim": ("pixels", lambda a, b: ssim(a, b, device)),
-        "features": ("features", pearson),
-        "clip": ("clip", cosine),
-    }
-    found = {name: matrix.swapaxes(0, 1) for name, matrix in outcome.alike.items()}
-    for name, (field, measure) in measures.items():
-        made, shown = getattr(outcome, field), getattr(truth, field)
-        if made is not None and shown is not None:
-            found[name] = np.stack([measure(made[:, s], shown[first]) for s in range(made.shape[1])])
-    return found
-
-
-def within_class(alike: np.ndarray, own: np.ndarray, label: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    """What retrieval among the images of an item's own class has to choose from.
-
-    Args:
-        alike: (S, N, U) items and images; own: (N,) the image each item showed; label: (N,).
-
-    Returns:
-        for each class of two images or more: items (n,), how alike they and its images are (S, n, m), own (n,).
-    """
-    parts = []
-    for kind in np.unique(label):
-        items = np.flatnonzero(label == kind)
-        images, place = np.unique(own[items], return_inverse=True)
-        if len(images) > 1:
-            parts.append((items, alike[:, items][:, :, images], place))
-    return parts
-
-
 def _retrieval_scores(prefix: str, alike: np.ndarray, own: np.ndarray, label: np.ndarray) -> dict[str, ItemScores]:
     """Finding the seen image by its likeness (S, N, U), among all test images and among those of its class."""
     n = alike.shape[2]
@@ -169,7 +143,7 @@ def item_scores(
         return scores
     _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
     if len(first) > 1:
-        alike = _alike(outcome, truth, first, device)
+        alike = likeness(outcome, truth, first, device)
         scores |= {f"two_way_{name}": _score(matrix, own, 2) for name, matrix in alike.items()}
         if "clip" in alike:
             scores |= _retrieval_scores("picture_retrieval", alike["clip"], own, truth.label)
@@ -198,8 +172,7 @@ def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
     real = items.pop("real")
     if not real:
         raise UserError(f"{folder}: nothing can be scored: images are unknown and no classifier knows their classes")
-    repeated = truth.image is None or len(np.unique(truth.image)) < len(trials)
-    unit = "trial" if repeated else "image"
+    unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
     scores, controls = score_table(real, items, unit, truth.label)
     instance_p = None
     if "retrieval_within_class_two_way" in real:
@@ -227,16 +200,16 @@ def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
 def main() -> None:
     """Score a folder again: python code/eval_metrics.py <folder> [n_way=50] [top_k=1]"""
     folder, *settings = sys.argv[1:] or ["--help"]
-    asked = {name: value for name, _, value in (word.partition("=") for word in settings)}
     usage = "usage: python code/eval_metrics.py <folder> [n_way=50] [top_k=1]   scores the folder's pictures again"
     if folder in ("-h", "--help"):
         print(usage)
         return
-    if set(asked) - {"n_way", "top_k"} or not all(value.isdigit() for value in asked.values()):
+    asked = {name: int(value) for name, value in re.findall(r"\b(n_way|top_k)=(\d+)\b", " ".join(settings))}
+    if len(asked) != len(settings):
         raise UserError(f"{' '.join(settings)}: not understood; {usage}")
     path = Path(folder) / "metrics.json"
     run = json.loads(path.read_text())["run"] if path.is_file() else {}
-    print(table(write_metrics(folder, run | {name: int(value) for name, value in asked.items()})))
+    print(table(write_metrics(folder, run | asked)))
 
 
 if __name__ == "__main__":

@@ -29,13 +29,9 @@ def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
 
 
 def write_trials(
-    path: Path,
-    trials: Trials,
-    classifier: PictureClassifier | None,
-    seeds: Tensor,
-    logits: Tensor | None,
+    path: Path, trials: Trials, classifier: PictureClassifier | None, seeds: Tensor, logits: Tensor | None,
     gap: Sequence[float],
-) -> None:
+) -> None:  # fmt: skip
     """Write trials.csv: TRIAL_COLUMNS; each picture's seed and rank of the true class, samples separated by spaces;
     and `seen_1` to `seen_S`, what the classifier names each picture. Columns that need what is absent stay empty.
 
@@ -99,14 +95,8 @@ def about_trials(trials: dict[str, Trials], opened_at: str) -> dict:
     order = position.argsort().numpy()
     onset = None if test.onset is None else time[order]
     known = ("simulated", "image_known", "left_out", "band")
-    return {k: test.info[k] for k in known} | {
-        "commit": commit(),
-        "split": test.info["split"]
-        | {
-            "scored": "test",
-            "trials": len(test),
-            "opened": {"test": "pictures and scores", "train": "linear baseline and order of classes"},
-            "opened_at": opened_at,
-        },
-        "design": list(design_from(label.numpy()[order], onset, tape[order])),
-    }
+    opened = {"test": "pictures and scores", "train": "linear baseline and order of classes"}
+    split = {"scored": "test", "trials": len(test), "opened": opened, "opened_at": opened_at}
+    design = list(design_from(label.numpy()[order], onset, tape[order]))
+    facts = {"commit": commit(), "split": test.info["split"] | split, "design": design}
+    return {k: test.info[k] for k in known} | facts

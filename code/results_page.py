@@ -9,13 +9,14 @@ import io
 import json
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eval_folder import count_samples, place, read_item_scores, read_trials
-from page_scores import LABEL, ROWS, scores_html, verdict_html
+from page_scores import scores_html, verdict_html, words
 from runtime.checkpoints import write_bytes, write_text
 from runtime.errors import UserError
 
@@ -35,13 +36,12 @@ def _thumbnail(path: Path) -> tuple[str, int, int]:
     """(data address, width, height) of a picture at most THUMBNAIL pixels a side, as PNG or JPEG: the smaller."""
     small = _open(path)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    coded = {}
+    coded = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
-        buffer = io.BytesIO()
-        small.save(buffer, kind, **options)
-        coded[kind] = buffer.getvalue()
-    kind = min(coded, key=lambda name: len(coded[name]))
-    return f"data:image/{kind};base64,{base64.b64encode(coded[kind]).decode()}", *small.size
+        small.save(buffer := io.BytesIO(), kind, **options)
+        coded.append((len(buffer.getvalue()), kind, base64.b64encode(buffer.getvalue()).decode()))
+    _, kind, code = min(coded)
+    return f"data:image/{kind};base64,{code}", *small.size
 
 
 class Gallery(NamedTuple):
@@ -64,57 +64,50 @@ def _picture(folder: Path, name: str, caption: str, alt: str, kind: str) -> str:
 
 def _trial(gallery: Gallery, row: dict) -> str:
     """One trial: the truth, if known, beside its pictures, what the classifier saw in each, and the controls'."""
-    shown, i, folder = row["class_name"], int(row["trial"]), gallery.folder
-    figures = []
-    if gallery.image_known:
-        figures.append(_picture(folder, f"samples/test{i}-0.png", "shown", f"Trial {i}, shown: {shown}", "truth"))
+    kind, i = escape(row["class_name"]), int(row["trial"])
+    shown = [(f"samples/test{i}-0.png", "shown", f"shown: {row['class_name']}", "truth")] * gallery.image_known
     for k in range(1, gallery.samples + 1):
-        name = row[f"seen_{k}"]
-        alt = f"Trial {i}, picture {k} from EEG" + (f"; the classifier sees: {name}" if name else "")
-        kind = "same" if name == shown else ""
-        figures.append(_picture(folder, f"samples/test{i}-{k}.png", name, alt, kind))
+        seen = row[f"seen_{k}"]
+        alt = f"picture {k} from EEG" + (f"; the classifier sees: {seen}" if seen else "")
+        shown.append((f"samples/test{i}-{k}.png", seen, alt, "same" * (seen == row["class_name"])))
     for run in gallery.controls:
-        name = ROWS.get(run, run)
-        figures.append(
-            _picture(folder, f"controls/{run}/test{i}-1.png", name, f"Trial {i}, control: {name}", "control")
-        )
+        name = words()["rows"].get(run, run)
+        shown.append((f"controls/{run}/test{i}-1.png", name, f"control: {name}", "control"))
+    figures = "".join(_picture(gallery.folder, file, about, f"Trial {i}, {alt}", c) for file, about, alt, c in shown)
     rank = f' style="--rank: {gallery.rank[i]}"' if gallery.rank else ""
-    head = f"<h4>{escape(shown)} <span>trial {i}</span></h4>"
-    return f'<li{rank}>{head}<div class="strip">{"".join(figures)}</div></li>'
+    return f'<li{rank}><h4>{kind} <span>trial {i}</span></h4><div class="strip">{figures}</div></li>'
 
 
 def _extremes(items: list[str], rank: list[int], count: int) -> str:
     """Best, median and worst trials by the deciding score, equally many of each."""
     order, n = np.argsort(rank), min(4, len(rank) // 3)
-    middle = (len(order) - n) // 2
-    parts = {"Best": order[:n], "Median": order[middle : middle + n], "Worst": order[::-1][:n]}
-    lists = (
-        f'<div><h3>{name}</h3><ul class="trials">{"".join(items[i] for i in trials)}</ul></div>'
-        for name, trials in parts.items()
-    )
-    return f'<div class="extremes" style="--count: {count}">{"".join(lists)}</div>' if n else ""
+    lists = ""
+    for name, start in {"Best": 0, "Median": (len(order) - n) // 2, "Worst": len(order) - n}.items():
+        cards = "".join(items[i] for i in order[start : start + n])
+        lists += f'<div><h3>{name}</h3><ul class="trials">{cards}</ul></div>'
+    return f'<div class="extremes" style="--count: {count}">{lists}</div>' if n else ""
 
 
-def _contact(folder: Path, trials: list[dict], samples: int, image_known: bool, title: str) -> None:
+def _contact(gallery: Gallery, trials: list[dict], metrics: dict) -> None:
     """Write contact.png: a few trials evenly spaced over the split, a row each, with what it is written inside."""
-    side, gap, font = 128, 12, ImageFont.load_default(18)
+    side, gap, left, font = 128, 12, 200, ImageFont.load_default(18)
     rows = [trials[i * len(trials) // min(6, len(trials))] for i in range(min(6, len(trials)))]
-    columns = range(0 if image_known else 1, samples + 1)
-    left = 200
+    columns = range(0 if gallery.image_known else 1, gallery.samples + 1)
     sheet = Image.new("RGB", (left + len(columns) * (side + gap) + gap, 80 + len(rows) * (side + gap)), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text((gap, gap), title, "black", font)
-    pen.text((left, 48), "shown" if image_known else "", "black", font)
-    pen.text((left + image_known * (side + gap), 48), "made from EEG", "black", font)
+    found = words()["verdict"][metrics["verdict"]["class"]].lower()
+    warning = "SIMULATED EEG. " if metrics["run"].get("simulated") else ""
+    pen.text((gap, gap), f"{warning}Class from EEG: {found}", "black", font)
+    pen.text((left, 48), "shown" if gallery.image_known else "", "black", font)
+    pen.text((left + gallery.image_known * (side + gap), 48), "made from EEG", "black", font)
     for row, trial in enumerate(rows):
         top = 76 + row * (side + gap)
         pen.text((gap, top + side // 2 - 10), trial["class_name"][:20], "black", font)
         for column, k in enumerate(columns):
-            picture = _open(folder / f"samples/test{int(trial['trial'])}-{k}.png").resize((side, side))
+            picture = _open(gallery.folder / f"samples/test{int(trial['trial'])}-{k}.png").resize((side, side))
             sheet.paste(picture, (left + column * (side + gap), top))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_bytes(folder / "contact.png", buffer.getvalue())
+    sheet.save(buffer := io.BytesIO(), "PNG")
+    write_bytes(gallery.folder / "contact.png", buffer.getvalue())
 
 
 def _values(value: object) -> str:
@@ -123,8 +116,7 @@ def _values(value: object) -> str:
         return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{_values(v)}</dd>" for k, v in value.items()) + "</dl>"
     if isinstance(value, (list, tuple)):
         return ", ".join(_values(v) for v in value) or "none"
-    words = {None: "none", True: "yes", False: "no"}
-    return escape(words[value] if value is None or isinstance(value, bool) else str(value))
+    return escape({"None": "none", "True": "yes", "False": "no"}.get(str(value), str(value)))
 
 
 def _facts(run: dict) -> str:
@@ -145,20 +137,6 @@ def _record(run: dict) -> str:
     )
 
 
-def _document(title: str, simulated: bool, body: str) -> str:
-    banner = (
-        '<p class="simulated"><strong>SIMULATED EEG.</strong> A program made these signals; no brain was recorded.</p>'
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>\n{Path(__file__).with_suffix('.css').read_text()}</style></head>\n"
-        f'<body><a class="skip" href="#main">Skip to the verdict</a>{banner if simulated else ""}{body}</body></html>\n'
-    )
-
-
 def _pages(fixed: int, items: list[str], limit: int) -> list[list[str]]:
     """Share the trials out over pages of at most `limit` bytes, `fixed` of which are taken before the first picture."""
     pages, room = [[]], limit - fixed
@@ -172,30 +150,24 @@ def _pages(fixed: int, items: list[str], limit: int) -> list[list[str]]:
     return pages
 
 
-ORDERS = {"file": "as in the split", "best": "best first", "worst": "worst first"}
-
-
 def _gallery(gallery: Gallery, items: list[str], page: int, pages: int, total: int, extremes: str = "") -> str:
     """The pictures of one page, with links to the other pages."""
     what = "The picture shown, then those made from the EEG" if gallery.image_known else "Pictures made from the EEG"
-    intro = f"{what}, captioned with the class that the classifier sees in each; bold where it is the class shown."
-    if gallery.controls:
-        intro += " Dashed: what controls made, from the seed of the first picture."
     links = "".join(
         f'<a href="{_file(p)}"{" aria-current=page" if p == page else ""}>Pictures {p + 1}</a>' for p in range(pages)
     )
     choices = "".join(
-        f'<label><input type="radio" name="order" id="{key}"{" checked" if key == "file" else ""}> {words}</label>'
-        for key, words in ORDERS.items()
+        f'<label><input type="radio" name="order" id="{key}"{" checked" if key == "file" else ""}> {about}</label>'
+        for key, about in (("file", "as in the split"), ("best", "best first"), ("worst", "worst first"))
     )
     count = min(gallery.samples + gallery.image_known + len(gallery.controls), 8)
     return (
-        f'<h2 id="pictures">Pictures</h2><p class="soft">{intro} All {total} trials. '
-        '<a href="contact.png">A sheet of some of them</a>, evenly spaced.</p>'
+        f'<h2 id="pictures">Pictures</h2><p class="soft">{what}, captioned with the class that the classifier sees in '
+        "each; bold where it is the class shown. Dashed, if any: what controls made, from the seed of the first "
+        f'picture. All {total} trials. <a href="contact.png">A sheet of some of them</a>, evenly spaced.</p>'
         + (f'<nav aria-label="Pages of pictures">{links}</nav>' if pages > 1 else "")
-        + extremes
-        + "<h3>All trials</h3>"
-        + (f'<fieldset class="order"><legend>Order of this page</legend>{choices}</fieldset>' * bool(gallery.rank))
+        + f"{extremes}<h3>All trials</h3>"
+        + (f'<fieldset class="order"><legend>Order of this page</legend>{choices}</fieldset>' if gallery.rank else "")
         + f'<ul class="trials{" many" if count > 4 else ""}" style="--count: {count}">{"".join(items)}</ul>'
     )
 
@@ -216,38 +188,37 @@ def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
     Raises:
         UserError: a file or picture is missing or half written.
     """
-    folder = Path(folder)
+    folder, here = Path(folder), Path(__file__)
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder / 'metrics.json'}: not found; expected a folder written by gen_eval_eeg.py")
     metrics, trials = json.loads((folder / "metrics.json").read_text()), read_trials(folder)
     run, known = metrics["run"], metrics["run"].get("image_known", True)
-    simulated, verdict = run.get("simulated", False), verdict_html(metrics)
     values = np.array(read_item_scores(folder, metrics["verdict"]["score"]))
     rank = np.argsort(np.argsort(-np.nan_to_num(values, nan=-1), kind="stable")).tolist()
-    controls = [name for name in ROWS if name in metrics["controls"] and place(folder, name).is_dir()]
-    samples = count_samples(place(folder, "real"))
-    gallery = Gallery(folder, samples, known, controls, rank)
+    controls = [name for name in words()["rows"] if name in metrics["controls"] and place(folder, name).is_dir()]
+    gallery = Gallery(folder, count_samples(place(folder, "real")), known, controls, rank)
+    _contact(gallery, trials, metrics)
     items = [_trial(gallery, row) for row in trials]
-    extremes = _extremes(items, rank, min(samples + known + len(controls), 4)) if rank else ""
-    title = f"Pictures from EEG: {run.get('name', folder.name)}"
+    extremes = _extremes(items, rank, min(gallery.samples + known + len(controls), 4)) if rank else ""
+    title, verdict = f"Pictures from EEG: {run.get('name', folder.name)}", verdict_html(metrics)
+    top = f'<h2 id="scores">Scores</h2><p class="soft">{_facts(run)}.</p>{scores_html(metrics, trials, values)}'
     links = {"verdict": "Verdict", "scores": "Scores", "pictures": "Pictures", "record": "How it was made"}
+    template = Template(here.with_suffix(".html").read_text())
+    fixed = {
+        "style": here.with_suffix(".css").read_text(),
+        "banner": f'<p class="simulated">{words()["banner"]["simulated"]}</p>' if run.get("simulated") else "",
+    }
 
-    def document(page: int, pages: int, items: list[str]) -> str:
-        pictures = _gallery(gallery, items, page, pages, len(trials), "" if page else extremes)
+    def document(page: int, pages: int, shown: list[str]) -> str:
+        pictures = _gallery(gallery, shown, page, pages, len(trials), "" if page else extremes)
         if page:
-            head, ways = f"{title}, pictures {page + 1}", '<a href="index.html">Verdict and scores</a>'
-            body = verdict + pictures
+            parts = {"ways": '<a href="index.html">Verdict and scores</a>', "body": verdict + pictures}
         else:
-            head, ways = title, "".join(f'<a href="#{place}">{name}</a>' for place, name in links.items())
-            scores = f'<p class="soft">{_facts(run)}.</p>{scores_html(metrics, trials, values)}'
-            body = f'{verdict}<h2 id="scores">Scores</h2>{scores}{pictures}{_record(run)}'
-        header = f'<header><h1>{escape(head)}</h1><nav aria-label="Contents">{ways}</nav></header>'
-        return _document(head, simulated, f'{header}<main id="main">{body}</main>')
+            ways = "".join(f'<a href="#{to}">{name}</a>' for to, name in links.items())
+            parts = {"ways": ways, "body": verdict + top + pictures + _record(run)}
+        return template.substitute(fixed, title=escape(f"{title}, pictures {page + 1}" if page else title), **parts)
 
-    warning = "SIMULATED EEG. " if simulated else ""
-    _contact(folder, trials, samples, known, f"{warning}Class from EEG: {LABEL[metrics['verdict']['class']].lower()}")
-    fixed = len(document(0, 99, []).encode())
-    pages = _pages(fixed, items, limit)
+    pages = _pages(len(document(0, 99, []).encode()), items, limit)
     for old in folder.glob("pictures-*.html"):
         old.unlink()
     for page, shown in enumerate(pages):

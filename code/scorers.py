@@ -38,6 +38,10 @@ class PictureClassifier:
     names: list[str]  # (K,) in words
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        for part in (self.features, self.head):
+            part.eval().requires_grad_(False).to(self.device)
+
     @torch.inference_mode()
     def __call__(self, pictures: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
         """Classify pictures.
@@ -68,17 +72,6 @@ class PictureClassifier:
         return torch.tensor([where.get(wnid, -1) for wnid in wnids])
 
 
-class _TimmFeatures(nn.Module):
-    """Everything of a timm model but its last layer."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-
-
 def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
     """A classifier of our own, from `config.json` (architecture, num_classes, img_size, mean, std, classes, names, and
     model_args where the architecture takes some) and `model.safetensors`.
@@ -99,24 +92,16 @@ def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
         arguments = {"num_classes": config["num_classes"], **config.get("model_args", {})}
         model = timm.create_model(config["architecture"], **arguments)
         state = load_file(weights)
+        described = [config[key] for key in ("img_size", "mean", "std", "classes", "names")]
     except SafetensorError as error:
         raise UserError(f"{weights}: is truncated or no safetensors file ({error})") from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{config_path}: does not describe a classifier ({error!r})") from error
     load_strictly(model, state, f"{weights}: as {config['architecture']}, the classifier")
-    model.eval().requires_grad_(False).to(device)
-    return PictureClassifier(
-        name=f"{folder.name} ({config['architecture']})",
-        sha256=checkpoints.sha256(weights),
-        features=_TimmFeatures(model),
-        head=model.get_classifier(),
-        size=config["img_size"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        classes=config["classes"],
-        names=config["names"],
-        device=device,
-    )
+    name, (size, mean, std, classes, names) = f"{folder.name} ({config['architecture']})", described
+    head = model.get_classifier()
+    model.reset_classifier(0)  # the model now ends in what its last layer was given
+    return PictureClassifier(name, checkpoints.sha256(weights), model, head, size, mean, std, classes, names, device)
 
 
 def load_vit_h_14(weights: Path, device: str = "cpu", model: nn.Module | None = None) -> PictureClassifier:
@@ -135,18 +120,10 @@ def load_vit_h_14(weights: Path, device: str = "cpu", model: nn.Module | None = 
     model = model or vit_h_14(image_size=518)
     load_strictly(model, state, f"{weights}: as ViT-H/14, the classifier")
     head, model.heads = model.heads, nn.Identity()
-    return PictureClassifier(
-        name="vit_h_14 (IMAGENET1K_SWAG_E2E_V1)",
-        sha256=checkpoints.sha256(weights),
-        features=model.eval().requires_grad_(False).to(device),
-        head=head.eval().requires_grad_(False).to(device),
-        size=model.image_size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        classes=timm.data.ImageNetInfo("imagenet-1k").label_names(),
-        names=ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.meta["categories"],
-        device=device,
-    )
+    wnids = timm.data.ImageNetInfo("imagenet-1k").label_names()
+    names, name = ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.meta["categories"], "vit_h_14 (IMAGENET1K_SWAG_E2E_V1)"
+    look = model.image_size, IMAGENET_MEAN, IMAGENET_STD
+    return PictureClassifier(name, checkpoints.sha256(weights), model, head, *look, wnids, names, device)
 
 
 def load_classifier(where: str, device: str = "cpu") -> tuple[PictureClassifier | None, str]:
@@ -168,11 +145,9 @@ def load_classifier(where: str, device: str = "cpu") -> tuple[PictureClassifier 
             return None, f"{path}: the classifier's weights are not there (from {url}): class scores are left out"
         return load_vit_h_14(path, device), ""
     path = Path(where)
-    if path.is_file():
-        return load_vit_h_14(path, device), ""
-    if not path.is_dir():
+    if not path.exists():
         raise UserError(f"{path}: no such classifier; give a folder, a ViT-H/14 weights file or vit_h_14")
-    return load_folder(path, device), ""
+    return load_vit_h_14(path, device) if path.is_file() else load_folder(path, device), ""
 
 
 def describe(

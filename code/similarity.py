@@ -6,6 +6,7 @@ Shapes: N and M pictures of H x W pixels in 3 channels, uint8.
 import numpy as np
 import torch
 
+from eval_folder import Outcome, Truth
 from runtime.errors import UserError
 
 
@@ -91,3 +92,24 @@ def ssim(a: np.ndarray, b: np.ndarray, device: str = "cpu") -> np.ndarray:
         )
         similarity.append(value.mean((1, 2, 3)))
     return torch.stack(similarity).double().cpu().numpy()
+
+
+def likeness(outcome: Outcome, truth: Truth, first: np.ndarray, device: str = "cpu") -> dict[str, np.ndarray]:
+    """How alike each picture and each distinct truth are, by all measures at hand: (S, N, U), larger is more alike.
+
+    first: (U,) a trial that showed each distinct image.
+    """
+    measures = {
+        "mse": ("pixels", lambda a, b: -pixel_mse(a, b)),
+        "mse_wrapping_uint8": ("pixels", lambda a, b: -wrapping_mse(a, b, device)),
+        "pearson": ("pixels", pearson),
+        "ssim": ("pixels", lambda a, b: ssim(a, b, device)),
+        "features": ("features", pearson),
+        "clip": ("clip", cosine),
+    }
+    found = {name: matrix.swapaxes(0, 1) for name, matrix in outcome.alike.items()}
+    for name, (field, measure) in measures.items():
+        made, shown = getattr(outcome, field), getattr(truth, field)
+        if made is not None and shown is not None:
+            found[name] = np.stack([measure(made[:, s], shown[first]) for s in range(made.shape[1])])
+    return found

@@ -132,6 +132,24 @@ def subject_table(items: dict[str, ItemScores], subjects: Sequence, unit: str) -
     return table
 
 
+def within_class(alike: np.ndarray, own: np.ndarray, label: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """What retrieval among the images of an item's own class has to choose from.
+
+    Args:
+        alike: (S, N, U) items and images; own: (N,) the image each item showed; label: (N,).
+
+    Returns:
+        for each class of two images or more: items (n,), how alike they and its images are (S, n, m), own (n,).
+    """
+    parts = []
+    for kind in np.unique(label):
+        items = np.flatnonzero(label == kind)
+        images, place = np.unique(own[items], return_inverse=True)
+        if len(images) > 1:
+            parts.append((items, alike[:, items][:, :, images], place))
+    return parts
+
+
 def within_class_p(parts: list[tuple[np.ndarray, np.ndarray]], n_perm: int = DRAWS, seed: int = 0) -> float:
     """Permutation test of retrieval within classes: is the own image found better than others of its class?
 
@@ -162,19 +180,16 @@ def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tu
     place = (np.arange(n) - (n - 1) / 2) / n
     sizes = np.bincount(label)
 
-    def neighbours(rows: np.ndarray) -> np.ndarray:
-        return ((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)
-
-    def spread(rows: np.ndarray) -> np.ndarray:
+    def statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         flat = (rows + len(sizes) * np.arange(len(rows))[:, None]).ravel()
         sums = np.bincount(flat, np.tile(place, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
-        return (sums**2 / np.maximum(sizes, 1)).sum(1)
+        return ((rows[:, 1:] == rows[:, :-1]) & linked).sum(1), (sums**2 / np.maximum(sizes, 1)).sum(1)
 
-    shuffled = np.concatenate([random.permuted(np.tile(label, (100, 1)), axis=1) for _ in range(n_perm // 100)])
-    near, far = (neighbours(shuffled), np.concatenate([spread(part) for part in np.split(shuffled, n_perm // 100)]))
-    p = min(1.0, 2 * permutation_p(neighbours(label[None])[0], near), 2 * permutation_p(spread(label[None])[0], far))
-    share = float(neighbours(label[None])[0] / max(1, linked.sum()))
-    return share, permutation_p(neighbours(np.sort(label)[None])[0], near), p
+    parts = [statistics(random.permuted(np.tile(label, (100, 1)), axis=1)) for _ in range(n_perm // 100)]
+    nulls, observed = [np.concatenate(part) for part in zip(*parts, strict=True)], statistics(label[None])
+    p = min(1.0, *(2 * permutation_p(seen[0], null) for seen, null in zip(observed, nulls, strict=True)))
+    share = float(observed[0][0] / max(1, linked.sum()))
+    return share, permutation_p(statistics(np.sort(label)[None])[0][0], nulls[0]), p
 
 
 def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequence | None = None) -> tuple[str, str]:

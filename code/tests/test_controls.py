@@ -82,8 +82,7 @@ def test_borrowers_stay_in_or_leave_their_class():
         assert (label[outside] != label).all()
         lent |= set(outside.tolist())
     assert lent == set(range(7))
-    with pytest.raises(UserError, match="test trial 3 to borrow"):
-        controls.another(torch.tensor([[0, 1], [1, 0], [1, 0], [0, 0]], dtype=torch.bool), 0, "same_class_eeg")
+    assert controls.another(same[:4, :4] & ~torch.eye(4, dtype=torch.bool), 0, "x") is None  # the fourth is alone
 
 
 def test_kinds():
@@ -95,6 +94,8 @@ def test_kinds():
     assert list(more) == [*made, "phase_randomised_eeg", "same_class_eeg", "other_class_eeg"]
     assert all(x.shape == eeg.shape for x in more.values()) and torch.equal(made["gaussian_eeg"], more["gaussian_eeg"])
     assert torch.equal(more["same_class_eeg"], eeg[[1, 0, 3, 2]])
+    alone = controls.make_controls("all", eeg, torch.arange(4), torch.tensor([0, 0, 0, 1]), 0)
+    assert "same_class_eeg" not in alone and "other_class_eeg" in alone
     with pytest.raises(UserError, match="controls=some: no such choice; there are none, basic, all"):
         controls.make_controls("some", eeg, torch.arange(4), label, 0)
 
