@@ -27,10 +27,12 @@ import gen_eval_eeg as stage_c
 import setup_report as told
 import stageA1_eeg_pretrain as stage_a
 from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, setting
+from controls import make_controls
 from dataset import EEGWindows, open_trials
 from dc_ldm import weights
 from dc_ldm.file_kinds import PUBLISHED_B, file_kind
-from dc_ldm.generator import load_generator
+from dc_ldm.generator import check_sampler, load_generator
+from dc_ldm.modules.clip import OPEN_CLIP
 from dc_ldm.published import about_stage_b
 from eeg_signals import mapped, spans_of
 from runtime.errors import UserError, cli
@@ -98,6 +100,7 @@ def check_finetuning(cfg: FinetuneConfig, r: told.Report) -> None:
 def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     """Stage C: stage B's checkpoint, trials, pictures, Stable Diffusion, CLIP, classifier."""
     path, base = r.path(cfg.model_path or f"pretrains/generation/{cfg.name}.pth"), r.path(cfg.pretrain_gm_path)
+    r.see("settings", lambda: (check_sampler(cfg.sampler, cfg.ddim_steps), "understood"))
     clip, local, generator, model = check_clip(cfg, r) or told.PUBLISHED_CLIP, r.path(cfg.classifier), None, None
     where = str(local) if local.exists() else cfg.classifier
     with torch.device("meta"):
@@ -114,17 +117,20 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     config = None
     if model and trials:
         fit = "rate, window and channels are those of the model's training"
+        test = trials["test"]
+        group = test.image if test.info["image_known"] else test.position
         r.see("EEG", lambda: (stage_c.open_splits(cfg, stage_c.input_paths(cfg), model), fit))
+        r.see("controls", lambda: (make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed), cfg.controls))
         hashes = {
             f"{name}_sha256": told.sha256(p) for name, p in (("model", path), ("splits", r.path(cfg.splits_path)))
         }
-        hashes["eeg_sha256"] = trials["test"].info["split"]["eeg_sha256"]
+        hashes["eeg_sha256"] = test.info["split"]["eeg_sha256"]
         config = run_config(cfg, "batch_size") | hashes
-    check_place(r, "eval", config)
     if generator:
         judging = sum(p.numel() for p in judge.features.parameters()) if judge else 0
         others = {"clip, frozen": clip[1], "classifier, frozen": judging}
         r.plan = told.plan_sampling(cfg, generator, others)
+    check_place(r, "eval", config)
     if generator and trials and r.asked.plan and r.ready:
         generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder)
         r.plan["time"] = told.time_sampling(cfg, generator, trials["test"].eeg)
@@ -188,8 +194,10 @@ def check_clip(cfg: Any, r: told.Report) -> tuple[int, int] | None:
     from huggingface_hub import try_to_load_from_cache
     from transformers import CLIPConfig, CLIPModel
 
-    own = r.path(cfg.clip)
-    found = [own / name if own.is_dir() else try_to_load_from_cache(cfg.clip, name) for name in CLIP_FILES]
+    if cfg.clip.startswith(OPEN_CLIP):
+        return r.add("CLIP", "note", f"{cfg.clip}: not looked at; the stage loads it, from the hub if it must")
+    own, hub = r.path(cfg.clip), partial(try_to_load_from_cache, cfg.clip) if cfg.clip.count("/") == 1 else str
+    found = [own / name if own.is_dir() else hub(name) for name in CLIP_FILES]
     paths = [Path(place) for place in found if isinstance(place, (str, Path)) and Path(place).is_file()]
 
     def read() -> tuple[tuple[int, int], str]:
@@ -216,10 +224,18 @@ def check_place(r: told.Report, kind: str, config: dict | None) -> None:
     free = shutil.disk_usage(above).free / 1e9
 
     def device() -> tuple[None, str]:
+        chosen = pick_device(r.cfg.device)
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         seen = ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus) or "torch sees no GPU"
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-        return None, f"{pick_device(r.cfg.device)} ({seen}; {os.cpu_count()} cores, {memory:.0f} GB)"
+        own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = gpus[chosen.index or 0].total_memory if chosen.type == "cuda" else own
+        memory = dict(r.plan.get("memory", {}))
+        total, kept = sum(memory.values()), memory.get("activations (estimate)", 0)
+        if total > there:
+            fits = int(r.cfg.batch_size * (there - total + kept) / kept)
+            advice = f"batch_size={fits} would" if fits > 0 else "a GPU with more memory is needed"
+            r.add("memory", "note", f"{total / 1e9:.1f} GB will not fit in {there / 1e9:.1f} GB; {advice} (estimate)")
+        return None, f"{chosen} ({seen}; {os.cpu_count()} cores, {own / 1e9:.0f} GB)"
 
     def place() -> tuple[None, str]:
         run = Run(folder, (folder / "finished.json").exists())

@@ -263,3 +263,19 @@ def test_activations_are_what_a_backward_pass_keeps():
         )
     assert kept == 4 * (7 * 10 + 7 * 20)  # the first layer's input, and the second's, which is tanh's output as well
     assert attention < 4 * 2 * 64 * 64  # no matrix of scores
+
+
+def test_clip_is_looked_for_without_downloading(monkeypatch, capsys, world):
+    status, text = ask(monkeypatch, capsys, "b", world, "clip=no/such/folder")
+    assert status == 1 and "WRONG  CLIP: no/such/folder: 0 of config.json" in text
+    status, text = ask(monkeypatch, capsys, "b", world, "clip=open_clip:ViT-B-32/openai")
+    assert status == 0 and "note   CLIP: open_clip:ViT-B-32/openai" in text
+
+
+def test_a_run_that_will_not_fit_in_memory_is_told_the_batch_that_would(monkeypatch, capsys, world):
+    plan = json.loads(ask(monkeypatch, capsys, "a", world, "--json")[1])["stages"]["a"]["plan"]["memory"]
+    fixed, each = sum(plan.values()) - plan["activations (estimate)"], plan["activations (estimate)"] / 4
+    there = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(fixed + 2.5 * each)}
+    monkeypatch.setattr(check_setup.os, "sysconf", there.__getitem__)
+    status, text = ask(monkeypatch, capsys, "a", world)
+    assert status == 0 and "will not fit" in text and "batch_size=2 would" in text
