@@ -100,7 +100,7 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
             file.write(eeg)
 
     if index.is_file():  # else, interrupted here, the earlier file's index would stand beside these samples
-        index.unlink()
+        index.unlink(missing_ok=True)
     for part in samples.parent.glob(f".{samples.name}.*.part"):
         if time.time() - part.stat().st_mtime > 3600:  # left by a conversion that was killed
             part.unlink()
