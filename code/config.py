@@ -55,9 +55,7 @@ class _Pictures(_Run):
     allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
     pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
     clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
-    classifier: str = setting(
-        "vit_h_14", "picture classifier (stage B: for select=n_way), torchvision name or folder", PUBLISHED
-    )
+    classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
     num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED)
     ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
     sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
@@ -100,12 +98,8 @@ class FinetuneConfig(_Pictures, _Training):
 
     dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
     eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
-    pretrain_mbm_path: str = setting(
-        "", "stage A checkpoint; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained"
-    )
-    clip_head: str = setting(
-        "condition", "what is aligned with CLIP: the condition (paper) or the tokens (published)", PAPER
-    )
+    pretrain_mbm_path: str = setting("", "stage A's file; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
+    clip_head: str = setting("condition", "aligned with CLIP: the condition (paper) or the tokens (published)", PAPER)
     clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
     text_start: bool = setting(True, "the condition starts at CLIP's empty caption, its head at CLIP's text projection")
     use_time_cond: bool = setting(True, "also add the condition to the time embedding", PUBLISHED)

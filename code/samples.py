@@ -67,14 +67,9 @@ def generate_missing(
 
 
 def draw(
-    folder: Path,
-    generate: Callable[[Tensor, Tensor], Tensor],
-    eeg: Tensor,
-    seeds: Tensor,
-    batch_size: int,
-    see: Callable[[list[Path]], dict[str, Tensor]],
-    name: str,
-) -> dict[str, Tensor]:
+    folder: Path, generate: Callable[[Tensor, Tensor], Tensor], eeg: Tensor, seeds: Tensor, batch_size: int,
+    see: Callable[[list[Path]], dict[str, Tensor]], name: str,
+) -> dict[str, Tensor]:  # fmt: skip
     """Write what is missing of the pictures (see `generate_missing`); the first process then looks at all of them.
 
     Args:
@@ -105,12 +100,10 @@ def show(
     Returns:
         `truth.<what>`, each (N, ...); every image is looked at once, however many trials showed it.
     """
-    distinct = sorted(set(names))
-    row = [distinct.index(name) for name in names]
+    distinct, first, row = np.unique(names, return_index=True, return_inverse=True)
     files = [image_path(root, name) for name in distinct]
-    for k, file in enumerate(files):
-        truth = to_uint8(image_tensor(load_image(file), size)[None])[0]
-        for i in [i for i, own in enumerate(row) if own == k]:
-            write_picture(picture_path(folder, i, 0), truth)
-    seen = see([picture_path(folder, row.index(k), 0) for k in range(len(distinct))]) | {"clip": embed(paths=files)}
+    truth = [to_uint8(image_tensor(load_image(file), size)[None])[0] for file in files]
+    for i, k in enumerate(row):
+        write_picture(picture_path(folder, i, 0), truth[k])
+    seen = see([picture_path(folder, i, 0) for i in first]) | {"clip": embed(paths=files)}
     return {f"truth.{what}": values[row] for what, values in seen.items()}

@@ -74,16 +74,9 @@ class StepBatches:
     """
 
     def __init__(
-        self,
-        n_items: int,
-        batch_size: int,
-        seed: int,
-        first_step: int,
-        last_step: int,
-        accumulate: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+        self, n_items: int, batch_size: int, seed: int, first_step: int, last_step: int,
+        accumulate: int = 1, rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
         self.n_items, self.batch_size, self.seed = n_items, batch_size, seed
         self.steps = range(first_step, last_step)
         self.accumulate, self.rank, self.world = accumulate, rank, world

@@ -93,16 +93,9 @@ def check_hand_on(target: Path, run: Run) -> None:
 def hand_on(run: Run, target: Path) -> str:
     """Place the run's checkpoint at `target`, with its origin and sha256 beside it; returns the sha256."""
     check_hand_on(target, run)
-    target.parent.mkdir(parents=True, exist_ok=True)
     digest = checkpoints.sha256(run.checkpoint)
-    part = target.with_suffix(".part")
-    try:
-        shutil.copyfile(run.checkpoint, part)
-        part.replace(target)
-    except OSError as error:
-        raise UserError(f"{target}: could not be written ({error}); {run.checkpoint} is whole") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with open(run.checkpoint, "rb") as source:
+        checkpoints.replace_atomically(target, lambda file: shutil.copyfileobj(source, file))
     checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": str(run.folder), "sha256": digest}))
     return digest
 

@@ -127,18 +127,10 @@ class MAEforEEG(Tokens):
     """
 
     def __init__(
-        self,
-        n_chans: int = 128,
-        n_times: int = 512,
-        patch_size: int = 4,
-        embed_dim: int = 1024,
-        depth: int = 24,
-        num_heads: int = 16,
-        mlp_ratio: float = 1.0,
-        decoder_embed_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_num_heads: int = 16,
-    ):
+        self, n_chans: int = 128, n_times: int = 512, patch_size: int = 4,
+        embed_dim: int = 1024, depth: int = 24, num_heads: int = 16, mlp_ratio: float = 1.0,
+        decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
+    ):  # fmt: skip
         super().__init__(n_chans, n_times, patch_size, embed_dim, depth, num_heads, mlp_ratio)
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = token(decoder_embed_dim)
@@ -231,15 +223,9 @@ class EEGEncoder(Tokens):
     """
 
     def __init__(
-        self,
-        n_chans: int = 128,
-        n_times: int = 512,
-        patch_size: int = 4,
-        embed_dim: int = 1024,
-        depth: int = 24,
-        num_heads: int = 16,
-        mlp_ratio: float = 1.0,
-    ):
+        self, n_chans: int = 128, n_times: int = 512, patch_size: int = 4,
+        embed_dim: int = 1024, depth: int = 24, num_heads: int = 16, mlp_ratio: float = 1.0,
+    ):  # fmt: skip
         super().__init__(n_chans, n_times, patch_size, embed_dim, depth, num_heads, mlp_ratio)
         self.cls_token.requires_grad_(False)
         self.mask_token = token(embed_dim).requires_grad_(False)

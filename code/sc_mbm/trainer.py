@@ -22,16 +22,9 @@ class MaskedPretraining(pl.LightningModule):
     """
 
     def __init__(
-        self,
-        mae: torch.nn.Module,
-        mask_ratio: float,
-        lr: float,
-        min_lr: float,
-        weight_decay: float,
-        warmup_steps: int,
-        total_steps: int,
-        seed: int,
-    ) -> None:
+        self, mae: torch.nn.Module, mask_ratio: float,
+        lr: float, min_lr: float, weight_decay: float, warmup_steps: int, total_steps: int, seed: int,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.mae, self.mask_ratio, self.seed = mae, mask_ratio, seed
         self.lr, self.min_lr, self.weight_decay = lr, min_lr, weight_decay
@@ -115,8 +108,8 @@ def draw_reconstruction(path: Path, mae: torch.nn.Module, eeg: Tensor, mask: Ten
     seen = eeg.clone()
     seen[:, hidden] = torch.nan
     time = torch.arange(eeg.shape[-1]) * (1000 / sfreq if sfreq else 1)
-    distinct = list({tuple(row[:8].tolist()): i for i, row in reversed(list(enumerate(eeg)))}.values())
-    shown = sorted(distinct)[:: max(1, len(distinct) // 4)][:4]
+    distinct = sorted({tuple(row[:8].tolist()): i for i, row in reversed(list(enumerate(eeg)))}.values())
+    shown = distinct[:: max(1, len(distinct) // 4)][:4]
     figure, axes = plt.subplots(len(shown), 3, figsize=(14, 1.9 * len(shown)), sharex=True, sharey="row", squeeze=False)
     for row, channel in zip(axes, shown, strict=True):
         fit = torch.corrcoef(torch.stack([predicted[channel], eeg[channel]]))[0, 1]

@@ -25,6 +25,12 @@ def test_the_published_commands_are_understood(capsys):
     assert (cfg.root_path, cfg.model_path) == ("x", "m.pth")
 
 
+def test_the_rank_that_the_old_launcher_passes_is_accepted_by_every_stage(capsys):
+    for cls in (PretrainConfig, FinetuneConfig, GenerateConfig):
+        assert from_cli(cls, ["--local-rank=1", "seed=3"]).seed == 3
+    assert capsys.readouterr().out.count("local_rank has no effect") == 3
+
+
 def test_presets_combine_left_to_right_and_the_command_line_wins():
     cfg = from_cli(PretrainConfig, ["preset=published,miniature", "embed_dim=32"])
     assert (cfg.name, cfg.mask_ratio, cfg.embed_dim) == ("published-miniature", 0.1, 32)

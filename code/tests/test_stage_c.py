@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from test_scorers import write_classifier
 from tiny_diffusion import MAE, SIZE, stage_b_arguments
+from two_processes import launch
 
 import gen_eval_eeg
 import samples
@@ -102,6 +103,7 @@ def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
     assert set(metrics["controls"]) == {"gaussian_eeg", "other_trials_eeg", "class_prior"}
     assert 0 <= metrics["baselines"]["lda"]["class_accuracy"]["value"] <= 1
     assert metrics["run"]["split"]["scored"] == "test" and "train" in metrics["run"]["split"]["opened"]
+    assert metrics["run"]["split"]["shared"]["train/test"]["identical"] == 0
     assert 0 <= metrics["run"]["classifier_agrees"] <= 1
     assert metrics["verdict"]["class"] == "nothing"  # models and EEG are noise
     assert metrics["run"]["hashes"]["model_sha256"] == checkpoints.sha256(
@@ -146,6 +148,20 @@ def test_a_stopped_run_keeps_its_pictures_and_scores_the_same(monkeypatch, world
     assert kept.stat().st_mtime_ns == stamp
     one, two = (json.loads((f / "metrics.json").read_text()) for f in (evaluated, folder))
     assert one["scores"] == two["scores"] and one["controls"] == two["controls"]
+
+
+def test_two_processes_share_the_pictures_and_score_once(world, evaluated):
+    words = arguments(world, name="two", model_path="pretrains/generation/tiny.pth")
+    codes, said = launch("gen_eval_eeg", words, world / "logs")
+    assert codes == [0, 0] and "stage C done" in said[0] and not said[1], said
+    folder = world / "results" / "eval" / "two"
+    names = {path.relative_to(evaluated) for path in evaluated.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    pictures = sorted(name for name in names if name.name.startswith("test"))
+    one, two = (samples.read_pictures([where / name for name in pictures]).int() for where in (evaluated, folder))
+    assert (one - two).abs().max() <= 1
+    scores = [json.loads((f / "metrics.json").read_text())["scores"] for f in (evaluated, folder)]
+    assert scores[0].keys() == scores[1].keys()
 
 
 def test_pictures_depend_on_their_own_seed_only():

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -34,12 +35,11 @@ def launch(script: str, words: list[str], logs: Path, fault: str = "") -> tuple[
     both = [context.Process(target=_process, args=(rank, port, script, words, logs, fault)) for rank in (0, 1)]
     for process in both:
         process.start()
-    left = 240.0
-    while left > 0 and any(process.is_alive() for process in both):
-        both[0].join(0.2)
-        left -= 0.2
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and any(process.is_alive() for process in both):
+        time.sleep(0.1)
         if any(process.exitcode for process in both):
-            left = min(left, 20.0)  # one has failed: the other should soon end too
+            deadline = min(deadline, time.monotonic() + 30)  # one has failed: the other should soon end too
     codes = [process.exitcode for process in both]
     for process in both:
         process.kill()
