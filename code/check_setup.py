@@ -30,12 +30,12 @@ from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainC
 from controls import make_controls
 from dataset import EEGWindows, open_trials
 from dc_ldm import weights
-from dc_ldm.file_kinds import PUBLISHED_B, file_kind
 from dc_ldm.generator import check_sampler, load_generator
 from dc_ldm.modules.clip import OPEN_CLIP
 from dc_ldm.published import about_stage_b
 from eeg_signals import mapped, spans_of
 from runtime.errors import UserError, cli
+from runtime.file_kinds import PUBLISHED_B, file_kind
 from runtime.loop import pick_device
 from runtime.runs import Run, begun, check_hand_on, run_config
 from sc_mbm.mae_for_eeg import EEGEncoder

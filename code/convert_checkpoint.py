@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from config import from_cli, setting
-from dc_ldm import file_kinds, weights
-from dc_ldm.diffusers_layout import MIXERS, unet_config, unet_tensors, vae_config, vae_tensors
+from dc_ldm import weights
 from dc_ldm.published import load_base_of, read_stage_a, read_stage_b
+from diffusers_layout import MIXERS, unet_config, unet_tensors, vae_config, vae_tensors
 from generate import find_base
-from runtime import checkpoints
+from runtime import checkpoints, file_kinds
 from runtime.errors import UserError, cli
 
 FORMATS = ("ours", "safetensors", "v1", "diffusers")

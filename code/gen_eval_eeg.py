@@ -20,7 +20,6 @@ from config import GenerateConfig, from_cli, under_root
 from controls import cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
-from dc_ldm.file_kinds import PUBLISHED_B, file_kind
 from dc_ldm.image_cache import clip_embeddings
 from dc_ldm.models.samplers import check_steps
 from dc_ldm.modules.clip import load_clip
@@ -34,6 +33,7 @@ from page_scores import table
 from results_page import write_page
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
+from runtime.file_kinds import PUBLISHED_B, file_kind
 from runtime.loop import pick_device
 from runtime.runs import open_run, run_config
 from samples import draw, picture_seeds, show

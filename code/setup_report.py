@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 import stageA1_eeg_pretrain as stage_a
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, under_root
-from dc_ldm.file_kinds import UNKNOWN, file_kind
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
@@ -31,6 +30,7 @@ from dc_ldm.weights import BaseSizes
 from runtime import checkpoints
 from runtime.draws import StepBatches, steps_per_epoch
 from runtime.errors import UserError
+from runtime.file_kinds import UNKNOWN, file_kind
 from runtime.loop import pick_device, pick_precision
 from sc_mbm.mae_for_eeg import EEGEncoder
 

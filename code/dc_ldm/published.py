@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dc_ldm import weights
-from dc_ldm.file_kinds import OURS_A, OURS_B, PUBLISHED_A, PUBLISHED_B, expect
 from dc_ldm.weights import CONDITIONER_PREFIX, UNET_PREFIX, VAE_PREFIX, Base, BaseSizes, part
 from runtime import checkpoints
 from runtime.errors import UserError
+from runtime.file_kinds import OURS_A, OURS_B, PUBLISHED_A, PUBLISHED_B, expect
 
 MAE_PARTS = ("cls_token", "pos_embed", "mask_token", "patch_embed.", "blocks.", "norm.", "decoder_")
 # eeg_5_95_std.pth, which the published models saw; the authors divided the EEG by ten in stage A only

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from dc_ldm.file_kinds import PUBLISHED_A, PUBLISHED_B, SD1, UNKNOWN, expect, file_kind, names_in
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
 from runtime.errors import UserError
+from runtime.file_kinds import PUBLISHED_A, PUBLISHED_B, SD1, UNKNOWN, expect, file_kind, names_in
 
 FORMAT = "eeg-ldm-1"
 UNET_PREFIX = "model.diffusion_model."

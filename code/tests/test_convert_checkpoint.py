@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import convert_checkpoint
-from dc_ldm import file_kinds, weights
-from dc_ldm.diffusers_layout import MIXERS
-from dc_ldm.file_kinds import file_kind
+from dc_ldm import weights
 from dc_ldm.generator import load_generator
 from dc_ldm.published import read_stage_a, read_stage_b
-from runtime import checkpoints
+from diffusers_layout import MIXERS
+from runtime import checkpoints, file_kinds
 from runtime.errors import UserError
+from runtime.file_kinds import file_kind
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 

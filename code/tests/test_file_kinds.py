@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_diffusion import base_state, write_base, write_stage_a, write_trials
 
-from dc_ldm import file_kinds
-from dc_ldm.file_kinds import expect, file_kind
+from runtime import file_kinds
 from runtime.errors import UserError
+from runtime.file_kinds import expect, file_kind
 
 SMALL = torch.zeros(2)
 TEXT = {"cond_stage_model.transformer.text_model.final_layer_norm.bias": SMALL}
