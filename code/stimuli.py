@@ -22,15 +22,8 @@ def image_path(root: str | Path, name: str) -> Path:
     Raises:
         UserError: the name would lead out of the folder.
     """
-    if (
-        not isinstance(name, str)
-        or not name
-        or "/" in name
-        or "\\" in name
-        or ".." in name
-        or PureWindowsPath(name).drive
-        or "\0" in name
-    ):
+    unsafe = not isinstance(name, str) or not name or any(part in name for part in ("/", "\\", "..", "\0"))
+    if unsafe or PureWindowsPath(name).drive:
         raise UserError(f"image name {name!r} is not a plain file stem such as 'n02951358_31190'; it is not opened")
     return Path(root) / name.split("_")[0] / f"{name}.JPEG"
 
