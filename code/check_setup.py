@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import eeg_ldm as stage_b
 import gen_eval_eeg as stage_c
 import setup_report as told
 import stageA1_eeg_pretrain as stage_a
-from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, setting
+from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
 from controls import make_controls
 from dataset import EEGWindows, open_trials
 from dc_ldm import weights
@@ -44,16 +44,6 @@ from stimuli import KNOWN_CORRUPT, image_path, leave_out_missing, readable
 
 STAGES = {"a": PretrainConfig, "b": FinetuneConfig, "c": GenerateConfig}
 CLIP_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-
-
-@dataclass
-class SetupConfig:
-    """Check what a stage needs, with the settings that the stage itself will get."""
-
-    stage: str = setting("all", "a, b, c or all")
-    plan: bool = setting(False, "also tell parameters, memory by part, and the time, from up to 20 real steps")
-    hash: bool = setting(False, "also hash files above 1 GiB, and read every file of a large corpus")
-    json: bool = setting(False, "print one JSON object instead of text")
 
 
 def check_pretraining(cfg: PretrainConfig, r: told.Report) -> None:
@@ -106,12 +96,12 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     with torch.device("meta"):
         files = [local, local / "model.safetensors"]
         judge, absent = r.see("classifier", lambda: (load_classifier(where, "meta"), where), files) or (None, "")
+        if absent:
+            r.findings[-1] |= {"state": "note", "about": absent, "get": told.GET["classifier"][0]}
         complete = file_kind(path) == PUBLISHED_B or check_base(cfg, r)  # the published file carries its own base
         if complete and not r.comes_later("stage B checkpoint", path, cfg.model_path):
             load = partial(load_generator, path, base, "meta", EEGEncoder)
             generator = r.see("stage B checkpoint", lambda: (load(), "a trained model"), [path])
-    if absent:
-        r.add("classifier", "note", f"{absent}; get: {told.GET['classifier'][0]}")
     model = about_stage_b(path, base) if generator else None
     trials = check_trials(cfg, r, ("test",), model["config"]["encoder"] if model else told.INPUT)
     config = None
@@ -143,10 +133,16 @@ def check_trials(cfg: Any, r: told.Report, splits: tuple[str, ...], sizes: dict)
     def read() -> tuple[dict, str]:
         trials = open_trials(*paths, cfg.subject, splits, sizes["n_chans"], sizes["n_times"])
         split = trials[splits[0]].info["split"]
-        return trials, f"subject {cfg.subject}: {split['sizes']}, counted in {split['index_space']}"
+        sizes_of = ", ".join(f"{name} {n}" for name, n in split["sizes"].items())
+        return trials, f"subject {cfg.subject}: {sizes_of}, counted in {split['index_space']}"
 
     trials = r.see("trials", read, paths)
-    info = trials[splits[0]].info if trials else {"image_known": False, "split": {"shared": {}}}
+    if trials is None:
+        r.see(
+            "pictures", lambda: (leave_out_missing({}, root), f"{root} is there; the trials will tell what is needed")
+        )
+        return None
+    info = trials[splits[0]].info
     shared = {pair: n["pictures"] for pair, n in info["split"]["shared"].items() if n["pictures"]}
     if shared:
         r.add("trials", "note", f"parts share pictures, {shared}: are these the splits of another file or subject?")
@@ -249,13 +245,13 @@ def check_place(r: told.Report, kind: str, config: dict | None) -> None:
         if free < need:
             raise UserError(f"{above}: {free:.1f} GB are free, the checkpoints take {need:.1f} GB; make room")
         state = "finished, nothing is left to do" if run.finished else "begun, goes on" if there else "free"
-        return None, f"{folder}: {state}; {free:.0f} GB of disk for checkpoints of {need:.1f} GB"
+        return None, f"{folder}: {state}; {free:.0f} GB of disk{f' for checkpoints of {need:.1f} GB' if need else ''}"
 
     r.see("device", device)
     r.see("run folder", place)
 
 
-def read_arguments(argv: list[str]) -> tuple[SetupConfig, dict[str, Any]]:
+def read_arguments(argv: list[str]) -> tuple[told.SetupConfig, dict[str, Any]]:
     """Our own settings, and the asked stages' from the rest; of all three stages, each takes what it knows."""
     words, pairs = list(argv), []
     while words:
@@ -266,8 +262,8 @@ def read_arguments(argv: list[str]) -> tuple[SetupConfig, dict[str, Any]]:
         elif word.startswith("--") and "=" not in word and words:
             word += f"={words.pop(0)}"
         pairs.append((name, word))
-    own = {f.name for f in fields(SetupConfig)} | {"-h", "help"}
-    asked = from_cli(SetupConfig, [word for name, word in pairs if name in own])
+    own = {f.name for f in fields(told.SetupConfig)} | {"-h", "help"}
+    asked = from_cli(told.SetupConfig, [word for name, word in pairs if name in own])
     if asked.stage not in (*STAGES, "all"):
         raise UserError(f"stage={asked.stage}: no such stage; there are a, b, c and all")
     classes = STAGES if asked.stage == "all" else {asked.stage: STAGES[asked.stage]}

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import stageA1_eeg_pretrain as stage_a
-from config import FinetuneConfig, GenerateConfig, PretrainConfig, under_root
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, setting, under_root
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
@@ -60,13 +61,23 @@ SIMULATED = ("recordings", "trials", "pictures")  # in the miniature world; its 
 sha256 = cache(checkpoints.sha256)
 
 
+@dataclass
+class SetupConfig:
+    """Check what a stage needs, with the settings that the stage itself will get."""
+
+    stage: str = setting("all", "a, b, c or all")
+    plan: bool = setting(False, "also tell parameters, memory by part, and the time, from up to 20 real steps")
+    hash: bool = setting(False, "also hash files above 1 GiB, and read every file of a large corpus")
+    json: bool = setting(False, "print one JSON object instead of text")
+
+
 class Report:
     """What was found for one stage: findings, each with its state, and the plan.
 
     States: ok; note (the stage can start); later (the stage before makes it); WRONG.
     """
 
-    def __init__(self, stage: str, cfg: Any, asked: Any) -> None:
+    def __init__(self, stage: str, cfg: Any, asked: SetupConfig) -> None:
         self.stage, self.cfg, self.asked = stage, cfg, asked
         self.findings: list[dict] = []
         self.plan: dict = {}
@@ -120,7 +131,7 @@ class Report:
 
 def show(r: Report) -> None:
     """The report in words."""
-    print(f"\nStage {r.stage.upper()}, name={r.cfg.name}")
+    print(f"\nStage {r.stage.upper()}, name={r.cfg.name}, below {r.path('').resolve()}")
     for finding in r.findings:
         print(f"  {finding['state']:5}  {finding['what']}: {finding['about']}")
         for file in finding["files"]:
