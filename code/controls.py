@@ -16,7 +16,7 @@ from torch import Tensor
 from dataset import Trials
 from dc_ldm.generator import EEGImageGenerator, to_uint8
 from dc_ldm.models.samplers import sd_alphas_cumprod
-from dc_ldm.modules.clip import FrozenCLIP
+from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP
 from dc_ldm.weights import Base, load_base
 from runtime import draws
 from runtime.errors import UserError
@@ -183,7 +183,7 @@ def by_name(
 
 
 def plan(
-    kind: str, trials: dict[str, Trials], generator: EEGImageGenerator, settings: dict, clip: FrozenCLIP,
+    kind: str, trials: dict[str, Trials], generator: EEGImageGenerator, settings: dict, clip: FrozenCLIP | OpenCLIP,
     classifier: PictureClassifier | None, paths: dict[str, Path], size: int, seed: int,
 ) -> tuple[dict[str, Control], list[str]]:  # fmt: skip
     """The controls of `kind` for the test trials, by name, and a sentence for each that cannot be had.
@@ -205,8 +205,9 @@ def plan(
     absent = [f"{name} is left out: a trial has no such other trial." for name in CLASS_EEG if name not in borrowed]
     index = [-1] if classifier is None else classifier.index_of(test.wnids).tolist()
     source = another(test.label[:, None] != test.label, seed, "other_class_name")
-    if min(index) < 0 or source is None:
-        return controls, [*absent, "Pictures by class name are left out: no classifier names two classes or more."]
+    if min(index) < 0 or source is None or not isinstance(clip, FrozenCLIP):
+        why = "they need a classifier that names two classes or more, and Stable Diffusion's own CLIP"
+        return controls, [*absent, f"Pictures by class name are left out: {why}."]
     base, names = load_base(paths["base"], use_time_cond=False), [classifier.names[k] for k in index]
     return controls | by_name(base, clip, settings, size, names, test.label, test.label[source]), absent
 

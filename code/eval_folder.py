@@ -73,7 +73,7 @@ def _pictures(folder: Path, n: int, samples: range) -> np.ndarray:
                 with Image.open(path) as picture:
                     clear = picture.has_transparency_data
                     found.append(np.asarray(picture.convert("RGB")))
-            except OSError as error:
+            except (OSError, SyntaxError) as error:
                 raise UserError(f"{path}: is no whole picture ({error}); run the evaluation again") from error
             if clear:
                 raise UserError(f"{path}: has transparent parts, which no score can see; save it as RGB")

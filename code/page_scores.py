@@ -141,12 +141,15 @@ def _table(metrics: dict) -> str:
     controls, scores = metrics["controls"], metrics["scores"]
     order = sorted(controls, key=[*words()["rows"], *controls].index)
     best = sorted({key for real in scores.values() for key in real if key.startswith("best_of")})
-    names = ["Score", _title(metrics), "Interval over classes", "Chance"]
+    over_classes = any("ci95_by_class" in real for real in scores.values())
+    names = ["Score", _title(metrics), *["Interval over classes"] * over_classes, "Chance"]
     names += [*(words()["rows"].get(name, name) for name in order), *(name.replace("_", " ") for name in best), "n"]
     rows = []
     for score, real in scores.items():
         cells = [f"{_percent(real['value'])}<small>{_interval(real['ci95'])}</small>"]
-        cells += [_interval(real["ci95_by_class"]) if "ci95_by_class" in real else "", _percent(real["chance"])]
+        if over_classes:
+            cells.append(_interval(real["ci95_by_class"]) if "ci95_by_class" in real else "")
+        cells.append(_percent(real["chance"]))
         for found, name in ((controls[name].get(score), name) for name in order):
             marked = found and found["p_real_above"] >= ALPHA and name not in CEILINGS
             cells.append(f"{_percent(found['value'])}<small>{'not beaten' * marked}</small>" if found else "")

@@ -28,7 +28,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: missing or no whole picture ({error}); run the evaluation again") from error
 
 

@@ -67,6 +67,12 @@ class FrozenCLIP:
         states = self.model.text_model(**tokens).last_hidden_state[0]
         return states.float().cpu().clone(), self.model.text_projection.weight.float().cpu().clone()
 
+    @torch.inference_mode()
+    def text_states(self, captions: Sequence[str], length: int = 77) -> Tensor:
+        """What Stable Diffusion attends to: last hidden states of captions, padding not masked, (N, length, W)."""
+        tokens = self._tokens(captions, padding="max_length", max_length=length)
+        return self.model.text_model(tokens.input_ids).last_hidden_state.float()
+
     def _tokens(self, texts: Sequence[str], **how: object):
         from transformers import AutoTokenizer
 
