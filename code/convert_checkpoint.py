@@ -76,18 +76,8 @@ def read_any(path: Path, pretrain_gm_path: str) -> dict:
         content = checkpoints.read_plain(path, "checkpoint in the v1 layout")
         if FACTS not in content:
             raise UserError(f"{path}: has no entry {FACTS}; it was not written by this script")
-        return content[FACTS] | {"model": trained_part(content["state_dict"])}
+        return content[FACTS] | {"model": weights.trained_part(content["state_dict"])}
     return read_stage_b(path, pretrain_gm_path or "pretrains")
-
-
-def trained_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that a stage B checkpoint of ours holds, of all."""
-    wanted = weights.CONDITIONER_PREFIX
-    return {
-        k: v
-        for k, v in state.items()
-        if k.startswith(wanted) or weights.is_trained(k.removeprefix(weights.UNET_PREFIX))
-    }
 
 
 def write_ours(content: dict, cfg: ConvertConfig) -> None:

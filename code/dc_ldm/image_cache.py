@@ -77,22 +77,17 @@ def latent_moments(
     side of size - int(crop_ratio * size). The published loader draws a new crop each time; n_crops drawn once
     stand for that stream.
     """
-    side = size - int(crop_ratio * size)
+    side, device = size - int(crop_ratio * size), next(vae.parameters()).device
 
-    def views(path: Path, item: int) -> Tensor:
+    @torch.inference_mode()
+    def moments(path: Path, item: int) -> Tensor:
         image = open_image(path)
         corners = draws.randint(0, size - side + 1, (n_crops, 2), seed, "crop", item).tolist()
-        crops = [None, *((top, left, side) for top, left in corners)]
-        return torch.stack([to_tensor(image, size, crop) for crop in crops])
+        views = [to_tensor(image, size, crop) for crop in (None, *((top, left, side) for top, left in corners))]
+        posterior = vae.encode(torch.stack(views).to(device))
+        return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
 
-    def compute() -> Tensor:
-        return torch.stack([_moments(vae, views(path, i)) for i, path in enumerate(paths)])
-
-    return cached(folder, "latents", paths, [fingerprint(vae), size, n_crops, crop_ratio, seed], compute)
-
-
-@torch.inference_mode()
-def _moments(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """(B, 3, S, S) -> posterior mean and standard deviation stacked, (B, 2, 4, h, w) float32 on the CPU."""
-    posterior = vae.encode(images.to(next(vae.parameters()).device))
-    return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
+    depends = [fingerprint(vae), size, n_crops, crop_ratio, seed]
+    return cached(
+        folder, "latents", paths, depends, lambda: torch.stack([moments(path, i) for i, path in enumerate(paths)])
+    )

@@ -5,6 +5,8 @@ Shapes: B batch, C electrodes, T samples, M pictures, K crops, h x w latent size
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -31,48 +33,39 @@ class LatentBatch(NamedTuple):
     clip: Tensor  # (B, D), CLIP embedding of the plain picture
 
 
+@dataclass
 class LatentTrials:
     """Trials in memory: EEG beside the cached latents and CLIP embedding of the picture that was seen."""
 
-    def __init__(
-        self,
-        eeg: Tensor,
-        picture: Tensor,
-        moments: Tensor,
-        clip: Tensor,
-        scale_factor: float = 0.18215,
-        cond_drop: float = 0.0,
-        seed: int = 2022,
-    ):
-        """picture (N,) int64: row of moments (M, 1 + K, 2, 4, h, w) and clip (M, D) for each of eeg (N, C, T)."""
-        self.eeg, self.picture, self.moments, self.clip = eeg, picture, moments, clip
-        self.scale_factor, self.cond_drop, self.seed = scale_factor, cond_drop, seed
+    eeg: Tensor  # (N, C, T)
+    picture: Tensor  # (N,) int64: each trial's row of moments and clip
+    moments: Tensor  # (M, 1 + K, 2, 4, h, w), as `image_cache.latent_moments` gives them
+    clip: Tensor  # (M, D)
+    scale_factor: float = 0.18215
+    cond_drop: float = 0.0
+    seed: int = 2022
 
     def __len__(self) -> int:
         return len(self.eeg)
 
     def __getitem__(self, batch: draws.Batch) -> LatentBatch:
         """The batch's items; draws depend on (seed, step, position in the global batch) alone."""
-        where = (self.seed, batch.step)
         shape, views = (batch.total, *self.moments.shape[3:]), self.moments.shape[1]
 
-        def normal(purpose: str) -> Tensor:
-            return batch.mine(draws.randn(shape, where[0], purpose, where[1]))
-
-        def uniform(purpose: str) -> Tensor:
-            return batch.mine(draws.rand((batch.total,), where[0], purpose, where[1]))
+        def drawn(draw: Callable[..., Tensor], purpose: str, *arguments: object) -> Tensor:
+            return batch.mine(draw(*arguments, self.seed, purpose, batch.step))
 
         picture = self.picture[batch.index]
         # A crop with probability 0.5 (spec 3.3), otherwise the plain picture, which is view 0.
-        crop = 1 + (uniform("which crop") * (views - 1)).long().clamp(max=max(views - 2, 0))
-        view = torch.where((uniform("crop or plain") < 0.5) & (views > 1), crop, 0)
+        crop = 1 + (drawn(draws.rand, "which crop", shape[:1]) * (views - 1)).long().clamp(max=max(views - 2, 0))
+        view = torch.where((drawn(draws.rand, "crop or plain", shape[:1]) < 0.5) & (views > 1), crop, 0)
         mean, std = self.moments[picture, view].unbind(1)
         return LatentBatch(
             eeg=self.eeg[batch.index],
-            latent=self.scale_factor * (mean + std * normal("posterior")),
-            noise=normal("noise"),
-            t=batch.mine(draws.randint(0, TIMESTEPS, (batch.total,), where[0], "time step", where[1])),
-            keep=(uniform("condition dropout") >= self.cond_drop).float()[:, None, None],
+            latent=self.scale_factor * (mean + std * drawn(draws.randn, "posterior", shape)),
+            noise=drawn(draws.randn, "noise", shape),
+            t=drawn(draws.randint, "time step", 0, TIMESTEPS, shape[:1]),
+            keep=(drawn(draws.rand, "condition dropout", shape[:1]) >= self.cond_drop).float()[:, None, None],
             clip=self.clip[picture],
         )
 

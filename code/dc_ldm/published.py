@@ -120,14 +120,9 @@ def read_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
         "cond_drop": 0.0,
     }
     config["unet"]["use_time_cond"] = use_time_cond
-    trained = {
-        name: value
-        for name, value in state.items()
-        if name.startswith(CONDITIONER_PREFIX) or weights.is_trained(name.removeprefix(UNET_PREFIX))
-    }
     return {
         "format": weights.FORMAT,
-        "model": trained,
+        "model": weights.trained_part(state),
         "no_context": torch.zeros(len(condition["channel_mapper.1.bias"]), context_dim),
         "config": config,
         "base": {"name": Path(path).name, "sha256": "", "state": state, "sizes": sizes},

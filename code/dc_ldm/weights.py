@@ -215,6 +215,13 @@ def is_trained(name: str) -> bool:
     return name.startswith("time_embed_condtion.") or ".attn2." in name or "transformer_blocks.0.norm2." in name
 
 
+def trained_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of tensors under their published names, those that a stage B checkpoint of ours holds."""
+    return {
+        k: v for k, v in state.items() if k.startswith(CONDITIONER_PREFIX) or is_trained(k.removeprefix(UNET_PREFIX))
+    }
+
+
 def trained_state(conditioner: EEGConditioner, unet: UNet) -> dict[str, Tensor]:
     """Copies of the trained part (and of the conditioner's constants), under the published names."""
     state = {CONDITIONER_PREFIX + name: value for name, value in conditioner.state_dict().items()}
