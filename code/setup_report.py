@@ -145,6 +145,8 @@ def show(r: Report) -> None:
     for section, (unit, name) in UNITS.items() if r.asked.plan else ():
         for what, value in r.plan.get(section, {}).items():
             print(f"    {section:11} {what:36} {value / unit:10,.4g} {name}")
+    if r.asked.plan and "time" not in r.plan:
+        print("    time: told from real steps, once all is in place (of a corpus above 1 GiB with hash=true)")
     wrong = sum(finding["state"] == "WRONG" for finding in r.findings)
     print(f"Stage {r.stage.upper()} {'can start' if r.ready else f'cannot start; look for WRONG ({wrong}) above'}")
 

@@ -279,3 +279,9 @@ def test_a_run_that_will_not_fit_in_memory_is_told_the_batch_that_would(monkeypa
     monkeypatch.setattr(check_setup.os, "sysconf", there.__getitem__)
     status, text = ask(monkeypatch, capsys, "a", world)
     assert status == 0 and "will not fit" in text and "batch_size=2 would" in text
+
+
+def test_the_time_is_not_guessed_where_files_are_missing(monkeypatch, capsys, world):
+    (world / EEG).unlink()
+    status, text = ask(monkeypatch, capsys, "b", world, "--plan")
+    assert status == 1 and "unet, trained" in text and "AdamW state" in text and "time: told from real steps" in text
