@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -110,16 +111,8 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
         arrays |= show(folder / "samples", paths["images"], test.names, size, see, embed)
 
-    # The linear baseline learns from the training split and chooses among the classes that the pictures may show
-    train, kinds = trials["train"], test.label.unique()
-    lda = lda_probabilities(train.eeg.numpy(), train.label.numpy(), test.eeg.numpy(), len(test.wnids))
-    own = torch.searchsorted(kinds, test.label)
-    arrays["real.lda"] = torch.from_numpy(lda)
-    arrays["baseline.lda"] = n_way_accuracy(arrays["real.lda"][:, kinds], own, len(kinds))
-
-    hits, gap = time_only(train, test)
-    arrays["baseline.time_only"] = torch.from_numpy(hits)
-
+    found, gap = baselines(trials["train"], test)
+    arrays |= found
     write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"), gap)
     content = {name: values.contiguous() for name, values in arrays.items()}
     checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
@@ -134,6 +127,18 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
         "torch": torch.__version__,
         "notes": notes,
     }
+
+
+def baselines(train: Trials, test: Trials) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Linear and time-only decoders of the same trials, as arrays by name, and each test trial's distance in time.
+
+    They learn from the training split and choose among the classes that the pictures may show.
+    """
+    kinds = test.label.unique()
+    lda = torch.from_numpy(lda_probabilities(train.eeg.numpy(), train.label.numpy(), test.eeg.numpy(), len(test.wnids)))
+    hits, gap = time_only(train, test)
+    right = n_way_accuracy(lda[:, kinds], torch.searchsorted(kinds, test.label), len(kinds))
+    return {"real.lda": lda, "baseline.lda": right, "baseline.time_only": torch.from_numpy(hits)}, gap
 
 
 def input_paths(cfg: GenerateConfig) -> dict:

@@ -196,7 +196,9 @@ def table(metrics: dict) -> str:
     lines += [_line(f"{score}: {n}", c[score]) for n, c in controls.items() if n not in basic and score in c]
     for name, scores in metrics["baselines"].items():
         for score, found in scores.items():
-            lines.append(_line(f"{score}: {name} on EEG", found) + f"  {found.get('note', '')}".rstrip())
+            lines.append(
+                _line(f"{score}: {name.replace('lda', 'lda on EEG')}", found) + f"  {found.get('note', '')}".rstrip()
+            )
     found = ", ".join(f"{key} {verdict[key].replace('_', ' ')}" for key in ("class", "instance", "design"))
     lines.append(f"verdict{' (SIMULATED EEG)' if run.get('simulated') else ''}: {found}")
     return "\n".join([*lines, *(f"  {reason}" for reason in (*verdict["reasons"], *metrics["left_out"]))])
