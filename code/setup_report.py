@@ -56,7 +56,8 @@ GET = {
     "CLIP": ("`hf download openai/clip-vit-large-patch14`; online, the stage does so itself (1.7 GB)", ""),
     "classifier": ("torchvision's vit_h_14_swag-80465313.pth (2.5 GB)", "vit_h_14*.pth"),
 }
-SIMULATED = ("recordings", "trials", "pictures")  # in the miniature world; its models are committed
+MINIATURE = dict.fromkeys(("recordings", "trials", "pictures"), "code/simulate_eeg.py makes it")
+MINIATURE |= dict.fromkeys(("Stable Diffusion", "CLIP", "classifier"), "git checkout -- pretrains/miniature")
 
 sha256 = cache(checkpoints.sha256)
 
@@ -107,8 +108,8 @@ class Report:
                 value, about = check()
         except UserError as error:
             get, names = GET.get(what, ("", ""))
-            if get and "miniature" in self.cfg.preset:
-                get = "code/simulate_eeg.py makes it" if what in SIMULATED else "git checkout -- pretrains/miniature"
+            if "miniature" in self.cfg.preset:
+                get = MINIATURE.get(what, get)
             self.add(what, "WRONG", " ".join(str(error).split()), paths, get)
             wanted = [path.name for path in paths if not path.exists()] + names.split()
             for pattern in ("*/*", "*/*/*", "pretrains/*/*/*"):

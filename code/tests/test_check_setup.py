@@ -285,3 +285,11 @@ def test_the_time_is_not_guessed_where_files_are_missing(monkeypatch, capsys, wo
     (world / EEG).unlink()
     status, text = ask(monkeypatch, capsys, "b", world, "--plan")
     assert status == 1 and "unet, trained" in text and "AdamW state" in text and "time: told from real steps" in text
+
+
+def test_the_miniature_world_is_made_here(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["check_setup.py", "stage=c", "preset=miniature", f"root_path={tmp_path}"])
+    with pytest.raises(SystemExit):
+        cli(check_setup.main)
+    text = capsys.readouterr().out
+    assert text.count("code/simulate_eeg.py makes it") == 2 and "git checkout -- pretrains/miniature" in text, text
