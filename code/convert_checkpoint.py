@@ -23,7 +23,6 @@ from generate import find_base
 from runtime import checkpoints, file_kinds
 from runtime.errors import UserError, cli
 
-FORMATS = ("ours", "safetensors", "v1", "diffusers")
 FACTS = "eeg_ldm"  # the entry of a v1-layout file that holds what makes it ours again
 
 
@@ -50,8 +49,8 @@ def main() -> None:
     cfg = from_cli(ConvertConfig)
     if not cfg.checkpoint or not cfg.out:
         raise UserError("checkpoint= and out= must be given; see --help")
-    if cfg.to not in FORMATS:
-        raise UserError(f"to={cfg.to}: no such format; there are {', '.join(FORMATS)}")
+    if cfg.to not in WRITERS:
+        raise UserError(f"to={cfg.to}: no such format; there are {', '.join(WRITERS)}")
     if Path(cfg.out).exists():
         raise UserError(f"out={cfg.out} exists; choose another name")
     content = read_any(Path(cfg.checkpoint), cfg.pretrain_gm_path)
@@ -59,9 +58,7 @@ def main() -> None:
         raise UserError(
             f"{cfg.checkpoint}: a stage A checkpoint holds no Stable Diffusion; to={cfg.to} needs stage B's"
         )
-    {"ours": write_ours, "safetensors": write_safetensors, "v1": write_v1, "diffusers": write_diffusers}[cfg.to](
-        content, cfg
-    )
+    WRITERS[cfg.to](content, cfg)
     print(f"wrote {cfg.out} from {cfg.checkpoint} ({file_kinds.file_kind(cfg.checkpoint)})")
 
 
@@ -173,6 +170,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file and its folder."""
     whole = {name: value.contiguous() for name, value in tensors.items()}
     checkpoints.replace_atomically(path, lambda file: save_file(whole, file.name))
+
+
+WRITERS = {"ours": write_ours, "safetensors": write_safetensors, "v1": write_v1, "diffusers": write_diffusers}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ SIGNS = {
     TENSORS_A: ("mask_token", "decoder_blocks.0."),
     SD2: ("model.diffusion_model.", "cond_stage_model.model."),
     "Stable Diffusion XL": ("model.diffusion_model.", "conditioner.embedders."),
-    "inpainting or other variant of Stable Diffusion 1.x": ("model.diffusion_model.", "masked_image"),
     "Stable Diffusion 1.x with its EMA": ("model.diffusion_model.", "first_stage_model.", "model_ema."),
     SD1_EMA: ("model.diffusion_model.", "cond_stage_model.transformer."),
     "EMA of Stable Diffusion": ("model_ema.",),

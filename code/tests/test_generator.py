@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_diffusion import write_stage_a, write_stage_b
 from torch.testing import assert_close
 
+import generate
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, load_generator, save_grid, to_uint8
 from runtime import checkpoints
@@ -141,6 +142,19 @@ def test_another_base_is_refused(world, tmp_path):
         load_generator(world / "pretrains/generation/tiny.pth", tmp_path, "cpu", EEGEncoder)
     with pytest.raises(UserError, match="no Stable Diffusion weights"):
         load_generator(world / "pretrains/generation/tiny.pth", tmp_path / "models", "cpu", EEGEncoder)
+
+
+def test_a_notebook_needs_the_checkpoint_alone(world, generator, eeg, tmp_path):
+    other = shutil.copytree(world / "pretrains/models", world / "pretrains/another/models")
+    state = load_file(other / "v1-5-pruned.safetensors")
+    save_file({name: value + 1 for name, value in state.items()}, other / "v1-5-pruned.safetensors")
+    found = generate.load_generator(world / "pretrains/generation/tiny.pth", device="cpu")
+    assert torch.equal(found.embed(eeg), generator.embed(eeg))
+    assert apart(found.generate(eeg, SEEDS, steps=4), generator.generate(eeg, SEEDS, steps=4)) == 0
+    alone = shutil.copy(world / "pretrains/generation/tiny.pth", tmp_path / "tiny.pth")
+    with pytest.raises(UserError, match="set pretrain_gm_path"), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        generate.load_generator(alone, device="cpu")
 
 
 def test_grid_shows_truth_then_samples(tmp_path):
