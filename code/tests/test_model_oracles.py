@@ -2,15 +2,18 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from fidelity import agrees, random_weights
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules import attention as unet_attention
+from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime.errors import UserError
 from sc_mbm import mae_for_eeg
@@ -222,3 +225,32 @@ def test_miniature_autoencoder_sizes():
 def test_bad_input_gets_one_sentence(build, said):
     with pytest.raises(UserError, match=said), torch.device("meta"):
         build()
+
+
+def test_clip_sees_pictures_as_transformers_prepares_them(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPModel(CLIPConfig(text_config=tower, vision_config=tower, projection_dim=8)).save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)  # the defaults are openai/clip-vit-large-patch14's
+    clip = FrozenCLIP(tmp_path)
+    noise = np.random.default_rng(0)
+    for size in ((500, 375), (224, 224), (100, 333)):
+        coarse = noise.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        found = clip.processor(images=[picture], return_tensors="pt")["pixel_values"]
+        wanted = CLIPImageProcessor()(images=[picture], return_tensors="pt")["pixel_values"]
+        assert found.shape == (1, 3, 224, 224)
+        grey_level = 1 / 255 / 0.2613  # torch and PIL round a resized pixel differently now and then
+        agrees("CLIP's pixels", "transformers CLIPImageProcessor", found, wanted, atol=2.1 * grey_level)
+        # By hand: bicubic to 224 on the shorter side, the middle 224 x 224, the published mean and deviation
+        short = 224 / min(size)
+        resized = picture.resize([int(side * short) for side in size], Image.Resampling.BICUBIC)
+        left, top = ((side - 224) // 2 for side in resized.size)
+        pixels = np.asarray(resized.crop((left, top, left + 224, top + 224)), dtype=np.float64) / 255
+        mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+        by_hand = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)[None]
+        agrees("CLIP's pixels", "resize, crop and scale by hand", found, by_hand, atol=1e-5)
+        embedding = clip.model.get_image_features(pixel_values=wanted).pooler_output
+        agrees("CLIP's embedding", "transformers CLIPModel", clip.embed_images([picture]), embedding, atol=1e-2)
