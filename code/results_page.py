@@ -123,7 +123,10 @@ def _facts(run: dict) -> str:
     """What was scored, in a line above the scores: the split, when it was opened, band and commit."""
     split = run.get("split")
     opened = split.get("opened_at") if isinstance(split, dict) else None
-    facts = {"Test split opened": opened, "band": run.get("band"), "commit": run.get("commit")}
+    band = run.get("band")
+    if isinstance(band, list):
+        band = f"{' to '.join(map(str, band))} Hz"
+    facts = {"Test split opened": opened, "band": band, "commit": run.get("commit")}
     return "; ".join(f"{name}: {escape(str(value or 'not recorded'))}" for name, value in facts.items())
 
 

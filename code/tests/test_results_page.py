@@ -189,9 +189,9 @@ def test_best_median_and_worst_have_equal_room(folder, page):
 
 def test_when_what_and_which_stand_above_the_scores(folder, page, tmp_path):
     assert "Test split opened: not recorded; band: not recorded; commit: not recorded" in page.text
-    facts = {"split": {"opened_at": "2026-11-21T05:00:00"}, "band": "5-95 Hz", "commit": "abc1234"}
+    facts = {"split": {"opened_at": "2026-11-21T05:00:00"}, "band": [5, 95], "commit": "abc1234"}
     known = Page(write_page(make_folder(tmp_path / "known", **facts)))
-    assert "Test split opened: 2026-11-21T05:00:00; band: 5-95 Hz; commit: abc1234" in known.text
+    assert "Test split opened: 2026-11-21T05:00:00; band: 5 to 95 Hz; commit: abc1234" in known.text
 
 
 def test_scores_by_class_and_by_distance_in_time(folder, page, tmp_path):
