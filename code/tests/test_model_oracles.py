@@ -91,7 +91,7 @@ def test_unet_equals_diffusers(width, names):
     x, context = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 77, context_dim, requires_grad=True)
     t = torch.tensor([640])
     answers = [ours(x, t, context), theirs(x, t, context).sample]
-    agrees(f"UNet, {width} wide", "diffusers", *answers, atol=1e-4, rtol=1e-4)
+    agrees(f"UNet, {width} wide", "diffusers", *answers, atol=2e-5, rtol=1e-5)
     compare_gradients(f"UNet, {width} wide", "diffusers", answers, [ours, theirs], [x, context], names)
 
 
@@ -108,10 +108,10 @@ def test_autoencoder_equals_diffusers(width, names):
     image, z = torch.randn(1, 3, 64, 64, requires_grad=True), torch.randn(1, 4, 8, 8, requires_grad=True)
     found, wanted = ours.encode(image), theirs.encode(image).latent_dist
     part = f"VAE, {width} wide"
-    agrees(f"{part}, posterior mean", "diffusers", found.mean, wanted.mean, atol=1e-4, rtol=1e-4)
-    agrees(f"{part}, posterior deviation", "diffusers", found.std, wanted.std, atol=1e-4, rtol=1e-4)
+    agrees(f"{part}, posterior mean", "diffusers", found.mean, wanted.mean, atol=2e-5, rtol=1e-5)
+    agrees(f"{part}, posterior deviation", "diffusers", found.std, wanted.std, atol=2e-5, rtol=1e-5)
     pictures = [ours.decode(z), theirs.decode(z).sample]
-    agrees(f"{part}, picture", "diffusers", *pictures, atol=1e-4, rtol=1e-4)
+    agrees(f"{part}, picture", "diffusers", *pictures, atol=2e-5, rtol=1e-5)
     both = [
         torch.cat([part.flatten() for part in parts])
         for parts in ((found.mean, found.std, pictures[0]), (wanted.mean, wanted.std, pictures[1]))
