@@ -4,7 +4,7 @@ BIN := .venv/bin
 # without this, two torch processes on few cores slow each other about tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-long test lint
+.PHONY: setup demo demo-long test test-full bench lint
 setup: .venv/installed
 
 .venv/installed: requirements.txt
@@ -27,6 +27,13 @@ demo-long: setup
 
 test: setup
 	$(BIN)/pytest
+
+# What takes minutes, gigabytes or full-size networks: 20 GB of memory, 10 GB of disk.
+test-full: setup
+	$(BIN)/pytest -m full -s
+
+bench: setup
+	$(BIN)/python code/benchmark.py
 
 lint: setup
 	$(BIN)/ruff check code

@@ -54,7 +54,11 @@ class _Pictures(_Run):
     subject: int = setting(4, "subject 1..6; 0: all", PAPER)
     allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
     pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
-    clip: str = setting("openai/clip-vit-large-patch14", "CLIP: a hub name or a folder", PUBLISHED)
+    clip: str = setting(
+        "openai/clip-vit-large-patch14",
+        "CLIP: a folder, a hub name, open_clip:<model>/<tag> or open_clip:<model>:<file>",
+        PUBLISHED,
+    )
     classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
     num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED)
     ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
@@ -192,6 +196,15 @@ NO_EFFECT: dict[type, dict[str, str]] = {
 ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 
 
+# the lowest sensible value of settings, in every config that has them; shares lie from 0 to below 1
+_AT_LEAST_1 = """n_chans n_times patch_size embed_dim depth num_heads decoder_embed_dim decoder_depth decoder_num_heads
+    encoder_embed_dim encoder_depth encoder_num_heads num_epoch batch_size accum_iter accumulate_grad validate_every
+    img_size num_samples ddim_steps""".split()
+_LOWEST = dict.fromkeys(_AT_LEAST_1, 1)
+_LOWEST |= dict.fromkeys(("lr", "min_lr", "weight_decay", "clip_grad", "warmup_epochs", "max_items", "n_crops"), 0)
+_SHARES = ("mask_ratio", "held_out", "crop_ratio", "cond_drop")
+
+
 def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     """Build `cls` from its defaults, then presets, then the command line.
 
@@ -200,7 +213,7 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         argv: arguments without the program's name; sys.argv[1:] when None.
 
     Raises:
-        UserError: an unknown name (the nearest is named), a missing or wrong-typed value, an unknown preset.
+        UserError: an unknown name (the nearest is named) or preset, a missing, wrong-typed or senseless value.
     """
     given = _arguments(cls, list(sys.argv[1:] if argv is None else argv))
     config = OmegaConf.structured(cls)
@@ -219,6 +232,11 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     except OmegaConfBaseException as error:
         kind = {f.name: getattr(f.type, "__name__", f.type) for f in fields(cls)}[name]
         raise UserError(f"{name}={text}: expected a value of type {kind} (see --help)") from error
+    for name, value in config.items():
+        if name in _LOWEST and not value >= _LOWEST[name]:
+            raise UserError(f"{name}={value}: expected at least {_LOWEST[name]}")
+        if name in _SHARES and not 0 <= value < 1:
+            raise UserError(f"{name}={value}: expected a share, from 0 to below 1")
     return OmegaConf.to_object(config)
 
 
@@ -268,3 +286,12 @@ def help_text(cls: type) -> str:
 def under_root(root_path: str, path: str) -> Path:
     """A path of the configuration: absolute as it is, else below `root_path`."""
     return Path(root_path).expanduser() / Path(path).expanduser()
+
+
+def in_place(cfg: Any, wanted: dict[str, tuple[str, str]]) -> dict[str, Path]:
+    """Where inputs lie, by setting; `wanted`: what each is and its value. UserError names all that is missing."""
+    paths = {name: under_root(cfg.root_path, value) for name, (_, value) in wanted.items()}
+    missing = [f"{what} {paths[name]} ({name}=)" for name, (what, _) in wanted.items() if not paths[name].exists()]
+    if missing:
+        raise UserError(f"missing: {'; '.join(missing)}; see datasets/README.md and pretrains/README.md")
+    return paths

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from config import FinetuneConfig, from_cli, under_root
+from config import FinetuneConfig, from_cli, in_place, under_root
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
@@ -43,8 +43,8 @@ def main() -> None:
 def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     """Train; the first process gets the checkpoint's content, what was selected, a line about it. Raises UserError."""
     device = pick_device(cfg.device)
-    judge = load_judge(cfg, device)
-    encoder, sizes, scale = stage_a(cfg)
+    check_inputs(cfg)
+    judge, (encoder, sizes, scale) = load_judge(cfg, device), stage_a(cfg)
     trials = ranks.lead_first(lambda: open_training_data(cfg, sizes, scale))
     criterion, means = "val_clip_mrr", "reciprocal rank"
     if judge:
@@ -108,10 +108,25 @@ def check(cfg: FinetuneConfig) -> None:
         raise UserError(f"dataset={cfg.dataset}: only EEG exists")
     if cfg.select not in ("clip_retrieval", "n_way"):
         raise UserError(f"select={cfg.select}: use clip_retrieval or n_way")
-    for name in ("crop_ratio", "cond_drop"):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise UserError(f"{name}={getattr(cfg, name)}: expected a share from 0 to below 1")
     check_sampler(cfg.sampler, cfg.ddim_steps)
+
+
+def check_inputs(cfg: FinetuneConfig) -> None:
+    """Raises UserError that names every file and folder that is missing."""
+    wanted = {
+        "eeg_signals_path": ("EEG of the trials", cfg.eeg_signals_path),
+        "splits_path": ("splits", cfg.splits_path),
+        "imagenet_path": ("folder of the images shown", cfg.imagenet_path),
+        "pretrain_gm_path": ("folder of Stable Diffusion", cfg.pretrain_gm_path),
+    }
+    if cfg.pretrain_mbm_path != "none":
+        wanted["pretrain_mbm_path"] = ("stage A checkpoint", stage_a_path(cfg))
+    in_place(cfg, wanted)
+
+
+def stage_a_path(cfg: FinetuneConfig) -> str:
+    """The stage A checkpoint asked for, or that of the same name."""
+    return cfg.pretrain_mbm_path or f"pretrains/eeg_pretrain/{cfg.name}.pth"
 
 
 def stage_a(cfg: FinetuneConfig) -> tuple[EEGEncoder, dict, float]:
@@ -121,7 +136,7 @@ def stage_a(cfg: FinetuneConfig) -> tuple[EEGEncoder, dict, float]:
         sizes |= {k.removeprefix("encoder_"): v for k, v in asdict(cfg).items() if k.startswith("encoder_")}
         torch.manual_seed(cfg.seed)
         return EEGEncoder(**sizes), sizes, cfg.eeg_scale or 1.0
-    path = under_root(cfg.root_path, cfg.pretrain_mbm_path or f"pretrains/eeg_pretrain/{cfg.name}.pth")
+    path = under_root(cfg.root_path, stage_a_path(cfg))
     content = read_stage_a(path)
     sizes = {k: content["config"][k] for k in ENCODER_SIZES}
     encoder = EEGEncoder(**sizes)

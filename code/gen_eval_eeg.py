@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from config import GenerateConfig, from_cli, under_root
+from config import GenerateConfig, from_cli, in_place, under_root
 from controls import cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
@@ -49,9 +49,9 @@ def main() -> None:
     started = time.time()
     check_steps(cfg.ddim_steps, cfg.sampler)
     paths = input_paths(cfg)
-    model = about_stage_b(paths["model"], paths["base"])
-    hashes = {f"{name}_sha256": checkpoints.sha256(paths[name]) for name in ("model", "splits")}
-    hashes["eeg_sha256"] = open_trial_file(paths["eeg"]).about["sha256"]
+    model = about_stage_b(paths["model_path"], paths["pretrain_gm_path"])
+    hashes = {f"{name}_sha256": checkpoints.sha256(paths[f"{name}_path"]) for name in ("model", "splits")}
+    hashes["eeg_sha256"] = open_trial_file(paths["eeg_signals_path"]).about["sha256"]
 
     # Other files behind the same names make another run
     folder, config = under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg, "batch_size") | hashes
@@ -82,11 +82,11 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     test, opened_at = trials["test"], datetime.now(UTC).isoformat(timespec="seconds")
 
     # Models
-    generator = load_generator(paths["model"], paths["base"], str(device))
+    generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], str(device))
     classifier, absent = load_classifier(paths["classifier"], str(device))
     clip = load_clip(paths["clip"], device)
     notes += [absent] if absent else []
-    print(told(test.info["split"]), *notes, f"{len(test)} test trials of {paths['eeg']}", sep="\n")
+    print(told(test.info["split"]), *notes, f"{len(test)} test trials of {paths['eeg_signals_path']}", sep="\n")
 
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
@@ -109,7 +109,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     if test.info["image_known"]:
         # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
-        arrays |= show(folder / "samples", paths["images"], test.names, size, see, embed)
+        arrays |= show(folder / "samples", paths["imagenet_path"], test.names, size, see, embed)
 
     found, gap = baselines(trials["train"], test)
     arrays |= found
@@ -142,25 +142,23 @@ def baselines(train: Trials, test: Trials) -> tuple[dict[str, Tensor], np.ndarra
 
 
 def input_paths(cfg: GenerateConfig) -> dict:
-    """Where the inputs lie: model, eeg, splits, images, base (folder of Stable Diffusion), clip, classifier.
+    """Where the inputs lie, by setting; `clip` and `classifier` may be names instead of paths.
 
-    The last two may be names instead of paths. Raises UserError that names everything missing, in one sentence.
+    Raises UserError that names everything missing, in one sentence.
     """
-    inputs = {
-        "model": ("stage B checkpoint", "model_path", cfg.model_path or f"pretrains/generation/{cfg.name}.pth"),
-        "eeg": ("EEG of the trials", "eeg_signals_path", cfg.eeg_signals_path),
-        "splits": ("splits", "splits_path", cfg.splits_path),
-        "images": ("folder of the images shown", "imagenet_path", cfg.imagenet_path),
-        "base": ("folder of Stable Diffusion", "pretrain_gm_path", cfg.pretrain_gm_path),
+    wanted = {
+        "model_path": ("stage B checkpoint", cfg.model_path or f"pretrains/generation/{cfg.name}.pth"),
+        "eeg_signals_path": ("EEG of the trials", cfg.eeg_signals_path),
+        "splits_path": ("splits", cfg.splits_path),
+        "imagenet_path": ("folder of the images shown", cfg.imagenet_path),
+        "pretrain_gm_path": ("folder of Stable Diffusion", cfg.pretrain_gm_path),
     }
-    paths = {name: under_root(cfg.root_path, path) for name, (_, _, path) in inputs.items()}
-    if not read_manifest(paths["eeg"].with_suffix(".json")).get("image_known", True):
-        del inputs["images"]
-    missing = [f"{what} {paths[name]} ({key}=)" for name, (what, key, _) in inputs.items() if not paths[name].exists()]
-    if missing:
-        raise UserError(f"missing: {'; '.join(missing)}; see datasets/README.md and pretrains/README.md")
-    if file_kind(paths["model"]) != PUBLISHED_B:  # which carries its own
-        weights.base_files(paths["base"])
+    manifest = under_root(cfg.root_path, cfg.eeg_signals_path).with_suffix(".json")
+    if not read_manifest(manifest).get("image_known", True):
+        del wanted["imagenet_path"]
+    paths: dict = in_place(cfg, wanted)
+    if file_kind(paths["model_path"]) != PUBLISHED_B:  # which carries its own
+        weights.base_files(paths["pretrain_gm_path"])
     for name in ("clip", "classifier"):
         local = under_root(cfg.root_path, getattr(cfg, name))
         paths[name] = local if local.exists() else getattr(cfg, name)
@@ -171,15 +169,17 @@ def open_splits(cfg: GenerateConfig, paths: dict, model: dict) -> tuple[dict[str
     """Test and training trials, scaled as the checkpoint's training was, without those whose image is missing."""
     sizes, wanted = model["config"]["encoder"], model["input"]
     trials = open_trials(
-        paths["eeg"], paths["splits"], cfg.subject, ("train", "test"), sizes["n_chans"], sizes["n_times"],
-        wanted["scale"],
+        paths["eeg_signals_path"], paths["splits_path"], cfg.subject, ("train", "test"), sizes["n_chans"],
+        sizes["n_times"], wanted["scale"],
     )  # fmt: skip
     for key in ("sfreq", "window", "ch_names"):
         there = trials["test"].info[key]
         if None not in (there, wanted.get(key)) and there != wanted[key]:
-            raise UserError(f"{paths['eeg']}: {key} is {there}, but {paths['model']} was trained on {wanted[key]}")
+            raise UserError(
+                f"{paths['eeg_signals_path']}: {key} is {there}, but {paths['model_path']} was trained on {wanted[key]}"
+            )
     if trials["test"].info["image_known"]:
-        needed, notes = leave_out_missing({"test": trials["test"]}, paths["images"], cfg.allow_missing)
+        needed, notes = leave_out_missing({"test": trials["test"]}, paths["imagenet_path"], cfg.allow_missing)
         trials |= needed
     else:
         notes = ["which image was shown is unknown, so only class scores are computed"]

@@ -14,6 +14,7 @@ from config import PretrainConfig, from_cli, under_root
 from dataset import EEGWindows
 from runtime import ranks
 from runtime.draws import rand, steps_per_epoch
+from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device, pick_precision
 from runtime.runs import Run, run_config, train_stage
 from sc_mbm.linear_reference import linear_share
@@ -26,8 +27,21 @@ N_MASKS = 4  # masks that model and linear reference are compared on
 
 def main() -> None:
     cfg = from_cli(PretrainConfig)
-    pick_precision(cfg.precision, pick_device(cfg.device))
+    check(cfg)
     train_stage(cfg, "A", "eeg_pretrain", train)
+
+
+def check(cfg: PretrainConfig) -> None:
+    """Refuse, before any work, what stage A cannot do. Raises UserError."""
+    pick_precision(cfg.precision, pick_device(cfg.device))
+    if cfg.n_times % cfg.patch_size:
+        raise UserError(f"n_times={cfg.n_times} patch_size={cfg.patch_size}: a window must be a whole number of tokens")
+    n_tokens = cfg.n_times // cfg.patch_size
+    kept = int(n_tokens * (1 - cfg.mask_ratio))
+    if not 0 < kept < n_tokens:
+        raise UserError(
+            f"mask_ratio={cfg.mask_ratio}: keeps {kept} of {n_tokens} tokens; it must keep some and hide some"
+        )
 
 
 def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:

@@ -65,3 +65,13 @@ def test_help_shows_every_setting_with_its_source(cls):
     for name, value in vars(from_cli(cls, [])).items():
         assert f"  {name}=" in text, value
     assert text.count("[paper]") + text.count("[published code]") + text.count("[ours]") == len(vars(from_cli(cls, [])))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("batch_size=0", "at least 1"), ("num_epoch=0", "at least 1"), ("lr=-1", "at least 0"), ("lr=nan", "at least 0")]
+    + [("mask_ratio=1.5", "a share"), ("held_out=1", "a share")],
+)
+def test_values_that_make_no_sense_are_refused(word, said):
+    with pytest.raises(UserError, match=f"{word.split('=')[0]}=.*expected {said}"):
+        from_cli(PretrainConfig, [word])

@@ -307,10 +307,16 @@ def test_stage_a_weights_arrive_and_none_means_untrained(world):
     ("changed", "said"),
     [
         ({"pretrain_mbm_path": "pretrains/generation/tiny.pth"}, "stage A checkpoint"),
-        ({"pretrain_mbm_path": "pretrains/absent.pth"}, "no such file"),
+        (
+            {"pretrain_mbm_path": "pretrains/absent.pth"},
+            r"missing: stage A checkpoint .*absent.pth \(pretrain_mbm_path=\)",
+        ),
         ({"pretrain_gm_path": "datasets"}, "no Stable Diffusion weights"),
         ({"clip": "pretrains/absent/model"}, "no such folder"),
-        ({"imagenet_path": "absent"}, "no such folder"),
+        (
+            {"imagenet_path": "absent", "splits_path": "gone"},
+            "missing: splits .*gone.*; folder of the images shown .*absent",
+        ),
         ({"select": "test"}, "clip_retrieval or n_way"),
         ({"select": "n_way", "classifier": "absent"}, "no such classifier"),
         ({"select": "n_way"}, "needs a picture classifier"),

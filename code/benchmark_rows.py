@@ -1,0 +1,266 @@
+"""The rows of `benchmark.py`: for each, our way and its named peers, as calls without arguments.
+
+Shapes: B batch, C electrodes, T samples, h latent side, S = 8 h picture side.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import Tensor, nn
+
+import benchmark_peers as peers
+from benchmark_sizes import SIZES, Machine, Row, Size, inputs
+from benchmark_sizes import conditioner as new_conditioner
+from benchmark_sizes import unet as new_unet
+from dataset import EEGWindows
+from dc_ldm.generator import EEGImageGenerator
+from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
+from dc_ldm.models.autoencoder import AutoencoderKL
+from dc_ldm.models.samplers import dpm_solver, sd_alphas_cumprod
+from eval_metrics import n_way_accuracy
+from runtime.draws import StepBatches
+from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
+from sc_mbm.trainer import MaskedPretraining
+from similarity import ssim
+
+
+def unet_forward(size: Size, machine: Machine) -> Row:
+    """One prediction of the noise."""
+    ours, (x, t, context) = new_unet(size), inputs(size, machine, size.pictures)
+    theirs = peers.diffusers_unet(ours, size.unet, size.context_dim).eval().to(*machine)
+    best = (
+        peers.diffusers_unet(ours, size.unet, size.context_dim).eval().to(*machine, memory_format=torch.channels_last)
+    )
+    ours = ours.eval().to(*machine, memory_format=torch.channels_last)
+    fast = x.to(memory_format=torch.channels_last)
+
+    def call(network: Callable, x: Tensor) -> None:
+        with torch.inference_mode():
+            network(x, t, context)
+
+    others = {"diffusers": partial(call, theirs, x), "diffusers channels_last": partial(call, best, fast)}
+    return Row(partial(call, ours, fast), others)
+
+
+def unet_training(size: Size, machine: Machine) -> Row:
+    """Forward and backward with gradients for the cross-attention alone; autocast on both sides."""
+    ours, (x, t, context) = new_unet(size), inputs(size, Machine(machine.device, torch.float32), size.batch)
+    theirs = peers.diffusers_unet(ours, size.unet, size.context_dim)
+    for network in (ours, theirs):
+        network.to(machine.device)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_("attn2" in name or "transformer_blocks" in name and "norm2" in name)
+
+    def call(network: Callable) -> None:
+        with machine.autocast():
+            answer = network(x, t, context)
+        F.mse_loss((answer if isinstance(answer, Tensor) else answer.sample).float(), x).backward()
+
+    return Row(partial(call, ours), {"diffusers": partial(call, theirs)})
+
+
+def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
+    """Ten steps of DPM-Solver++(2M) from noise to pixels."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    ours, vae, (x, _, context) = new_unet(size), AutoencoderKL(**size.vae), inputs(size, machine, size.pictures)
+    theirs, their_vae = (
+        m.eval().to(*machine)
+        for m in (peers.diffusers_unet(ours, size.unet, size.context_dim), peers.diffusers_vae(vae, **size.vae))
+    )
+    ours, vae = (m.eval().to(*machine, memory_format=torch.channels_last) for m in (ours, vae))
+    schedule = DPMSolverMultistepScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="linspace"
+    )
+
+    @torch.inference_mode()
+    def mine() -> Tensor:
+        z = dpm_solver(lambda x, t: ours(x, t, context), x, sd_alphas_cumprod(), steps)
+        return vae.decode(z / 0.18215)
+
+    @torch.inference_mode()
+    def diffusers() -> Tensor:
+        z = x
+        schedule.set_timesteps(steps)
+        for t in schedule.timesteps:
+            z = schedule.step(theirs(z, t, context).sample, t, z).prev_sample
+        return their_vae.decode(z / 0.18215).sample
+
+    return Row(mine, {"diffusers": diffusers})
+
+
+def vae_decode(size: Size, machine: Machine) -> Row:
+    """Latents to pixels."""
+    ours, (z, _, _) = AutoencoderKL(**size.vae), inputs(size, machine, size.pictures)
+    theirs = peers.diffusers_vae(ours, **size.vae).eval().to(*machine)
+    ours = ours.eval().to(*machine, memory_format=torch.channels_last)
+
+    def call(network: nn.Module) -> None:
+        with torch.inference_mode():
+            network.decode(z)
+
+    return Row(partial(call, ours), {"diffusers": partial(call, theirs)})
+
+
+def encoder(size: Size, machine: Machine) -> Row:
+    """EEG to tokens, against timm's blocks of the same width and depth."""
+    from timm.models.vision_transformer import Block
+
+    torch.manual_seed(0)
+    ours = EEGEncoder(**size.encoder)
+    width, heads, ratio = (size.encoder[k] for k in ("embed_dim", "num_heads", "mlp_ratio"))
+    blocks = [Block(width, heads, mlp_ratio=ratio, qkv_bias=True) for _ in ours.blocks]
+    for theirs, block in zip(blocks, ours.blocks, strict=True):
+        theirs.load_state_dict(block.state_dict())
+    theirs = nn.Sequential(*blocks).eval().to(*machine)
+    ours = ours.eval().to(*machine)
+    eeg = torch.randn(size.batch, 128, 512).to(*machine)
+    tokens = torch.randn(size.batch, 128, width).to(*machine)
+
+    def call(network: nn.Module, x: Tensor) -> None:
+        with torch.inference_mode():
+            network(x)
+
+    return Row(partial(call, ours, eeg), {"timm (blocks alone)": partial(call, theirs, tokens)})
+
+
+def stage_a(size: Size, machine: Machine) -> Row:
+    """A step of stage A at mask ratio 0.75, batch 32, reading included; the recipe in float32 and in our precision."""
+    folder = tempfile.TemporaryDirectory()
+    rng = np.random.default_rng(0)
+    files = [Path(folder.name) / f"{i}.npy" for i in range(32)]
+    for path in files:
+        np.save(path, rng.standard_normal((64, 400)).astype(np.float32))
+    windows = EEGWindows(folder.name, held_out=0)
+    batch = next(iter(StepBatches(32, 32, 0, 0, 1)))
+    networks = [MAEforEEG(**size.encoder, **size.decoder).to(machine.device) for _ in range(2)]
+    module = MaskedPretraining(networks[0], 0.75, 2.5e-4, 0.0, 0.05, 0, 1, 0)
+    optimizers = [module.configure_optimizers(), torch.optim.AdamW(networks[1].parameters(), lr=2.5e-4)]
+
+    def mine() -> None:
+        with machine.autocast():
+            loss = module.training_step((batch, windows[batch].to(machine.device)), 0)
+        optimizers[0].zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(networks[0].parameters(), 0.8)
+        optimizers[0].step()
+
+    def published(autocast: bool) -> None:
+        assert folder  # the files live as long as this call may be made
+        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
+            peers.stage_a_step(networks[1], optimizers[1], files, 0.75)
+
+    return Row(mine, _recipe_peers(published, machine))
+
+
+def _recipe_peers(published: Callable[[bool], object], machine: Machine) -> dict[str, Callable[[], object]]:
+    calls = {"published recipe, 32": partial(published, False)}
+    if machine.dtype != torch.float32:
+        calls["published recipe, bf16"] = partial(published, True)
+    return calls
+
+
+def stage_b(size: Size, machine: Machine) -> Row:
+    """A step of stage B; pictures and their CLIP embeddings come from our cache, and anew in the peers."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    n, abar = size.batch, sd_alphas_cumprod()
+    eeg, dim = torch.randn(n, 128, 512), size.clip["projection_dim"]
+    moments = torch.randn(n, 5, 2, 4, size.latent, size.latent)
+    items = LatentTrials(eeg, torch.arange(n), moments, torch.randn(n, dim))
+    no_context = torch.zeros(77, size.context_dim)
+    module = EEGLatentDiffusion(new_conditioner(size), new_unet(size, use_time_cond=True), abar, no_context)
+    module.to(machine.device)
+    optimizer = module.configure_optimizers()
+    batch = next(iter(StepBatches(n, n, 0, 0, 1)))
+
+    conditioner, unet = new_conditioner(size), new_unet(size, use_time_cond=True)
+    vae, clip = AutoencoderKL(**size.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))
+    trained = [p for name, p in unet.named_parameters() if any(k in name for k in ("attn2", "norm2", "condtion"))]
+    their_optimizer = torch.optim.AdamW([*conditioner.parameters(), *trained], lr=5.3e-5)
+    for network in (conditioner, unet, vae, clip):
+        network.to(machine.device)
+    side = 8 * size.latent
+    data = (eeg, torch.rand(n, 3, side, side) * 2 - 1, torch.randn(n, 3, *2 * [size.clip["image_size"]]))
+    data = tuple(value.to(machine.device) for value in data)
+
+    def mine() -> None:
+        with machine.autocast():
+            data = items[batch]
+            loss = module.training_step((batch, type(data)(*(v.to(machine.device) for v in data))), 0)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def published(autocast: bool) -> None:
+        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
+            peers.stage_b_step(conditioner, unet, vae, clip, their_optimizer, data, abar)
+
+    return Row(mine, _recipe_peers(published, machine))
+
+
+def picture(size: Size, machine: Machine) -> Row:
+    """A picture from EEG, end to end: 20 DPM-Solver++ steps, trials in one batch, against the published protocol.
+
+    The recipe samples five copies of one trial by PLMS; above the miniature it is timed at 5 of its 250 steps.
+    """
+    steps = 250 if size is SIZES["miniature"] else 5
+    parts = new_conditioner(size).eval(), new_unet(size, use_time_cond=True).eval(), AutoencoderKL(**size.vae).eval()
+    for network in parts:
+        network.requires_grad_(False).to(machine.device)
+    shape, abar = (4, size.latent, size.latent), sd_alphas_cumprod()
+    generator = EEGImageGenerator(*parts, abar, torch.zeros(77, size.context_dim), shape)
+    eeg = repeat(torch.randn(128, 512), "c t -> n c t", n=size.pictures)
+
+    def mine() -> None:
+        generator.generate(eeg, torch.arange(len(eeg)), 20, "dpm_solver", batch_size=len(eeg))
+
+    theirs = partial(peers.pictures_of_a_trial, *parts, eeg[0].to(machine.device), abar, shape, steps)
+    per = {"ours": size.pictures, "published protocol, 32": 5 * steps / 250}
+    return Row(mine, {"published protocol, 32": theirs}, per, "picture")
+
+
+def n_way(size: Size, machine: Machine) -> Row:
+    """50-way top-1 of 164 x 5 pictures over 1000 classes, against 50 random draws a picture."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(820, 1000, generator=generator, dtype=torch.float64)
+    truth = torch.randint(0, 1000, (820,), generator=generator)
+    others = np.random.default_rng(0)
+
+    def draws() -> float:
+        hits = []
+        table, own = scores.numpy(), truth.numpy()
+        for row, c in zip(table, own, strict=True):
+            for _ in range(50):
+                chosen = others.choice(np.delete(np.arange(1000), c), 49, replace=False)
+                hits.append(row[c] > row[chosen].max())
+        return float(np.mean(hits))
+
+    return Row(lambda: n_way_accuracy(scores, truth, 50), {"50 random draws": draws})
+
+
+def two_way_ssim(size: Size, machine: Machine) -> Row:
+    """SSIM of every picture with every truth, against a loop over pairs in torchmetrics (timed on a tenth of them)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 64, 3), dtype=np.uint8)
+    tensors = torch.from_numpy(pixels).movedim(-1, 2).float()
+
+    def pairs() -> None:
+        for a in tensors[0][:4]:
+            for b in tensors[1]:
+                structural_similarity_index_measure(a[None], b[None], data_range=255.0)
+
+    per = {"ours": 1600, "torchmetrics, pair by pair": 160}
+    return Row(lambda: ssim(pixels[0], pixels[1]), {"torchmetrics, pair by pair": pairs}, per, "pair")
+
+
+_ALL = (unet_forward, unet_training, sampling, vae_decode, encoder, stage_a, stage_b, picture, n_way, two_way_ssim)
+ROWS: dict[str, Callable[[Size, Machine], Row]] = {row.__name__: row for row in _ALL}
