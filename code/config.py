@@ -199,7 +199,7 @@ ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 # the lowest sensible value of settings, in every config that has them; shares lie from 0 to below 1
 _AT_LEAST_1 = """n_chans n_times patch_size embed_dim depth num_heads decoder_embed_dim decoder_depth decoder_num_heads
     encoder_embed_dim encoder_depth encoder_num_heads num_epoch batch_size accum_iter accumulate_grad validate_every
-    img_size num_samples ddim_steps""".split()
+    img_size num_samples ddim_steps repeats""".split()
 _LOWEST = dict.fromkeys(_AT_LEAST_1, 1)
 _LOWEST |= dict.fromkeys(("lr", "min_lr", "weight_decay", "clip_grad", "warmup_epochs", "max_items", "n_crops"), 0)
 _SHARES = ("mask_ratio", "held_out", "crop_ratio", "cond_drop")

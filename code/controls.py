@@ -21,7 +21,7 @@ from dc_ldm.weights import Base, load_base
 from runtime import draws
 from runtime.errors import UserError
 from scorers import PictureClassifier
-from stimuli import image_path, image_tensor, load_image
+from stimuli import image_path, image_tensor, load_image, readable
 
 KINDS = ("none", "basic", "all")
 CLASS_EEG = ("same_class_eeg", "other_class_eeg")
@@ -148,7 +148,7 @@ def without_eeg(
         "grey": Control(nothing, lambda given, _: grey.expand(len(given), -1, -1, -1), sampled=False),
     }
     if truth:
-        distinct = sorted(set(train))
+        distinct = [path for path in sorted(set(train)) if readable(path)]  # stage B left the others out
         mean = to_uint8(sum(image_tensor(load_image(path), size) for path in distinct)[None] / len(distinct))
         made["mean_image"] = Control(nothing, lambda given, _: mean.expand(len(given), -1, -1, -1), sampled=False)
 
@@ -190,7 +190,7 @@ def plan(
 
     Args:
         settings: steps, sampler, guidance and batch_size of the run, which controls share.
-        paths: "images" (where images are known) and "base", the folder of Stable Diffusion.
+        paths: "imagenet_path" (where images are known) and "pretrain_gm_path".
         size: pixels of the pictures.
     """
     test, known = trials["test"], trials["test"].info["image_known"]
@@ -199,7 +199,7 @@ def plan(
     if kind != "all":
         return controls, []
     truth, train = (
-        [image_path(paths["images"], name) for name in t.names] if known else [] for t in (test, trials["train"])
+        [image_path(paths["imagenet_path"], name) for name in t.names] if known else [] for t in (test, trials["train"])
     )
     controls |= without_eeg(generator, settings, size, len(test), truth, train)
     absent = [f"{name} is left out: a trial has no such other trial." for name in CLASS_EEG if name not in borrowed]
@@ -208,7 +208,7 @@ def plan(
     if min(index) < 0 or source is None or not isinstance(clip, FrozenCLIP):
         why = "they need a classifier that names two classes or more, and Stable Diffusion's own CLIP"
         return controls, [*absent, f"Pictures by class name are left out: {why}."]
-    base, names = load_base(paths["base"], use_time_cond=False), [classifier.names[k] for k in index]
+    base, names = load_base(paths["pretrain_gm_path"], use_time_cond=False), [classifier.names[k] for k in index]
     return controls | by_name(base, clip, settings, size, names, test.label, test.label[source]), absent
 
 

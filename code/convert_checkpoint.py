@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from config import from_cli, setting
@@ -51,8 +51,9 @@ def main() -> None:
         raise UserError("checkpoint= and out= must be given; see --help")
     if cfg.to not in WRITERS:
         raise UserError(f"to={cfg.to}: no such format; there are {', '.join(WRITERS)}")
-    if Path(cfg.out).exists():
-        raise UserError(f"out={cfg.out} exists; choose another name")
+    written = [Path(cfg.out)] + ([Path(cfg.out).with_suffix(".json")] if cfg.to == "safetensors" else [])
+    if there := [path for path in written if path.exists()]:
+        raise UserError(f"out={there[0]} exists; choose another name")
     content = read_any(Path(cfg.checkpoint), cfg.pretrain_gm_path)
     if content["format"] != weights.FORMAT and cfg.to in ("v1", "diffusers"):
         raise UserError(
@@ -73,7 +74,12 @@ def read_any(path: Path, pretrain_gm_path: str) -> dict:
         content = checkpoints.read_plain(path, "checkpoint in the v1 layout")
         if FACTS not in content:
             raise UserError(f"{path}: has no entry {FACTS}; it was not written by this script")
-        return content[FACTS] | {"model": weights.trained_part(content["state_dict"])}
+        facts, state = content[FACTS], content["state_dict"]
+        if not facts["base"]["sha256"]:  # made from the published checkpoint, which carries its own base
+            config = {k: facts["config"][k] for k in ("unet", "vae", "scale_factor", "linear_start", "linear_end")}
+            config["unet"] = {k: config["unet"][k] for k in weights.UNET_SIZES}
+            facts["base"] |= {"state": state, "sizes": weights.BaseSizes(**config)}
+        return facts | {"model": weights.trained_part(state)}
     return read_stage_b(path, pretrain_gm_path or "pretrains")
 
 
@@ -117,6 +123,8 @@ def read_safetensors(path: Path) -> dict:
     if not beside.is_file():
         raise UserError(f"{beside}: missing; it holds the sizes of the model whose tensors are in {path.name}")
     content, tensors = json.loads(beside.read_text()), load_file(path)
+    if "format" not in content:
+        raise UserError(f"{beside}: is not the description that belongs to {path.name}")
     separate = {name: tensors.pop(name) for name in ("no_context",) if name in tensors}
     return content | separate | {"model": tensors}
 
@@ -169,7 +177,7 @@ def base_of(content: dict, cfg: ConvertConfig) -> weights.Base:
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file and its folder."""
     whole = {name: value.contiguous() for name, value in tensors.items()}
-    checkpoints.replace_atomically(path, lambda file: save_file(whole, file.name))
+    checkpoints.write_bytes(path, save(whole))
 
 
 WRITERS = {"ours": write_ours, "safetensors": write_safetensors, "v1": write_v1, "diffusers": write_diffusers}

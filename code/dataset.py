@@ -68,7 +68,7 @@ class EEGWindows:
         if not held:
             raise UserError(
                 f"{self.folder}: too little EEG to hold a part out (fewer than five files, none longer than "
-                f"{2 * self.n_times} samples); add recordings, or set held_out=0"
+                f"{2 * self.n_times} samples); add recordings"
             )
         return train, held
 
@@ -201,8 +201,8 @@ def _trials(
         eeg=torch.from_numpy(eeg).mul_(scale),
         position=torch.tensor(kept),
         **{k: torch.tensor(column[k]) for k in ("label", "image", "subject")},
-        onset=None if None in column["onset"] else torch.tensor(column["onset"], dtype=torch.float64),
-        recording=None if None in column["recording"] else column["recording"],
+        onset=None if None in trials["onset"] else torch.tensor(column["onset"], dtype=torch.float64),
+        recording=None if None in trials["recording"] else column["recording"],
         names=[file.about["images"][i] for i in column["image"]],
         wnids=file.about["labels"],
         info=info | {"left_out": len(part) - len(kept)},

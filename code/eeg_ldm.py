@@ -18,11 +18,11 @@ from dc_ldm.image_cache import clip_embeddings, latent_moments
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank, validation_losses
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP, load_clip
-from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
 from dc_ldm.published import read_stage_a
 from runtime import ranks
 from runtime.errors import UserError
-from runtime.loop import Schedule, fit, pick_device
+from runtime.loop import Schedule, fit, pick_device, pick_precision
 from runtime.runs import Run, run_config, train_stage
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
 from splits import told
@@ -87,7 +87,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
         return None
 
     # The trained part, with everything needed to build its models again
-    info = trials["train"].info
+    info, positions = trials["train"].info, {split: part.position.tolist() for split, part in trials.items()}
     facts = {"epoch": module.state["epoch"], criterion: module.state["score"]}
     content = {
         "format": weights.FORMAT,
@@ -96,7 +96,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
         "config": weights.model_config(base, sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": scale} | {k: info[k] for k in INPUT_FACTS},
-        "run": {"config": run_config(cfg), "split": info["split"], **facts},
+        "run": {"config": run_config(cfg), "split": info["split"], "positions": positions, **facts},
     }
     summary = f"selected epoch {facts['epoch']}, validation mean {means} {facts[criterion]:.3f}"
     return content, facts, summary
@@ -108,6 +108,11 @@ def check(cfg: FinetuneConfig) -> None:
         raise UserError(f"dataset={cfg.dataset}: only EEG exists")
     if cfg.select not in ("clip_retrieval", "n_way"):
         raise UserError(f"select={cfg.select}: use clip_retrieval or n_way")
+    if cfg.clip_head not in CLIP_HEADS:
+        raise UserError(f"clip_head={cfg.clip_head}: use {' or '.join(CLIP_HEADS)}")
+    if cfg.guidance != 1 and not cfg.cond_drop:
+        raise UserError(f"guidance={cfg.guidance}: needs cond_drop=0.1 or so in training; use it, or guidance=1")
+    pick_precision(cfg.precision, pick_device(cfg.device))
     check_sampler(cfg.sampler, cfg.ddim_steps)
 
 

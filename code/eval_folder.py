@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from runtime.checkpoints import write_text
@@ -146,7 +147,11 @@ def read_folder(folder: str | Path) -> tuple[Truth, dict[str, Outcome], dict[str
     if not path.is_file():
         raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
     parts: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in load_file(path).items():
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: is truncated or no safetensors file ({error}); run the evaluation again") from error
+    for key, array in stored.items():
         run, _, field = key.partition(".")
         if len(array) != len(trials):
             raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {len(trials)}")

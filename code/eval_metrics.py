@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 
 from eval_folder import Outcome, Truth, left_out, read_folder, write_item_scores
 from page_scores import table
+from results_page import write_page
 from runtime.checkpoints import write_text
 from runtime.errors import UserError, cli
 from similarity import cosine, likeness
@@ -183,11 +184,12 @@ def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
     if truth.image is None:  # the kinds shown are then all there is to tell
         about_class.reverse()
     design = tuple(run.get("design") or design_of(trials))
+    shared = (run.get("split") or {}).get("shared", {}).get("train/test")
     metrics = {
         "scores": scores,
         "controls": controls,
         "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit),
-        "verdict": verdict(next(iter(about_class), None), scores, controls, design, instance_p),
+        "verdict": verdict(next(iter(about_class), None), scores, controls, design, instance_p, shared),
         "subjects": subject_table(real, [row["subject"] for row in trials], unit),
         "left_out": left_out(truth, outcomes["real"]),
         "run": run,
@@ -210,6 +212,8 @@ def main() -> None:
     path = Path(folder) / "metrics.json"
     run = json.loads(path.read_text())["run"] if path.is_file() else {}
     print(table(write_metrics(folder, run | asked)))
+    if (Path(folder) / "index.html").is_file():
+        write_page(folder)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ python code/gen_eval_eeg.py --dataset EEG --model_path pretrains/models/checkpoi
 Shapes: N test trials, S pictures a trial, C electrodes, T time points.
 """
 
+import hashlib
+import json
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -18,11 +20,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from config import GenerateConfig, from_cli, in_place, under_root
-from controls import cost, plan
+from controls import KINDS, cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
+from dc_ldm.generator import check_sampler
 from dc_ldm.image_cache import clip_embeddings
-from dc_ldm.models.samplers import check_steps
 from dc_ldm.modules.clip import load_clip
 from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
@@ -47,11 +49,13 @@ from trial_cache import open_trial_file
 def main() -> None:
     cfg = from_cli(GenerateConfig)
     started = time.time()
-    check_steps(cfg.ddim_steps, cfg.sampler)
+    check_sampler(cfg.sampler, cfg.ddim_steps)
+    if cfg.controls not in KINDS:
+        raise UserError(f"controls={cfg.controls}: no such choice; there are {', '.join(KINDS)}")
     paths = input_paths(cfg)
     model = about_stage_b(paths["model_path"], paths["pretrain_gm_path"])
     hashes = {f"{name}_sha256": checkpoints.sha256(paths[f"{name}_path"]) for name in ("model", "splits")}
-    hashes["eeg_sha256"] = open_trial_file(paths["eeg_signals_path"]).about["sha256"]
+    hashes["eeg_sha256"] = ranks.lead_first(lambda: open_trial_file(paths["eeg_signals_path"])).about["sha256"]
 
     # Other files behind the same names make another run
     folder, config = under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg, "batch_size") | hashes
@@ -88,6 +92,9 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     notes += [absent] if absent else []
     print(told(test.info["split"]), *notes, f"{len(test)} test trials of {paths['eeg_signals_path']}", sep="\n")
 
+    found, gap = baselines(trials["train"], test)  # before hours of sampling: it may refuse the trials
+    ranks.from_lead(lambda: same_trials(folder, test))
+
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
     settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance, "batch_size": cfg.batch_size}
@@ -111,7 +118,6 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
         arrays |= show(folder / "samples", paths["imagenet_path"], test.names, size, see, embed)
 
-    found, gap = baselines(trials["train"], test)
     arrays |= found
     write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"), gap)
     content = {name: values.contiguous() for name, values in arrays.items()}
@@ -178,6 +184,7 @@ def open_splits(cfg: GenerateConfig, paths: dict, model: dict) -> tuple[dict[str
             raise UserError(
                 f"{paths['eeg_signals_path']}: {key} is {there}, but {paths['model_path']} was trained on {wanted[key]}"
             )
+    unsure = refuse_trained(trials["test"], model, paths)
     if trials["test"].info["image_known"]:
         needed, notes = leave_out_missing({"test": trials["test"]}, paths["imagenet_path"], cfg.allow_missing)
         trials |= needed
@@ -186,7 +193,32 @@ def open_splits(cfg: GenerateConfig, paths: dict, model: dict) -> tuple[dict[str
     if cfg.max_items:
         trials["test"] = trials["test"].select(range(min(cfg.max_items, len(trials["test"]))))
         notes.append(f"max_items={cfg.max_items}: only the first {len(trials['test'])} test trials are scored")
-    return trials, notes
+    return trials, notes + unsure
+
+
+def same_trials(folder: Path, test: Trials) -> None:
+    """Raises UserError where pictures in the folder were made of other trials: files or the manifest changed since."""
+    record = folder / "begun.json"
+    now = {"names": test.names, "eeg_sha256": hashlib.sha256(test.eeg.numpy().tobytes()).hexdigest()}
+    if record.is_file() and json.loads(record.read_text()) != now:
+        raise UserError(f"{folder}: was begun with other test trials; take another name=, or overwrite=true")
+    checkpoints.write_text(record, json.dumps(now))
+
+
+def refuse_trained(test: Trials, model: dict, paths: dict) -> list[str]:
+    """Raises UserError where stage B was trained or selected on trials now to be tested; a note where none can tell."""
+    trained = model.get("run", {})
+    if "positions" not in trained:
+        return [f"{paths['model_path']} does not say on which trials it was trained"]
+    if trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]:
+        return []
+    both = {i for part in trained["positions"].values() for i in part} & set(test.position.tolist())
+    if both:
+        raise UserError(
+            f"{paths['model_path']}: was trained or selected on {len(both)} of the {len(test)} test trials of "
+            f"{paths['splits_path']}; use the splits that it was trained with"
+        )
+    return []
 
 
 def agreement(arrays: dict[str, Tensor], classifier: PictureClassifier | None, test: Trials) -> float | None:

@@ -77,7 +77,7 @@ def _plot_row(label: str, entry: dict, top: float, kind: str = "") -> str:
 
 def _figure(title: str, about: str, rows: dict[str, dict], kind: str) -> str:
     """Dot plot of scores by their label, the first of them the run's; chance is a dashed line, the axis in percent."""
-    highest = min(max(entry["ci95"][1] for entry in rows.values()), 1.0)
+    highest = min(max(max(entry["ci95"][1], entry["chance"]) for entry in rows.values()), 1.0)
     top = next(t for t in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if t >= highest)
     ticks = "".join(
         f'<text x="{share}%" y="1em" text-anchor="{anchor}">{share * top:g} %</text>'

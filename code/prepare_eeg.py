@@ -170,6 +170,7 @@ def main() -> None:
     paths, out, copies = recordings.find_recordings(cfg.recordings), Path(cfg.out), []
     band, wanted = pair(cfg.band, "band"), [name.strip() for name in cfg.channels.split(",") if name.strip()]
     settings = {k: v for k, v in asdict(cfg).items() if k != "overwrite"}
+    settings["files"] = {path.name: path.stat().st_size for path in map(Path, paths)}
     if already_there(out, settings, cfg.overwrite):
         print(f"{out}: already prepared with these settings")
         return

@@ -102,6 +102,8 @@ def _read_csv(path: Path) -> tuple:
         raise UserError(f"{path}: expected a column 'timestamps' among {names}, and as many numbers in each line")
     marks = [i for i, name in enumerate(names) if name.lower().startswith("marker")]
     seconds = table[:, times[0]] - table[0, times[0]]
+    if not (np.isfinite(seconds).all() and seconds[-1] > 0):
+        raise UserError(f"{path}: time stamps are not finite or do not rise; cut the recording at its gaps")
     rate = (len(seconds) - 1) / seconds[-1]
     sfreq = float(round(rate)) if abs(rate - round(rate)) < 0.005 * rate else rate  # headsets run at whole rates
     stray = np.abs(seconds - np.arange(len(seconds)) / rate).max()

@@ -36,7 +36,8 @@ from runtime.loop import pick_device, pick_precision
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 INPUT = {"n_chans": 128, "n_times": 512, "patch_size": 4}
-PUBLISHED_BASE = BaseSizes(unet={}, vae={"ch_mult": (1, 2, 4, 4), "z_channels": 4})  # the constructors' defaults
+MULT = (1, 2, 4, 4)
+PUBLISHED_BASE = BaseSizes({"channel_mult": MULT}, {"ch_mult": MULT, "z_channels": 4})  # the constructors' defaults
 PUBLISHED_CLIP = (768, 427_616_513)  # width of ViT-L/14's space, parameters of its two towers
 PROBE_STEPS, PROBE_SECONDS = 20, 60
 UNITS = {"parameters": (1e6, "million"), "memory": (1e9, "GB"), "time": (1, "")}

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,19 @@ def read_splits(path: Path, order: Sequence[int], index_space: str) -> dict[str,
     content = checkpoints.read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
     if not content.get("splits"):
         raise UserError(f"{path}: lacks the key 'splits' or it is empty; found {sorted(map(str, content))}")
-    parts = content["splits"][0]
+    first = content["splits"][0] if isinstance(content["splits"], list) else None
+    if not isinstance(first, dict):
+        raise UserError(f"{path}: 'splits' is no list of dicts of train, val and test")
+    parts = {}
     for name in SPLITS:
-        if name not in parts:
-            raise UserError(f"{path}: splits[0] lacks the key '{name}'; found {sorted(map(str, parts))}")
+        if name not in first:
+            raise UserError(f"{path}: splits[0] lacks the key '{name}'; found {sorted(map(str, first))}")
+        try:
+            parts[name] = [operator.index(i) for i in first[name]]  # a tensor's numbers too
+        except TypeError as error:
+            raise UserError(f"{path}: split '{name}' holds something other than whole numbers") from error
+        if len(set(parts[name])) < len(parts[name]):
+            raise UserError(f"{path}: split '{name}' names a trial twice")
         wrong = [i for i in parts[name] if not 0 <= i < len(order)]
         if wrong:
             raise UserError(

@@ -34,6 +34,9 @@ def main() -> None:
 def check(cfg: PretrainConfig) -> None:
     """Refuse, before any work, what stage A cannot do. Raises UserError."""
     pick_precision(cfg.precision, pick_device(cfg.device))
+    for name in ("held_out", "eeg_scale", "mlp_ratio"):
+        if not getattr(cfg, name) > 0:
+            raise UserError(f"{name}={getattr(cfg, name)}: expected more than 0")
     if cfg.n_times % cfg.patch_size:
         raise UserError(f"n_times={cfg.n_times} patch_size={cfg.patch_size}: a window must be a whole number of tokens")
     n_tokens = cfg.n_times // cfg.patch_size

@@ -10,6 +10,7 @@ Shapes: C electrodes, L samples of one trial.
 
 import hashlib
 import json
+import math
 import pickle
 import resource
 import time
@@ -24,7 +25,7 @@ from runtime import checkpoints
 from runtime.errors import UserError
 from stimuli import image_path
 
-FORMAT = "eeg-trials-1"
+FORMAT = "eeg-trials-2"
 LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)  # what torch wrote before its files became zip archives
 DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2"}
 KEYS = ("dataset", "labels", "images")
@@ -94,7 +95,7 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
         for number, trial in enumerate(trials):
             try:
                 eeg = trial["eeg"].read(path, storages)
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{path}: trial {number} cannot be read, the file is truncated ({error})") from error
             columns["digest"].append(hashlib.blake2b(eeg, digest_size=16).hexdigest())
             file.write(eeg)
@@ -124,7 +125,7 @@ class _Tensor(NamedTuple):
     def read(self, path: Path, storages: dict[str, tuple[str, int, int]]) -> np.ndarray:
         dtype, numel, offset = storages[self.storage]
         last = self.first + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        if min(self.first, *self.stride) < 0 or last >= numel:
+        if min(self.first, *self.shape, *self.stride) < 0 or last >= numel or math.prod(self.shape) > numel:
             raise ValueError(f"a tensor of shape {self.shape} lies outside its storage of {numel} elements")
         flat = np.memmap(path, dtype, "r", offset, (numel,))[self.first :]
         steps = [step * flat.itemsize for step in self.stride]
@@ -138,7 +139,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-class _Skeleton(pickle.Unpickler):
+class _Skeleton(pickle._Unpickler):  # not C's: that one sets aside memory for any memo index
     """Reads lists, dicts, numbers, text, and tensors as descriptions; any other name in the pickle is refused."""
 
     def __init__(self, file) -> None:
@@ -212,6 +213,7 @@ def _check(path: Path, content: dict) -> None:
         if not isinstance(content[key], list) or not content[key]:
             raise UserError(f"{path}: '{key}' is empty or no list")
     limits = {"label": len(content["labels"]), "image": len(content["images"])}
+    last: dict[int, float] = {}  # onset of each subject's trial before
     for i, trial in enumerate(content["dataset"]):
         if not isinstance(trial, dict):
             raise UserError(f"{path}: trial {i} is no dict")
@@ -225,5 +227,12 @@ def _check(path: Path, content: dict) -> None:
                 raise UserError(f"{path}: trial {i} has {key} {trial[key]}; the file lists {limit} {key}s, from 0")
         if len(trial["eeg"].shape) != 2:
             raise UserError(f"{path}: trial {i} has eeg {trial['eeg'].shape}; expected a tensor (channels, samples)")
+        onset = trial.get("onset", 0)
+        if not math.isfinite(onset):
+            raise UserError(f"{path}: trial {i} has onset {onset}; expected seconds")
+        if "onset" in trial and "recording" not in trial:
+            if onset < last.get(trial["subject"], onset):
+                raise UserError(f"{path}: trial {i}: onsets begin anew, but no trial names its 'recording'")
+            last[trial["subject"]] = onset
     for name in content["images"]:
         image_path("", name)

@@ -61,7 +61,10 @@ def load_judge(cfg: FinetuneConfig, device: torch.device) -> Judge | None:
 
 def cost(cfg: FinetuneConfig, n_train: int, n_val: int) -> str:
     """What select=n_way costs, in forward passes of the UNet over one picture, beside the training itself."""
-    pictures, passes = n_val * cfg.num_samples, cfg.ddim_steps * (1 if cfg.guidance == 1 else 2)
+    pictures, passes = (
+        n_val * cfg.num_samples,
+        (cfg.ddim_steps + (cfg.sampler == "plms")) * (1 if cfg.guidance == 1 else 2),
+    )
     times = -(-cfg.num_epoch // cfg.validate_every)
     size = cfg.batch_size * cfg.accumulate_grad
     return (

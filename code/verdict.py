@@ -253,8 +253,9 @@ def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list
 
 
 def verdict(
-    score: str | None, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None
-) -> dict:
+    score: str | None, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None,
+    shared: dict | None = None,
+) -> dict:  # fmt: skip
     """The verdict of metrics.json from its other parts.
 
     Args:
@@ -262,29 +263,37 @@ def verdict(
         scores, controls: as `eval_metrics.score_table` returns them.
         design: what `design_from` returned.
         instance_p: p of retrieval within classes, or None where images are unknown or no class has two.
+        shared: what training and test split share, as `splits.check_splits` counts it; None: unknown.
 
     Returns:
         {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "score", "reasons"}.
     """
     kind, why = design
+    copies, repeated = (shared or {}).get("identical", 0), (shared or {}).get("pictures", 0)
     if score is None:
         above, reasons = False, ["No classifier scored the pictures, so nothing is claimed about their classes."]
     else:
         above, reasons = _class_reasons(score, scores, controls)
-    if not above:
+    if copies:
+        reasons.append(f"{copies} test trials are copies of training trials, so nothing is claimed.")
+    if not above or copies:
         about_class = "nothing"
     else:
         about_class = "supported" if kind == "random" else "explained_by_time"
     if about_class == "explained_by_time":
         reasons.append("In such a design slow change of the recording can name the class, so the score is no evidence.")
-    instance = "supported" if instance_p is not None and instance_p < ALPHA else "nothing"
+    above = instance_p is not None and instance_p < ALPHA
+    ordered = repeated and kind != "random"
+    instance = "supported" if above and not copies and not ordered else "nothing"
     if instance_p is None:
         reasons.append("Single images were not tested: images unknown, no embeddings, or one image a class.")
     else:
-        found = "" if instance == "supported" else "not "
+        found = "" if above else "not "
         reasons.append(
             f"Among images of its class the seen one is {found}found above chance "
             f"(p = {instance_p:.2g}, needed < {ALPHA})."
         )
+    if ordered:
+        reasons.append(f"Training and test share {repeated} pictures, whose order in time could name single images.")
     reasons.append(f"Design {kind}: {why}.")
     return {"class": about_class, "instance": instance, "design": kind, "score": score, "reasons": reasons}

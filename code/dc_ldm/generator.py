@@ -107,7 +107,7 @@ class EEGImageGenerator:
         start = torch.stack([draws.randn(self.latent_shape, seed, "starting latent") for seed in seeds])
         denoise = guided(
             lambda x, t: self.unet(x, t, context),
-            lambda x, t: self.unet(x, t, self.no_context.expand_as(context)),
+            lambda x, t: self.unet(x, t, self.no_context.to(context.device).expand_as(context)),
             guidance,
         )
         latent = SAMPLERS[sampler](denoise, start.to(self.device), self.alphas_cumprod, steps)

@@ -162,5 +162,5 @@ def reciprocal_rank(embedding: Tensor, targets: Tensor, target: Tensor) -> Tenso
     similarity = F.normalize(embedding.double(), dim=1) @ F.normalize(targets.double(), dim=1).T
     own = similarity.gather(1, target[:, None])
     above, tied = (similarity > own).sum(1), (similarity == own).sum(1)
-    harmonic = torch.cat([torch.zeros(1), (1 / torch.arange(1, len(targets) + 1)).cumsum(0)]).double()
+    harmonic = F.pad((1 / torch.arange(1, len(targets) + 1, dtype=torch.float64)).cumsum(0), (1, 0))
     return (harmonic[above + tied] - harmonic[above]) / tied

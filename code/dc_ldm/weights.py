@@ -56,8 +56,9 @@ class BaseSizes:
     def latent_shape(self, img_size: int) -> tuple[int, int, int]:
         """(4, h, w) of a picture of img_size pixels a side: an eighth of it for Stable Diffusion. Raises UserError."""
         factor = 2 ** (len(self.vae["ch_mult"]) - 1)
-        if img_size <= 0 or img_size % factor:
-            raise UserError(f"img_size={img_size}: this autoencoder takes positive multiples of {factor}")
+        whole = factor * 2 ** (len(self.unet["channel_mult"]) - 1)  # the UNet halves the latent too
+        if img_size <= 0 or img_size % whole:
+            raise UserError(f"img_size={img_size}: these networks take positive multiples of {whole}")
         return self.vae["z_channels"], img_size // factor, img_size // factor
 
 

@@ -68,6 +68,8 @@ def pick_device(asked: str) -> torch.device:
         device = torch.device(asked.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise UserError(f"device={asked}: no such device; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={asked}: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(f"device={asked}: torch sees {count} GPUs here; use device=cpu or device=auto")
@@ -118,6 +120,9 @@ def fit(
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     keeper = _Keeper(run, schedule, validate, steps_per_epoch(len(items), schedule.batch_size, schedule.accumulate))
     keeper.log_to_wandb = log_to_wandb
+    if keeper.resume:  # here, because Lightning calls no hook where nothing is left to train
+        module.load_training_state(keeper.resume["module"])
+        module.state = keeper.resume["state"]
     batches = StepBatches(
         len(items), schedule.batch_size, schedule.seed, keeper.step, keeper.last_step, schedule.accumulate,
         ranks.rank(), ranks.world(),
@@ -177,9 +182,7 @@ class _Keeper(pl.Callback):
 
     def on_train_start(self, trainer, module) -> None:
         if self.resume:
-            module.load_training_state(self.resume["module"])
             trainer.optimizers[0].load_state_dict(self.resume["optimizer"])
-            module.state = self.resume["state"]
             print(f"resuming {self.run.folder} after step {self.step}")
             self.resume = {}
         for which in (signal.SIGTERM, signal.SIGINT):  # Lightning puts the earlier handlers back
@@ -193,7 +196,7 @@ class _Keeper(pl.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if batch_idx % self.schedule.accumulate == 0:
             for group in trainer.optimizers[0].param_groups:
-                group["lr"] = module.lr_at(self.step) * group.get("lr_scale", 1.0)
+                group["lr"] = module.lr_at(self.step)
 
     def on_before_backward(self, trainer, module, loss: Tensor) -> None:
         """Before the gradients are summed over the processes, so that none waits for one that has stopped."""

@@ -94,9 +94,10 @@ def hand_on(run: Run, target: Path) -> str:
     """Place the run's checkpoint at `target`, with its origin and sha256 beside it; returns the sha256."""
     check_hand_on(target, run)
     digest = checkpoints.sha256(run.checkpoint)
+    # the record first: a run killed between the two is then still known as the file's owner
+    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": str(run.folder), "sha256": digest}))
     with open(run.checkpoint, "rb") as source:
         checkpoints.replace_atomically(target, lambda file: shutil.copyfileobj(source, file))
-    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": str(run.folder), "sha256": digest}))
     return digest
 
 

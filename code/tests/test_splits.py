@@ -8,7 +8,7 @@ import torch
 import make_splits
 from dataset import open_trials
 from runtime.errors import UserError
-from splits import check_splits, runs_in_time, told
+from splits import check_splits, read_splits, runs_in_time, told
 
 N_CLASSES, N_IMAGES, N_SUBJECTS = 4, 40, 3
 
@@ -133,3 +133,18 @@ def test_what_cannot_be_divided_is_said(tmp_path, monkeypatch, capsys):
     ):
         with pytest.raises(UserError, match=words):
             make(tmp_path, monkeypatch, capsys, **settings)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (list(torch.tensor([0, 1, 2, 5])), "overlap"),  # numbers of a tensor are compared as numbers
+        ([0, 0, 1], "names a trial twice"),
+        ([0.5], "something other than whole numbers"),
+    ],
+)
+def test_indices_are_whole_numbers_and_named_once(tmp_path, train, said):
+    path = tmp_path / "splits.pth"
+    torch.save({"splits": [{"train": train, "val": [3], "test": [5]}]}, path)
+    with pytest.raises(UserError, match=said):
+        read_splits(path, range(6), "the whole file")

@@ -269,7 +269,7 @@ def test_pictures_that_show_the_right_class_select_the_epoch(tmp_path, monkeypat
     monkeypatch.setattr(scorers.PictureClassifier, "__call__", judge)
     run_script(tmp_path, num_epoch=3, select="n_way", classifier="classifier")
     printed = capsys.readouterr().out
-    assert "8 pictures x 4 = 32 UNet forwards at each validation, 96 in all 3, beside 9 training steps" in printed
+    assert "8 pictures x 5 = 40 UNet forwards at each validation, 120 in all 3, beside 9 training steps" in printed
     assert "selected epoch 2, validation mean 5-way top-1 of pictures 1.000" in printed
     assert [len(pictures) for pictures in seen] == [8, 8, 8] and not torch.equal(seen[0], seen[1])
     content = checkpoints.load(tmp_path / "pretrains/generation/tiny.pth", (weights.FORMAT,), "checkpoint")
@@ -324,7 +324,7 @@ def test_stage_a_weights_arrive_and_none_means_untrained(world):
         ({"clip_head": "both"}, "clip_head"),
         ({"ddim_steps": 300}, "asked for 300"),
         ({"sampler": "euler"}, "sampler=euler"),
-        ({"img_size": 30}, "multiples of 8"),
+        ({"img_size": 30}, "multiples of 16"),
         ({"cond_drop": 1.5}, "cond_drop=1.5"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"subject": 2}, "subject 2"),

@@ -120,3 +120,14 @@ def test_a_score_without_a_single_hit_or_miss_is_not_certain():
     none, all_ = entry(np.zeros(100), 0.02, "image"), entry(np.ones(100), 0.02, "image")
     assert none["ci95"] == [0.0, pytest.approx(0.0362, abs=1e-4)]
     assert all_["ci95"] == [pytest.approx(0.9638, abs=1e-4), 1.0]
+
+
+def test_copies_and_shared_pictures_claim_nothing():
+    scores = {"50_way_top1": {"value": 0.5, "first_sample": 0.5}}
+    beaten = {"value": 0.02, "p_real_above": 1e-4}
+    controls = {name: {"50_way_top1": beaten} for name in ("gaussian_eeg", "other_trials_eeg", "class_prior")}
+    given = ("50_way_top1", scores, controls)
+    assert verdict(*given, ("random", "so"), 1e-4, {"identical": 0, "pictures": 3})["instance"] == "supported"
+    copied = verdict(*given, ("random", "so"), 1e-4, {"identical": 2, "pictures": 0})
+    assert (copied["class"], copied["instance"]) == ("nothing", "nothing")
+    assert verdict(*given, ("block", "so"), 1e-4, {"identical": 0, "pictures": 3})["instance"] == "nothing"

@@ -48,7 +48,8 @@ class EEGConditioner(nn.Module):
 
         All condition tokens start alike, as the states behind a caption's end are, around the empty caption's
         (N, W); a head on the condition starts as CLIP's text projection (V, W) of their mean. Aligning it with the
-        picture's embedding then moves the condition towards the states of a fitting caption.
+        picture's embedding then moves the condition towards the states of a fitting caption. Without the time
+        condition the tokens stay alike, since nothing then tells them apart.
 
         Raises UserError where the widths differ.
         """
