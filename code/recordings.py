@@ -153,7 +153,7 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     """Keep `channels` (all where empty), filter to `band` (Hz, zero-phase FIR), resample to `sfreq` (0: as it is).
 
     Raises:
-        UserError: a wanted channel is missing, or the band does not fit the rate.
+        UserError: a wanted channel is missing, one is flat most of the time, or the band does not fit the rate.
     """
     import mne
 
@@ -171,6 +171,11 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     data = mne.filter.filter_data(recording.data[rows], recording.sfreq, low or None, high, verbose="ERROR")
     if rate != recording.sfreq:
         data = mne.filter.resample(data, rate, recording.sfreq, method="polyphase", verbose="ERROR")
+    spread = np.median(np.abs(data - np.median(data, axis=1, keepdims=True)), axis=1)
+    flat = np.flatnonzero(spread < 1e-6 * np.abs(data).max(axis=1))  # what a filter leaves of nothing is rounding
+    if len(flat):
+        name = recording.ch_names[rows[flat[0]]]
+        raise UserError(f"{recording.path}: channel {name} is flat most of the time; leave it out with channels=")
     markers = [(round(sample * rate / recording.sfreq), name) for sample, name in recording.markers]
     return replace(recording, sfreq=rate, ch_names=[recording.ch_names[i] for i in rows], data=data, markers=markers)
 

@@ -276,3 +276,11 @@ def test_muse_recordings_hold_a_copy_and_tell_faces_from_houses(tmp_path, monkey
         model = linear.LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x[0], y[0].numpy())
         right, n = right + (model.predict(x[1]) == y[1].numpy()).sum(), n + len(x[1])
     assert 1130 < n < 1165 and 0.60 < right / n < 0.68
+
+
+def test_a_channel_flat_most_of_the_time_is_named():
+    data = np.random.default_rng(0).standard_normal((2, 2560))
+    data[1, 600:] = 0.0
+    recording = recordings.Recording("one", Path("lab/one.csv"), 1, 256.0, ["TP9", "AF7"], data, [], {})
+    with pytest.raises(UserError, match="one.csv: channel AF7 is flat most of the time"):
+        recordings.clean(recording, (1.0, 30.0), 0.0, [])
