@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from two_processes import launch
 
 import gen_eval_eeg
 import samples
+from dataset import Trials
 from dc_ldm import weights
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
@@ -233,3 +235,27 @@ def test_a_checkpoint_of_another_stage_is_refused_before_anything_is_written(mon
     with pytest.raises(UserError, match="expected a stage B checkpoint"):
         run(monkeypatch, world, name="other", model_path="pretrains/eeg_pretrain/tiny.pth")
     assert not (world / "results" / "eval" / "other").exists()
+
+
+def test_trials_that_stage_b_knows_are_never_tested():
+    one = torch.zeros(3, dtype=torch.int64)
+    test = Trials(
+        torch.zeros(3, 1, 4), one, one, one, torch.tensor([7, 8, 9]), None, None, ["n1_1"] * 3, ["n1"],
+        {"split": {"eeg_sha256": "a"}},
+    )  # fmt: skip
+    paths = {"model_path": "model.pth", "splits_path": "splits.pth"}
+    run = {"split": {"eeg_sha256": "a"}, "positions": {"train": [1, 2], "val": [3]}}
+    assert gen_eval_eeg.refuse_trained(test, {"run": run}, paths) == []
+    assert "does not say" in gen_eval_eeg.refuse_trained(test, {"run": {}}, paths)[0]
+    with pytest.raises(UserError, match="trained or selected on 2 of the 3 test trials of splits.pth"):
+        gen_eval_eeg.refuse_trained(test, {"run": run | {"positions": {"train": [1, 7], "val": [9]}}}, paths)
+    other = {"run": run | {"split": {"eeg_sha256": "b"}, "positions": {"train": [7]}}}
+    assert gen_eval_eeg.refuse_trained(test, other, paths) == []  # positions in another file say nothing
+
+
+def test_pictures_of_other_trials_are_not_gone_on_with(tmp_path):
+    test = SimpleNamespace(names=["n1_1", "n1_2"], eeg=torch.zeros(2, 1, 4))
+    gen_eval_eeg.same_trials(tmp_path, test)
+    gen_eval_eeg.same_trials(tmp_path, test)
+    with pytest.raises(UserError, match="begun with other test trials"):
+        gen_eval_eeg.same_trials(tmp_path, SimpleNamespace(names=["n1_2", "n1_1"], eeg=test.eeg))
