@@ -16,22 +16,14 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from design import design_of
 from eval_folder import Outcome, Truth, left_out, read_folder, write_item_scores
 from page_scores import table
 from results_page import write_page
 from runtime.checkpoints import write_text
 from runtime.errors import UserError, cli
 from similarity import cosine, likeness
-from verdict import (
-    ItemScores,
-    baseline_table,
-    design_of,
-    score_table,
-    subject_table,
-    verdict,
-    within_class,
-    within_class_p,
-)
+from verdict import ItemScores, baseline_table, score_table, subject_table, verdict, within_class, within_class_p
 
 
 @lru_cache(maxsize=64)

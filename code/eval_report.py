@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from dataset import Trials
+from design import design_from
 from eval_folder import TRIAL_COLUMNS
 from linear_baseline import nearest_in_time
 from runtime import checkpoints
 from scorers import PictureClassifier
-from verdict import design_from
 
 
 def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:

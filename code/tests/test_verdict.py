@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from design import design_from
 from runtime.errors import UserError
-from verdict import EEG_CONTROLS, ItemScores, design_from, entry, score_table, verdict
+from verdict import EEG_CONTROLS, ItemScores, entry, score_table, verdict
 
 RANDOM, BLOCK, UNKNOWN = (("random", "shuffled"), ("block", "in blocks"), ("unknown", "no onsets"))
 
