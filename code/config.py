@@ -103,6 +103,7 @@ class FinetuneConfig(_Pictures, _Training):
     dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
     eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
     pretrain_mbm_path: str = setting("", "stage A's file; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
+    finetune: str = setting("E+A", "pretrained parts that train: E (EEG encoder), A (cross-attention) or E+A", PAPER)
     clip_head: str = setting("condition", "aligned with CLIP: the condition (paper) or the tokens (published)", PAPER)
     clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
     text_start: bool = setting(True, "the condition starts at CLIP's empty caption, its head at CLIP's text projection")

@@ -15,7 +15,7 @@ from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.image_cache import clip_embeddings, latent_moments
-from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, reciprocal_rank, validation_losses
+from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, check_finetune, reciprocal_rank, validation_losses
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP, load_clip
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
@@ -31,6 +31,7 @@ from validation import cost, load_judge, look
 
 ENCODER_SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
+LEARNING = ("lr", "weight_decay", "clip_weight", "finetune")
 CONTEXT_LENGTH = 77  # tokens of Stable Diffusion 1.5's condition
 
 
@@ -65,7 +66,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     if cfg.text_start:
         no_context, projection = (made.clone() for made in clip.text_start(CONTEXT_LENGTH))  # DDP writes into them
         conditioner.start_at_text(no_context, projection)
-    module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, cfg.lr, cfg.weight_decay, cfg.clip_weight)
+    module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, **{k: getattr(cfg, k) for k in LEARNING})
     generator = EEGImageGenerator(
         conditioner, base.unet, base.vae, abar, no_context, base.sizes.latent_shape(cfg.img_size),
         base.sizes.scale_factor, cfg.cond_drop > 0,
@@ -108,6 +109,7 @@ def check(cfg: FinetuneConfig) -> None:
         raise UserError(f"dataset={cfg.dataset}: only EEG exists")
     if cfg.select not in ("clip_retrieval", "n_way"):
         raise UserError(f"select={cfg.select}: use clip_retrieval or n_way")
+    check_finetune(cfg.finetune)
     if cfg.clip_head not in CLIP_HEADS:
         raise UserError(f"clip_head={cfg.clip_head}: use {' or '.join(CLIP_HEADS)}")
     if cfg.guidance != 1 and not cfg.cond_drop:

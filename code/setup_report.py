@@ -212,7 +212,8 @@ def diffusion(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip_dim: in
     conditioner = EEGConditioner(EEGEncoder(**encoder), **shape)
     unet = UNet(**sizes.unet, use_time_cond=cfg.use_time_cond)
     abar = sd_alphas_cumprod(sizes.linear_start, sizes.linear_end).to(torch.get_default_device())
-    return EEGLatentDiffusion(conditioner, unet, abar, torch.zeros(77, shape["context_dim"]), cfg.lr, cfg.weight_decay)
+    start = torch.zeros(77, shape["context_dim"])
+    return EEGLatentDiffusion(conditioner, unet, abar, start, cfg.lr, cfg.weight_decay, finetune=cfg.finetune)
 
 
 def plan_finetuning(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: tuple[int, int]) -> dict:

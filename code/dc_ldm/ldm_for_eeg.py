@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from dc_ldm.weights import load_trained_state, trained_state, trained_unet_tensors
+from dc_ldm.weights import TIME_CONDITION, load_trained_state, trained_state, trained_unet_tensors
 from runtime import draws
+from runtime.errors import UserError
 
 TIMESTEPS = 1000
 
@@ -90,8 +91,23 @@ def losses(
     return F.mse_loss(predicted.float(), data.noise), loss_clip
 
 
+FINETUNE = ("E", "A", "E+A")
+
+
+def check_finetune(finetune: str) -> None:
+    """Raises UserError unless it is one of FINETUNE."""
+    if finetune not in FINETUNE:
+        raise UserError(f"finetune={finetune}: use {', '.join(FINETUNE[:-1])} or {FINETUNE[-1]}")
+
+
 class EEGLatentDiffusion(pl.LightningModule):
-    """Trains the conditioner and, of the UNet, cross-attention, the norm before it and the time condition."""
+    """Trains the conditioner and, of the UNet, cross-attention, the norm before it and the time condition.
+
+    `finetune` says which of the two parts that come pretrained train (the paper's ablation): E, the EEG encoder;
+    A, the UNet's cross-attention with the norm before it; E+A, both. What has no pretrained state always trains: the
+    maps from encoder to condition and to CLIP, and the time condition, which left at its random start would only
+    disturb the UNet. A frozen part has neither gradients nor optimizer state. Raises UserError for another word.
+    """
 
     def __init__(
         self,
@@ -102,16 +118,20 @@ class EEGLatentDiffusion(pl.LightningModule):
         lr: float = 5.3e-5,
         weight_decay: float = 0.01,
         clip_weight: float = 1.0,
+        finetune: str = "E+A",
     ):
         super().__init__()
+        check_finetune(finetune)
         self.conditioner, self.unet = conditioner, unet
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
         self.register_buffer("no_context", no_context, persistent=False)
         self.lr, self.weight_decay, self.clip_weight = lr, weight_decay, clip_weight
         self.state: dict[str, Any] = {}  # survives a stop: plain values and tensors only
         unet.requires_grad_(False)
-        for parameter in trained_unet_tensors(unet).values():
-            parameter.requires_grad_(True)
+        for name, parameter in trained_unet_tensors(unet).items():
+            parameter.requires_grad_("A" in finetune or name.startswith(TIME_CONDITION))
+        if "E" not in finetune:
+            conditioner.mae.requires_grad_(False)
 
     def training_step(self, item: tuple[draws.Batch, LatentBatch], _: int) -> Tensor:
         """Weighted loss of one share of a batch."""

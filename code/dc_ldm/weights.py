@@ -25,6 +25,7 @@ FORMAT = "eeg-ldm-1"
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CONDITIONER_PREFIX = "cond_stage_model."
+TIME_CONDITION = "time_embed_condtion."  # of the UNet, misspelt as published; Stable Diffusion has no such part
 BASE_NAMES = ("v1-5-pruned.safetensors", "v1-5-pruned.ckpt")
 UNET_SIZES = ("in_channels", "out_channels", "model_channels", "attention_resolutions", "num_res_blocks")
 UNET_SIZES += ("channel_mult", "num_heads", "context_dim")
@@ -189,7 +190,7 @@ def assemble(state: dict[str, Tensor], sizes: BaseSizes, use_time_cond: bool, na
     with torch.device("meta"):
         unet, vae = UNet(**sizes.unet, use_time_cond=use_time_cond), AutoencoderKL(**sizes.vae)
     own = part(state, UNET_PREFIX)
-    if use_time_cond and not part(own, "time_embed_condtion."):
+    if use_time_cond and not part(own, TIME_CONDITION):
         for layer in unet.time_embed_condtion:
             layer.to_empty(device="cpu").reset_parameters()
         own |= {f"time_embed_condtion.{k}": value for k, value in unet.time_embed_condtion.state_dict().items()}
@@ -213,7 +214,7 @@ def trained_unet_tensors(unet: UNet) -> dict[str, nn.Parameter]:
 
 def is_trained(name: str) -> bool:
     """Whether stage B trains the UNet's tensor of this name."""
-    return name.startswith("time_embed_condtion.") or ".attn2." in name or "transformer_blocks.0.norm2." in name
+    return name.startswith(TIME_CONDITION) or ".attn2." in name or "transformer_blocks.0.norm2." in name
 
 
 def trained_part(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -107,23 +107,32 @@ def train(folder, items, module=None, **changed) -> EEGLatentDiffusion:
     return module
 
 
-def test_exactly_the_named_part_trains(tmp_path):
-    before = {name: value.clone() for name, value in tiny_module().state_dict().items()}
-    module = tiny_module()
+@pytest.mark.parametrize("finetune", ["E+A", "E", "A"])
+def test_exactly_the_named_part_trains(tmp_path, finetune):
+    module = tiny_module(finetune=finetune)
     # Zero-initialised layers of an untrained UNet would pass no gradient on.
-    for name, value in module.unet.named_parameters():
+    for value in module.unet.parameters():
         if not value.any():
             value.data.normal_(std=0.1)
-            before[f"unet.{name}"] = value.data.clone()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
     train(tmp_path, some_trials(), module)
     changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
     constants = ("pos_embed", "cls_token", "mask_token")
-    expected = {f"unet.{name}" for name in weights.trained_unet_tensors(module.unet)}
-    expected |= {name for name in before if name.startswith("conditioner.") and not name.endswith(constants)}
+    always = ("conditioner.channel_mapper.", "conditioner.dim_mapper.", "conditioner.mapping.")
+    always += ("unet.time_embed_condtion.",)
+    expected = {name for name in before if name.startswith(always)}
+    if "E" in finetune:
+        expected |= {name for name in before if name.startswith("conditioner.mae.") and not name.endswith(constants)}
+    if "A" in finetune:
+        expected |= {name for name in before if ".attn2." in name or ".norm2." in name and "transformer" in name}
     # A bias on keys shifts all scores of a query alike: softmax ignores it, so its gradient is rounding only.
     assert changed == expected
+    assert all((p.grad is not None) == (name in expected) for name, p in module.named_parameters())
     trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
-    assert len(trained) == len(expected)
+    assert trained == {id(p) for name, p in module.named_parameters() if name in expected}
+    resume = checkpoints.load(tmp_path / "last.pth", ("resume-1",), "resume point")
+    assert len(resume["optimizer"]["state"]) == len(expected)
+    assert set(resume["module"]) == set(tiny_module().training_state())  # one format, whatever trains
 
 
 class Interrupted(LatentTrials):
@@ -322,6 +331,7 @@ def test_stage_a_weights_arrive_and_none_means_untrained(world):
         ({"select": "n_way"}, "needs a picture classifier"),
         ({"dataset": "GOD"}, "only EEG"),
         ({"clip_head": "both"}, "clip_head"),
+        ({"finetune": "e"}, "finetune=e: use E, A or E.A"),
         ({"ddim_steps": 300}, "asked for 300"),
         ({"sampler": "euler"}, "sampler=euler"),
         ({"img_size": 30}, "multiples of 16"),
