@@ -75,7 +75,7 @@ def _plot_row(label: str, entry: dict, top: float, kind: str = "") -> str:
     )
 
 
-def _figure(title: str, about: str, rows: dict[str, dict], kind: str) -> str:
+def figure(title: str, about: str, rows: dict[str, dict], kind: str) -> str:
     """Dot plot of scores by their label, the first of them the run's; chance is a dashed line, the axis in percent."""
     highest = min(max(max(entry["ci95"][1], entry["chance"]) for entry in rows.values()), 1.0)
     top = next(t for t in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if t >= highest)
@@ -105,7 +105,7 @@ def _plot(metrics: dict, score: str) -> str:
         f"{_percent(real['chance'])}."
     )
     warning = " Time can explain this score." if kind == "explained_by_time" else ""
-    return _figure(_name(score), about + warning, rows, kind)
+    return figure(_name(score), about + warning, rows, kind)
 
 
 def _groups(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
@@ -120,7 +120,7 @@ def _groups(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
 
     kinds, kind = np.unique([row["class_name"] for row in trials], return_inverse=True)
     classes = dict(sorted(rows(kind, kinds.tolist()).items(), key=lambda row: -row[1]["value"]))
-    bars = _figure(f"{_name(score)}, by class", words()["about"]["class"], classes, "bars")
+    bars = figure(f"{_name(score)}, by class", words()["about"]["class"], classes, "bars")
     page = f"<details><summary>Each class by itself, {len(kinds)} classes</summary>{bars}</details>"
     gap = np.array([float(row.get("gap") or "nan") for row in trials])
     edges = np.unique(np.nanquantile(gap, np.linspace(0, 1, 7))) if np.isfinite(gap).any() else gap[:0]
@@ -128,7 +128,7 @@ def _groups(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
         part = np.where(np.isfinite(gap), np.clip(np.searchsorted(edges, gap, "right"), 1, len(edges) - 1) - 1, -1)
         spans = [f"{low:.3g} to {high:.3g} s" for low, high in zip(edges[:-1], edges[1:], strict=True)]
         about = words()["about"]["distance"]
-        page = _figure(f"{_name(score)}, by distance in time", about, rows(part, spans), "even") + page
+        page = figure(f"{_name(score)}, by distance in time", about, rows(part, spans), "even") + page
     return page
 
 
@@ -178,7 +178,7 @@ def scores_html(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
     score, subjects = metrics["verdict"]["score"], metrics.get("subjects", {})
     if score and len(subjects) > 1:
         rows = {f"Subject {name} ({found[score]['n']})": found[score] for name, found in subjects.items()}
-        page += _figure(f"{_name(score)}, by subject", "Number of trials in brackets.", rows, "even")
+        page += figure(f"{_name(score)}, by subject", "Number of trials in brackets.", rows, "even")
     notes = "".join(f"<li>{escape(note)}</li>" for note in metrics.get("left_out", ()))
     return page + _table(metrics) + (f'<ul class="soft">{notes}</ul>' if notes else "")
 
