@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 from design import design_of
 from eval_folder import Outcome, Truth, left_out, read_folder, write_item_scores
 from page_scores import table
+from power import power_of, told
 from results_page import write_page
 from runtime.checkpoints import write_text
 from runtime.errors import UserError, cli
@@ -46,6 +47,15 @@ def _expected(scores: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
     return (running[better + equal] - running[better]) / equal
 
 
+def _expected_own(scores: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
+    """(N, K), (N,) -> (N,): column own[i] of row i of `_expected`, by counting instead of sorting."""
+    mine = scores[np.arange(len(own)), own][:, None]
+    # sums of bytes are several times faster than sums of booleans
+    better, equal = (mask.view(np.uint8).sum(1, dtype=np.uint32) for mask in (scores > mine, scores == mine))
+    running = _chance_by_rank(scores.shape[1], n_way, top_k)
+    return (running[better + equal] - running[better]) / equal
+
+
 def n_way_accuracy(scores, true_class, n_way: int, top_k: int = 1):
     """Expected N-way top-k accuracy: the true class against n_way - 1 others drawn without replacement.
 
@@ -70,13 +80,13 @@ def n_way_accuracy(scores, true_class, n_way: int, top_k: int = 1):
     if tensor.ndim != 2 or true_class.shape != tensor.shape[:1]:
         shapes = f"{tuple(tensor.shape)} and {true_class.shape}"
         raise UserError(f"expected scores (N, K) and true_class (N,), found {shapes}")
-    values, classes = tensor.double().numpy(), tensor.shape[1]
-    if np.isnan(values).any():
+    values, classes = (tensor if tensor.is_floating_point() else tensor.double()).numpy(), tensor.shape[1]
+    if values.size and np.isnan(values.max()):
         raise UserError(f"scores hold NaN, first in row {np.isnan(values).any(1).argmax()}: look at that picture")
     _check_ways(n_way, top_k, classes)
     if true_class.dtype.kind not in "iu" or ((true_class < 0) | (true_class >= classes)).any():
         raise UserError(f"true_class must hold integers in 0..{classes - 1}, found {np.unique(true_class)[:5]}")
-    exact = _expected(values, n_way, top_k)[np.arange(len(values)), true_class]
+    exact = _expected_own(values, true_class, n_way, top_k)
     return torch.from_numpy(exact) if isinstance(scores, torch.Tensor) else exact
 
 
@@ -89,9 +99,8 @@ def _check_ways(n_way: int, top_k: int, classes: int) -> None:
 
 def _score(alike: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> ItemScores:
     """Every item's own candidate against the others: alike (S, N, M) with M candidates, own (N,) in 0..M-1."""
-    expected = np.stack([_expected(sample, n_way, top_k) for sample in alike])
-    items = np.arange(len(own))
-    return ItemScores(expected[:, items, own], expected[0].mean(0)[own], top_k / n_way, items)
+    samples = np.stack([_expected_own(sample, own, n_way, top_k) for sample in alike])
+    return ItemScores(samples, _expected(alike[0], n_way, top_k).mean(0)[own], top_k / n_way, np.arange(len(own)))
 
 
 def _class_scores(outcome: Outcome, truth: Truth, n_way: int | None, top_k: int) -> dict[str, ItemScores]:
@@ -146,6 +155,13 @@ def item_scores(
     return scores
 
 
+def _instances(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What decides on single images, of each class: two-way scores of every item and image (n, m), own (n,)."""
+    _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
+    parts = within_class(cosine(real.embedding, truth.clip[first])[None], own, truth.label)
+    return [(_expected(matrix[0], 2), place) for _, matrix, place in parts]
+
+
 def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
     """Score an evaluation folder; writes its metrics.json and scores.csv.
 
@@ -167,21 +183,20 @@ def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
         raise UserError(f"{folder}: nothing can be scored: images are unknown and no classifier knows their classes")
     unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
     scores, controls = score_table(real, items, unit, truth.label)
-    instance_p = None
-    if "retrieval_within_class_two_way" in real:
-        _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
-        parts = within_class(cosine(outcomes["real"].embedding, truth.clip[first])[None], own, truth.label)
-        instance_p = within_class_p([(_expected(matrix[0], 2), place) for _, matrix, place in parts])
+    instances = _instances(outcomes["real"], truth) if "retrieval_within_class_two_way" in real else []
     about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
     if truth.image is None:  # the kinds shown are then all there is to tell
         about_class.reverse()
     design = tuple(run.get("design") or design_of(trials))
     shared = (run.get("split") or {}).get("shared", {}).get("train/test")
+    score, instance_p = next(iter(about_class), None), within_class_p(instances) if instances else None
+    power = power_of(score, real, items, instances)
+    notes = [sentence for sentence in (told(power), (run.get("control") or {}).get("about")) if sentence]
     metrics = {
         "scores": scores,
         "controls": controls,
         "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit),
-        "verdict": verdict(next(iter(about_class), None), scores, controls, design, instance_p, shared),
+        "verdict": verdict(score, scores, controls, design, instance_p, shared, notes) | {"power": power},
         "subjects": subject_table(real, [row["subject"] for row in trials], unit),
         "left_out": left_out(truth, outcomes["real"]),
         "run": run,

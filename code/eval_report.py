@@ -94,9 +94,10 @@ def about_trials(trials: dict[str, Trials], opened_at: str) -> dict:
     time, tape = (np.concatenate(parts) for parts in zip(clock(train), clock(test), strict=True))
     order = position.argsort().numpy()
     onset = None if test.onset is None else time[order]
-    known = ("simulated", "image_known", "left_out", "band")
+    known = ("simulated", "image_known", "left_out", "band", "control")
     opened = {"test": "pictures and scores", "train": "linear baseline and order of classes"}
     split = {"scored": "test", "trials": len(test), "opened": opened, "opened_at": opened_at}
-    design = list(design_from(label.numpy()[order], onset, tape[order]))
-    facts = {"commit": commit(), "split": test.info["split"] | split, "design": design}
-    return {k: test.info[k] for k in known} | facts
+    # of trials whose labels were shuffled, the order that was shown is known to whoever shuffled them
+    design = (test.info.get("control") or {}).get("design") or design_from(label.numpy()[order], onset, tape[order])
+    facts = {"commit": commit(), "split": test.info["split"] | split, "design": list(design)}
+    return {k: test.info.get(k) for k in known} | facts

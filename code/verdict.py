@@ -51,19 +51,24 @@ def permutation_p(statistic: float, null: np.ndarray) -> float:
     return float((1 + np.sum(null >= statistic - slack)) / (1 + len(null)))
 
 
+def sign_flip_p(difference: np.ndarray, n_perm: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """One-sided p that differences (N, ...) are above zero on average: without an effect each has either sign."""
+    flat = difference.reshape(len(difference), -1)
+    random, larger = np.random.default_rng(seed), np.zeros(flat.shape[1])
+    floor = flat.sum(0) - 1e-9 * np.maximum(1.0, np.abs(flat.sum(0)))  # as in `permutation_p`
+    for start in range(0, n_perm, 500):
+        signs = random.integers(0, 2, (min(500, n_perm - start), len(flat))) * 2.0 - 1.0
+        larger += (signs @ flat >= floor).sum(0)
+    return ((1 + larger) / (1 + n_perm)).reshape(difference.shape[1:])
+
+
 def paired_p(above: np.ndarray, below: np.ndarray | float, n_perm: int = DRAWS, seed: int = 0) -> float:
     """One-sided sign-flip test that `above` (N,) exceeds `below` (N,) or a fixed value on average, in pairs.
 
-    Without an effect each difference has either sign with equal chance. Where hits are rare the differences are
-    skewed to the right, and the test is cautious: its p is too large rather than too small.
+    Where hits are rare the differences are skewed to the right, and the test is cautious: its p is too large rather
+    than too small.
     """
-    difference = np.asarray(above, dtype=np.float64) - below
-    random = np.random.default_rng(seed)
-    null = [
-        (random.integers(0, 2, (min(500, n_perm - start), len(difference))) * 2.0 - 1.0) @ difference
-        for start in range(0, n_perm, 500)
-    ]
-    return permutation_p(difference.sum(), np.concatenate(null))
+    return float(sign_flip_p(np.asarray(above, dtype=np.float64) - below, n_perm, seed))
 
 
 def entry(values: np.ndarray, chance: float, unit: str, label: np.ndarray | None = None) -> dict:
@@ -148,6 +153,17 @@ def within_class(alike: np.ndarray, own: np.ndarray, label: np.ndarray) -> list[
     return parts
 
 
+def within_class_draws(parts: list[tuple], n_perm: int = DRAWS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class what `within_class_p` sums: the observed score (classes,) and shuffled ones (classes, n_perm)."""
+    random, observed, null = np.random.default_rng(seed), [], []
+    for matrix, own in parts:
+        rows = np.arange(len(own))
+        observed.append(matrix[rows, own].sum())
+        shuffled = random.permuted(np.tile(np.arange(matrix.shape[1]), (n_perm, 1)), axis=1)  # (n_perm, m)
+        null.append(matrix[rows, shuffled[:, own]].sum(1))
+    return np.array(observed), np.array(null)
+
+
 def within_class_p(parts: list[tuple[np.ndarray, np.ndarray]], n_perm: int = DRAWS, seed: int = 0) -> float:
     """Permutation test of retrieval within classes: is the own image found better than others of its class?
 
@@ -155,14 +171,8 @@ def within_class_p(parts: list[tuple[np.ndarray, np.ndarray]], n_perm: int = DRA
         parts: for each class (matrix (n, m), own (n,)): the score of item i, were image u its own, and which is.
             A draw shuffles the images of a class among themselves: what tells classes or blocks apart stays.
     """
-    random = np.random.default_rng(seed)
-    observed, null = 0.0, np.zeros(n_perm)
-    for matrix, own in parts:
-        rows = np.arange(len(own))
-        observed += matrix[rows, own].sum()
-        shuffled = random.permuted(np.tile(np.arange(matrix.shape[1]), (n_perm, 1)), axis=1)  # (n_perm, m)
-        null += matrix[rows, shuffled[:, own]].sum(1)
-    return permutation_p(observed, null)
+    observed, null = within_class_draws(parts, n_perm, seed)
+    return permutation_p(observed.sum(), null.sum(0))
 
 
 def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list[str]]:
@@ -185,7 +195,7 @@ def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list
 
 def verdict(
     score: str | None, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None,
-    shared: dict | None = None,
+    shared: dict | None = None, notes: Sequence[str] = (),
 ) -> dict:  # fmt: skip
     """The verdict of metrics.json from its other parts.
 
@@ -195,6 +205,7 @@ def verdict(
         design: what `design.design_from` returned.
         instance_p: p of retrieval within classes, or None where images are unknown or no class has two.
         shared: what training and test split share, as `splits.check_splits` counts it; None: unknown.
+        notes: sentences that end the reasons.
 
     Returns:
         {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "score", "reasons"}.
@@ -226,5 +237,5 @@ def verdict(
         )
     if ordered:
         reasons.append(f"Training and test share {repeated} pictures, whose order in time could name single images.")
-    reasons.append(f"Design {kind}: {why}.")
+    reasons += [f"Design {kind}: {why}.", *notes]
     return {"class": about_class, "instance": instance, "design": kind, "score": score, "reasons": reasons}
