@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from design import design_of
 from eval_folder import Outcome, Truth, left_out, read_folder, write_item_scores
@@ -39,12 +38,15 @@ def _chance_by_rank(classes: int, n_way: int, top_k: int) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum([w / total for w in ways])])
 
 
-def _expected(scores: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
-    """(N, K) -> (N, K): the expected N-way top-k score of every row, were the column's class the true one."""
+def _expected(scores: np.ndarray, n_way: int, top_k: int = 1, columns=slice(None)) -> np.ndarray:
+    """(N, K) -> (N, C): the expected N-way top-k score of every row, were the true class one of `columns`."""
+    ordered, wanted = np.sort(scores, axis=1), scores[:, columns]
+    below, up_to = (
+        np.stack([np.searchsorted(row, values, side) for row, values in zip(ordered, wanted, strict=True)])
+        for side in ("left", "right")
+    )
     running = _chance_by_rank(scores.shape[1], n_way, top_k)
-    better = scores.shape[1] - rankdata(scores, method="max", axis=1).astype(np.int64)
-    equal = scores.shape[1] - rankdata(scores, method="min", axis=1).astype(np.int64) + 1 - better
-    return (running[better + equal] - running[better]) / equal
+    return (running[scores.shape[1] - below] - running[scores.shape[1] - up_to]) / (up_to - below)
 
 
 def _expected_own(scores: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
@@ -100,7 +102,9 @@ def _check_ways(n_way: int, top_k: int, classes: int) -> None:
 def _score(alike: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> ItemScores:
     """Every item's own candidate against the others: alike (S, N, M) with M candidates, own (N,) in 0..M-1."""
     samples = np.stack([_expected_own(sample, own, n_way, top_k) for sample in alike])
-    return ItemScores(samples, _expected(alike[0], n_way, top_k).mean(0)[own], top_k / n_way, np.arange(len(own)))
+    kinds, kind = np.unique(own, return_inverse=True)
+    prior = _expected(alike[0], n_way, top_k, kinds).mean(0)[kind]
+    return ItemScores(samples, prior, top_k / n_way, np.arange(len(own)))
 
 
 def _class_scores(outcome: Outcome, truth: Truth, n_way: int | None, top_k: int) -> dict[str, ItemScores]:
