@@ -159,7 +159,7 @@ def item_scores(
     return scores
 
 
-def _instances(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.ndarray]]:
+def instance_parts(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.ndarray]]:
     """What decides on single images, of each class: two-way scores of every item and image (n, m), own (n,)."""
     _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
     parts = within_class(cosine(real.embedding, truth.clip[first])[None], own, truth.label)
@@ -187,14 +187,14 @@ def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
         raise UserError(f"{folder}: nothing can be scored: images are unknown and no classifier knows their classes")
     unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
     scores, controls = score_table(real, items, unit, truth.label)
-    instances = _instances(outcomes["real"], truth) if "retrieval_within_class_two_way" in real else []
+    parts = instance_parts(outcomes["real"], truth) if "retrieval_within_class_two_way" in real else []
     about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
     if truth.image is None:  # the kinds shown are then all there is to tell
         about_class.reverse()
     design = tuple(run.get("design") or design_of(trials))
     shared = (run.get("split") or {}).get("shared", {}).get("train/test")
-    score, instance_p = next(iter(about_class), None), within_class_p(instances) if instances else None
-    power = power_of(score, real, items, instances)
+    score, instance_p = next(iter(about_class), None), within_class_p(parts) if parts else None
+    power = power_of(score, real, items, parts)
     notes = [sentence for sentence in (told(power), (run.get("control") or {}).get("about")) if sentence]
     metrics = {
         "scores": scores,
