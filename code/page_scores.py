@@ -20,16 +20,19 @@ def words() -> dict[str, dict[str, str]]:
     return json.loads((Path(__file__).parent / "results_page.json").read_text())
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share as text."""
     return f"{100 * value:.1f} %"
 
 
-def _interval(ci95: list[float]) -> str:
+def interval(ci95: list[float]) -> str:
+    """The interval of a share as text, in percent."""
     low, high = ci95
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def _name(score: str) -> str:
+def score_name(score: str) -> str:
+    """What the page calls a score of metrics.json."""
     if "_way_top" in score:
         n, k = score.split("_way_top")
         return f"{n}-way top-{k}, classifier"
@@ -71,7 +74,7 @@ def _plot_row(label: str, entry: dict, top: float, kind: str = "") -> str:
         f'<line class="bar" x1="0" x2="{x}" y1="50%" y2="50%"/>'
         f'<line class="interval" x1="{low}" x2="{high}" y1="50%" y2="50%"/>'
         f'<circle class="dot" cx="{x}" cy="50%" r="6"/></svg>'
-        f'<span class="number">{_percent(entry["value"])} <small>{_interval(entry["ci95"])}</small></span></li>'
+        f'<span class="number">{percent(entry["value"])} <small>{interval(entry["ci95"])}</small></span></li>'
     )
 
 
@@ -102,10 +105,10 @@ def _plot(metrics: dict, score: str) -> str:
             rows[words()["rows"].get(name, name) + (f" ({note})" if note else "")] = others[name][score]
     about = (
         f"Share of hits, mean over {real['n']} {real['unit']}s with 95 % interval; the dashed line is chance, "
-        f"{_percent(real['chance'])}."
+        f"{percent(real['chance'])}."
     )
     warning = " Time can explain this score." if kind == "explained_by_time" else ""
-    return figure(_name(score), about + warning, rows, kind)
+    return figure(score_name(score), about + warning, rows, kind)
 
 
 def _groups(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
@@ -120,7 +123,7 @@ def _groups(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
 
     kinds, kind = np.unique([row["class_name"] for row in trials], return_inverse=True)
     classes = dict(sorted(rows(kind, kinds.tolist()).items(), key=lambda row: -row[1]["value"]))
-    bars = figure(f"{_name(score)}, by class", words()["about"]["class"], classes, "bars")
+    bars = figure(f"{score_name(score)}, by class", words()["about"]["class"], classes, "bars")
     page = f"<details><summary>Each class by itself, {len(kinds)} classes</summary>{bars}</details>"
     gap = np.array([float(row.get("gap") or "nan") for row in trials])
     edges = np.unique(np.nanquantile(gap, np.linspace(0, 1, 7))) if np.isfinite(gap).any() else gap[:0]
@@ -128,7 +131,7 @@ def _groups(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
         part = np.where(np.isfinite(gap), np.clip(np.searchsorted(edges, gap, "right"), 1, len(edges) - 1) - 1, -1)
         spans = [f"{low:.3g} to {high:.3g} s" for low, high in zip(edges[:-1], edges[1:], strict=True)]
         about = words()["about"]["distance"]
-        page = figure(f"{_name(score)}, by distance in time", about, rows(part, spans), "even") + page
+        page = figure(f"{score_name(score)}, by distance in time", about, rows(part, spans), "even") + page
     return page
 
 
@@ -146,16 +149,16 @@ def _table(metrics: dict) -> str:
     names += [*(words()["rows"].get(name, name) for name in order), *(name.replace("_", " ") for name in best), "n"]
     rows = []
     for score, real in scores.items():
-        cells = [f"{_percent(real['value'])}<small>{_interval(real['ci95'])}</small>"]
+        cells = [f"{percent(real['value'])}<small>{interval(real['ci95'])}</small>"]
         if over_classes:
-            cells.append(_interval(real["ci95_by_class"]) if "ci95_by_class" in real else "")
-        cells.append(_percent(real["chance"]))
+            cells.append(interval(real["ci95_by_class"]) if "ci95_by_class" in real else "")
+        cells.append(percent(real["chance"]))
         for found, name in ((controls[name].get(score), name) for name in order):
             marked = found and found["p_real_above"] >= ALPHA and name not in CEILINGS
-            cells.append(f"{_percent(found['value'])}<small>{'not beaten' * marked}</small>" if found else "")
-        cells += [_percent(real[key]) if key in real else "" for key in best] + [f"{real['n']} {real['unit']}s"]
+            cells.append(f"{percent(found['value'])}<small>{'not beaten' * marked}</small>" if found else "")
+        cells += [percent(real[key]) if key in real else "" for key in best] + [f"{real['n']} {real['unit']}s"]
         row = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{escape(_name(score))}</th>{row}</tr>')
+        rows.append(f'<tr><th scope="row">{escape(score_name(score))}</th>{row}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     note = words()["about"]["table"].format(without=_uncontrolled(metrics), eeg=_eeg(metrics), alpha=ALPHA)
     if metrics["verdict"]["class"] == "explained_by_time":
@@ -178,7 +181,7 @@ def scores_html(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
     score, subjects = metrics["verdict"]["score"], metrics.get("subjects", {})
     if score and len(subjects) > 1:
         rows = {f"Subject {name} ({found[score]['n']})": found[score] for name, found in subjects.items()}
-        page += figure(f"{_name(score)}, by subject", "Number of trials in brackets.", rows, "even")
+        page += figure(f"{score_name(score)}, by subject", "Number of trials in brackets.", rows, "even")
     notes = "".join(f"<li>{escape(note)}</li>" for note in metrics.get("left_out", ()))
     return page + _table(metrics) + (f'<ul class="soft">{notes}</ul>' if notes else "")
 
