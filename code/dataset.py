@@ -14,7 +14,7 @@ from torch import Tensor
 from eeg_signals import Span, check_signal, fit_channels, fit_length, mapped, read_manifest, spans_of
 from runtime import draws
 from runtime.errors import UserError
-from splits import check_splits, read_splits
+from splits import check_splits, read_subject_splits
 from trial_cache import TrialFile, open_trial_file
 
 # eeg_5_95_std.pth carries no manifest: 1 kHz, the model sees 20..460 ms, odd lengths are left out (spec 3.2)
@@ -168,13 +168,7 @@ def open_trials(
     file = open_trial_file(path)
     info = FILE_DEFAULTS | {"ch_names": None, "band": None} | read_manifest(path.with_suffix(".json"))
     subjects = file.about["trials"]["subject"]
-    order = [i for i, who in enumerate(subjects) if subject in (0, who)]
-    if not order:
-        raise UserError(f"{path}: no trial of subject {subject}; it holds {sorted(set(subjects))}")
-    whole = splits_path.stem.endswith("_all") or subject == 0
-    index_space = "the whole file" if whole else f"the list of subject {subject}"
-    parts = read_splits(splits_path, range(len(subjects)) if whole else order, index_space)
-    parts = {name: [i for i in part if subject in (0, subjects[i])] for name, part in parts.items()}
+    parts, index_space = read_subject_splits(splits_path, subjects, subject, str(path))
     info["split"] = check_splits(splits_path, file.about["trials"], parts, index_space)
     info["split"]["eeg_sha256"] = file.about["sha256"]
     return {

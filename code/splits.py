@@ -49,6 +49,28 @@ def read_splits(path: Path, order: Sequence[int], index_space: str) -> dict[str,
     return {name: [order[i] for i in parts[name]] for name in SPLITS}
 
 
+def read_subject_splits(
+    path: Path, subjects: Sequence[int], subject: int, signals: str
+) -> tuple[dict[str, list[int]], str]:
+    """Each split's trials of one subject (0: of all), as positions in the file, and in what the indices count.
+
+    They count among the subject's own trials, as published, but in the whole file where the stem ends in `_all`.
+
+    Args:
+        subjects: of every trial in the file; signals: its name, for errors.
+
+    Raises:
+        UserError: no trial of that subject, or as `read_splits`.
+    """
+    order = [i for i, who in enumerate(subjects) if subject in (0, who)]
+    if not order:
+        raise UserError(f"{signals}: no trial of subject {subject}; it holds {sorted(set(subjects))}")
+    whole = path.stem.endswith("_all") or subject == 0
+    index_space = "the whole file" if whole else f"the list of subject {subject}"
+    parts = read_splits(path, range(len(subjects)) if whole else order, index_space)
+    return {name: [i for i in part if subject in (0, subjects[i])] for name, part in parts.items()}, index_space
+
+
 def runs_in_time(trials: dict[str, list]) -> list[list[int]]:
     """Trials of each subject's recording in order of time: by `onset` where all have one, else as the file has them.
 
