@@ -1,0 +1,160 @@
+"""The page and the CSV of a table of models: scores beside the paper's, and which differences are more than noise."""
+
+import os
+from html import escape
+from pathlib import Path
+from string import Template
+
+import torch
+
+from ablation_results import ALPHA, CONTROLS, Difference, Result, deciding_score, differences, scores_csv
+from ablation_table import Table
+from eeg_ldm import ENCODER_SIZES
+from page_scores import figure, interval, percent, score_name, words
+from runtime.checkpoints import write_text
+from sc_mbm.mae_for_eeg import EEGEncoder
+
+Found = dict[str, Difference | str]
+MINIATURE = (
+    "The EEG is simulated and the networks are small: these numbers concern the miniature world alone. They neither "
+    "confirm nor contradict the paper’s."
+)
+ONE_SEED = (
+    "One seed of training: “resolved” is said of the networks that were trained, not of the settings. How far two "
+    "trainings with the same settings differ was not measured here."
+)
+NOISE = (
+    "An order of rows is noise where their difference is not resolved. It is resolved if, over the same {n} trials, "
+    "the mean difference in the first score has p below {alpha:g} (signs flipped, two-sided, multiplied by {compared}, "
+    "the number of comparisons) and all seeds agree on its sign."
+)
+SCORES = (
+    "Intervals are 95 %, over trials, of the mean over seeds. Differences are percentage points over the same trials. "
+    "Controls are of the first score and share its pictures’ seeds. An empty cell is unknown or was not run."
+)
+
+
+def write_results(folder: Path, table: Table, results: dict[str, Result]) -> Path:
+    """Write index.html and scores.csv; returns the page's path."""
+    score = deciding_score(results)
+    found = differences(results, table.reference, score)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "scores.csv", scores_csv(results, found, score))
+    runs = [m["run"] for r in results.values() for m in r.metrics.values()]
+    banner = (
+        f'<p class="simulated">{words()["banner"]["simulated"]}</p>' if any(r.get("simulated") for r in runs) else ""
+    )
+    body = _verdict(table, results, found, score)
+    body += '<h2 id="scores">Scores</h2>' + _figures(table, results, score) + _scores(table, results, found, score)
+    body += '<h2 id="paper">What is compared</h2>' + "".join(f"<p>{escape(text)}</p>" for text in table.about)
+    body += f'<h2 id="record">How it was made</h2>{_record(folder, results)}{_commands(table, results)}'
+    links = {"verdict": "Verdict", "scores": "Scores", "paper": "What is compared", "record": "How it was made"}
+    here = Path(__file__)
+    page = Template(here.with_name("results_page.html").read_text()).substitute(
+        style=here.with_name("results_page.css").read_text(),
+        banner=banner,
+        title=escape(table.title),
+        ways="".join(f'<a href="#{to}">{name}</a>' for to, name in links.items()),
+        body=body,
+    )
+    write_text(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def _verdict(table: Table, results: dict[str, Result], found: Found, score: str) -> str:
+    """The first thing on the page: how many differences are more than noise, and of which world they speak."""
+    metrics = [m for r in results.values() for m in r.metrics.values()]
+    compared = {name: d for name, d in found.items() if isinstance(d, Difference)}
+    resolved = sum(d.resolved for d in compared.values())
+    body = [MINIATURE] if any(m["run"].get("simulated") for m in metrics) else []
+    body += [words()["design"][design] for design in dict.fromkeys(m["verdict"]["design"] for m in metrics)]
+    if compared:
+        n = (results[table.reference].entry(score) or {})["n"]
+        body.append(NOISE.format(n=n, alpha=ALPHA, compared=len(found)))
+        body += [ONE_SEED] if len(results[table.reference].metrics) == 1 else []
+    told = {name: str(d) for name, d in found.items()}
+    told |= {name: "; ".join(filter(None, (told.get(name), r.problem()))) for name, r in results.items() if r.problem()}
+    rows = "".join(f"<li><strong>{escape(name)}</strong>: {escape(said)}</li>" for name, said in told.items())
+    title = f"{resolved} of {len(compared)} models differ from “{table.reference}” by more than noise."
+    return (
+        f'<section class="verdict nothing" aria-labelledby="verdict"><p class="label">{len(metrics)} runs scored</p>'
+        f'<h2 id="verdict">{escape(title)}</h2>{"".join(f"<p>{text}</p>" for text in body)}'
+        f"<details open><summary>Each model against “{escape(table.reference)}”, in percentage points</summary>"
+        f"<ul>{rows}</ul></details></section>"
+    )
+
+
+def _figures(table: Table, results: dict[str, Result], score: str) -> str:
+    """Dot plots of both class scores, the reference first."""
+    drawn = ""
+    for name in dict.fromkeys((score, "class_accuracy")):
+        order = [table.reference, *(row for row in results if row != table.reference)]
+        rows = {row: e for row in order if (e := results[row].entry(name))}
+        if rows:
+            first = next(iter(rows.values()))
+            about = (
+                f"Share of hits, mean over {first['n']} {first['unit']}s and all seeds, with 95 % interval; the dashed "
+                f"line is chance, {percent(first['chance'])}."
+            )
+            drawn += figure(score_name(name), about, rows, "even" if table.reference not in rows else "nothing")
+    return drawn
+
+
+def _scores(table: Table, results: dict[str, Result], found: Found, score: str) -> str:
+    rows = []
+    for name, r in results.items():
+        d = found.get(name, "")
+        gap = "<small>".join(str(d).split(", p", 1)) if isinstance(d, Difference) else escape(d)
+        entries = [r.entry(wanted) for wanted in dict.fromkeys((score, "class_accuracy"))]
+        cells = [f"{percent(e['value'])}<small>{interval(e['ci95'])}</small>" if e else "" for e in entries]
+        rows.append([
+            f"{escape(name)}<small>{escape(r.row.about)}</small>", *cells,
+            "" if r.row.paper is None else f"{r.row.paper:g} %", gap,
+            *(_share(r.mean(score, "controls", control)) for control in CONTROLS),
+            _share(r.mean("class_accuracy", "baselines", "lda")), ", ".join(r.each(score)),
+            str(next((e["n"] for e in entries if e), "")),
+        ])  # fmt: skip
+    head = ["Model", *(score_name(s) for s in dict.fromkeys((score, "class_accuracy"))), "Paper, 50-way top-1"]
+    head += [f"Minus “{table.reference}”", *(words()["rows"][c] for c in CONTROLS), "LDA on the EEG, class"]
+    return _table(SCORES, [*head, "Each seed", "n"], rows)
+
+
+def _record(folder: Path, results: dict[str, Result]) -> str:
+    """How each row was made."""
+    rows = []
+    for name, r in results.items():
+        *first, second, third = r.jobs
+        prefix, cfg = ("", first[0].cfg) if first else ("encoder_", second.cfg)
+        sizes = {k: getattr(cfg, prefix + k) for k in ENCODER_SIZES if hasattr(cfg, prefix + k)}
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in EEGEncoder(**sizes).parameters())
+        link, about = escape(os.path.relpath(third.folder / "index.html", folder)), escape(name)
+        rows.append([
+            f'<a href="{link}">{about}</a>' if r.metrics else about,
+            f"mask ratio {first[0].cfg.mask_ratio:g}<small>{escape(first[0].name)}</small>" if first else "none",
+            f"{sizes['depth']} layers of {sizes['embed_dim']}<small>{count / 1e6:.3g} million parameters</small>",
+            f"{second.cfg.clip_weight:g}", second.cfg.finetune, escape(r.fact("band")), escape(r.fact("commit")),
+            "<small>".join(f"{j.stage} {j.facts()['seconds']:.0f} s" for j in r.jobs if j.facts()),
+        ])  # fmt: skip
+    head = ["Model", "Pretraining", "Encoder", "Weight of the CLIP loss", "Fine-tuned", "Band", "Commit", "Time"]
+    return _table("Names lead to a row’s own page. Rows with the same pretraining share its run.", head, rows)
+
+
+def _commands(table: Table, results: dict[str, Result]) -> str:
+    """The command lines of every row's first seed, and those that make the data."""
+    lines = dict.fromkeys([*table.prepare, *(job.command for r in results.values() for job in r.jobs)])
+    return f"<details><summary>Commands</summary><pre>{escape(chr(10).join(lines))}</pre></details>"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else percent(value)
+
+
+def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
+    """Of cells in HTML; the first of a row names it."""
+    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    lines = "".join(f'<tr><th scope="row">{row[0]}</th><td>{"</td><td>".join(row[1:])}</td></tr>' for row in rows)
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table><caption><span>'
+        f"{caption}</span></caption><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )

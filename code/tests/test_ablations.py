@@ -1,0 +1,271 @@
+"""The table of models: what runs, what is shared, resumed, reported; what the page and the CSV say of differences."""
+
+import csv
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import ablation_table
+import run_ablations
+from ablation_results import difference
+from ablation_table import STAGES, chain, read_table
+from runtime.errors import UserError
+
+TABLE = """
+title: Made-up models
+reference: full
+about: [Some of this is <unknown>.]
+prepare: {miniature: [python code/simulate_eeg.py]}
+presets:
+  miniature:
+    every: {validate_every: 3}
+    large: {embed_dim: 32}
+    gone: {eeg_signals_path: datasets/gone.pth}
+rows:
+  full: {about: all, paper: 45.8, use: [large], settings: {mask_ratio: 0.75}}
+  no-clip: {about: no CLIP loss, use: [large], settings: {mask_ratio: 0.75, clip_weight: 0.0}}
+  like-full: {about: as full, use: [large], settings: {mask_ratio: 0.75, finetune: A}}
+  untrained: {about: no pretraining, paper: 32.3, pretrained: false, use: [large]}
+"""
+# Stands for all three stages: a run folder as the real ones leave it, scores by what stage B was told
+FAKE = """
+import csv, json, sys, time
+from pathlib import Path
+sys.path.insert(0, {code!r})
+from dataclasses import asdict
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
+from runtime.errors import UserError, cli
+
+def main():
+    cfg, root = from_cli({kind}), Path({root!r})
+    with open(root / "calls.txt", "a") as calls:
+        calls.write({stage!r} + " " + cfg.name + "\\n")
+    if (root / "slow").exists():
+        time.sleep(60)
+    if (root / ("fail " + cfg.name)).exists():
+        raise UserError("the disk is full")
+    folder, drop = root / "results" / {folder!r} / cfg.name, ["overwrite", "wandb", "device", "root_path"]
+    folder.mkdir(parents=True)
+    config = asdict(cfg)
+    if {stage!r} == "C":
+        b = root / "results/generation" / cfg.name
+        config |= {{"model_sha256": json.loads((b / "finished.json").read_text())["sha256"], "eeg_sha256": "x"}}
+        drop.append("batch_size")
+        write(folder, json.loads((b / "config.yaml").read_text()))
+    config = {{name: value for name, value in config.items() if name not in drop}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "finished.json").write_text(json.dumps({{"seconds": 12.3, "sha256": cfg.name}}))
+
+def write(folder, b, n=40):
+    hits = [float(i % 10 < (8 if b['clip_weight'] else 1)) for i in range(n)]
+    hits[0] = hits[0] if b['finetune'] == "E+A" else 1 - hits[0]
+    entry = {{"value": sum(hits) / n, "ci95": [0, 1], "chance": 0.02, "n": n, "unit": "image"}}
+    scores = {{"50_way_top1": entry, "class_accuracy": entry | {{"chance": 0.25}}}}
+    controls = {{"gaussian_eeg": {{"50_way_top1": entry | {{"value": 0.03}}}}}}
+    baselines = {{"lda": {{"class_accuracy": entry | {{"value": 0.9}}}}}}
+    about = {{"simulated": True, "band": [5, 95], "commit": "abc1234"}}
+    content = {{"scores": scores, "controls": controls, "baselines": baselines, "run": about}}
+    content["verdict"] = {{"class": "supported", "instance": "nothing", "design": "random", "reasons": []}}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    columns = "trial position subject label wnid class_name class_index image onset recording seen_1".split()
+    trials = [columns] + [[i, i, 4, 0, "n0", "kind", 0, i, "", "", ""] for i in range(n)]
+    scores = [["trial", "50_way_top1", "class_accuracy"]] + [[i, hit, hit] for i, hit in enumerate(hits)]
+    for name, rows in (("trials.csv", trials), ("scores.csv", scores)):
+        with open(folder / name, "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+cli(main)
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A root whose data are there, a table beside it, and stages that take no time."""
+    for stage, (kind, script, folder) in list(STAGES.items()):
+        fake = tmp_path / f"fake_{stage}.py"
+        about = {"kind": kind.__name__, "stage": stage, "folder": folder, "root": str(tmp_path)}
+        fake.write_text(FAKE.format(code=str(script.parent), **about))
+        monkeypatch.setitem(ablation_table.STAGES, stage, (kind, fake, folder))
+    for path in ("eeg_5_95_std.pth", "block_splits_by_image_single.pth", "imageNet_images"):
+        (tmp_path / "datasets/miniature" / path).mkdir(parents=True)
+    (tmp_path / "pretrains/miniature").mkdir(parents=True)
+    (tmp_path / "table.yaml").write_text(TABLE)
+    return tmp_path
+
+
+def run(monkeypatch, root, *words):
+    table = f"table={root / 'table.yaml'}"
+    monkeypatch.setattr(sys, "argv", ["run", table, "preset=miniature", "name=t", f"root_path={root}", *words])
+    run_ablations.main()
+
+
+def calls(root) -> list[str]:
+    """What the stages were called with, and forget it."""
+    said = (root / "calls.txt").read_text().splitlines() if (root / "calls.txt").exists() else []
+    (root / "calls.txt").write_text("")
+    return said
+
+
+def rows_of(root) -> dict[str, dict]:
+    with open(root / "results/ablations/t/scores.csv", newline="") as file:
+        return {row["row"]: row for row in csv.DictReader(file)}
+
+
+def test_rows_share_stage_a_and_page_and_csv_tell_noise_from_difference(root, monkeypatch, capsys):
+    run(monkeypatch, root, "workers=2")
+    said = calls(root)
+    assert said.count("A t-stage-a-large-mask_ratio0.75-seed2022") == 1 and len(said) == 1 + 4 + 4
+    assert (
+        "pretrain_mbm_path=pretrains/eeg_pretrain/t-stage-a-large-mask_ratio0.75-seed2022.pth"
+        in capsys.readouterr().out
+    )
+    rows = rows_of(root)
+    assert rows["full"]["50_way_top1"] == "0.8" and rows["full"]["paper_50_way_top1"] == "0.458"
+    assert rows["no-clip"]["paper_50_way_top1"] == "" and rows["untrained"]["problem"] == ""
+    assert float(rows["no-clip"]["difference"]) == pytest.approx(-0.7) and rows["no-clip"]["resolved"] == "True"
+    assert float(rows["no-clip"]["p"]) == pytest.approx(3 * 2 / 10001, rel=0.01)  # three comparisons, two sides
+    assert rows["like-full"]["resolved"] == rows["untrained"]["resolved"] == "False"
+    expected = {"gaussian_eeg": "0.03", "other_trials_eeg": "", "lda_class_accuracy": "0.9", "band": "5 to 95 Hz"}
+    expected |= {"commit": "abc1234", "design": "random", "50_way_top1_n": "40", "50_way_top1_each": "0.800"}
+    assert rows["full"].items() >= expected.items()
+    page = (root / "results/ablations/t/index.html").read_text()
+    assert "1 of 3 models differ from “full” by more than noise" in page and "One seed of training" in page
+    assert "miniature world alone" in page and "45.8 %" in page and "&lt;unknown&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+
+
+def test_finished_runs_are_skipped_and_other_seeds_are_added(root, monkeypatch):
+    run(monkeypatch, root, "only=full")
+    assert len(calls(root)) == 3 and rows_of(root)["no-clip"]["problem"] == "not run"
+    run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
+    said = calls(root)
+    assert len(said) == 3 + 4 and not [line for line in said if line.endswith("full-seed2022")]
+    assert rows_of(root)["no-clip"]["seeds"] == "2022 7" and rows_of(root)["no-clip"]["problem"] == ""
+    assert "One seed" not in (root / "results/ablations/t/index.html").read_text()
+    run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
+    assert calls(root) == []
+    with pytest.raises(UserError, match="row full, seed 7: .*another configuration .controls"):
+        run(monkeypatch, root, "only=full", "seeds=7", "controls=all")
+
+
+def test_a_failing_row_is_reported_and_the_others_go_on(root, monkeypatch):
+    (root / "fail t-no-clip-seed2022").touch()
+    with pytest.raises(UserError, match="^row no-clip, seed 2022: the disk is full$"):
+        run(monkeypatch, root)
+    rows = rows_of(root)
+    assert rows["no-clip"]["problem"] == "the disk is full" and rows["no-clip"]["50_way_top1"] == ""
+    assert rows["untrained"]["50_way_top1"] == "0.8" and "the disk is full" in page(root)
+    (root / "fail t-no-clip-seed2022").unlink()
+    calls(root)
+    run(monkeypatch, root)
+    assert calls(root) == ["B t-no-clip-seed2022", "C t-no-clip-seed2022"]
+
+
+def page(root) -> str:
+    return (root / "results/ablations/t/index.html").read_text()
+
+
+def test_a_failing_pretraining_fails_its_rows_alone(root, monkeypatch):
+    (root / "fail t-stage-a-large-mask_ratio0.75-seed2022").touch()
+    with pytest.raises(UserError, match="row full, .*disk is full; row no-clip, .*disk is full; row like-full"):
+        run(monkeypatch, root)
+    assert len(calls(root)) == 3 and rows_of(root)["untrained"]["50_way_top1"] == "0.8"
+
+
+def test_a_row_whose_data_are_missing_says_so_and_runs_nothing(root, monkeypatch):
+    (root / "table.yaml").write_text(
+        TABLE.replace(
+            "untrained: {about: no pretraining, paper: 32.3, pretrained: false, use: [large]",
+            "band: {about: another band, use: [gone]",
+        )
+    )
+    with pytest.raises(UserError, match=r"row band, seed 2022: missing: EEG of the trials .*gone.pth"):
+        run(monkeypatch, root)
+    assert not [line for line in calls(root) if "gone" in line or "band" in line]
+    assert "gone.pth" in rows_of(root)["band"]["problem"] and "python code/simulate_eeg.py" in page(root)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["only=ful"], "there is no row ful; the rows are full, no-clip"),
+        (["seeds=one"], "expected numbers"),
+        (["workers=0"], "one worker or more"),
+        (["controls=some"], "controls=some"),
+        (["preset=paper"], "table.yaml is for miniature"),
+        (["table=absent"], "table=absent"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(root, monkeypatch, words, said):
+    with pytest.raises(UserError, match=said):
+        run(monkeypatch, root, *words)
+    assert calls(root) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("clip_weight: 0.0", "clip_wait: 0.0", "no stage has a setting clip_wait"),
+        ("clip_weight: 0.0", "clip_weight: much", "clip_weight=much"),
+        ("finetune: A", "finetune: A}, more: {", "an entry is missing or unknown .*more"),
+        ("reference: full", "reference: fool", "reference fool is none of its rows"),
+        ("use: [large], settings", "use: [huge], settings", "uses huge"),
+        ("title: Made-up models", "titel: Made-up models", "'title'"),
+    ],
+)
+def test_a_wrong_table_is_refused(root, monkeypatch, old, new, said):
+    (root / "table.yaml").write_text(TABLE.replace(old, new))
+    with pytest.raises(UserError, match=said):
+        run(monkeypatch, root)
+
+
+def test_a_stop_ends_the_running_stage_and_begins_no_other(root, monkeypatch, capsys):
+    (root / "slow").touch()
+
+    def stop():
+        while not (root / "calls.txt").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit, match="143"):
+        run(monkeypatch, root)
+    assert len(calls(root)) == 1 and "the same command resumes" in capsys.readouterr().out
+    assert rows_of(root)["full"]["problem"] == "stopped"
+    (root / "slow").unlink()
+    run(monkeypatch, root)
+    assert len(calls(root)) == 9
+
+
+def test_a_difference_is_resolved_by_many_trials_and_by_seeds_that_agree():
+    random = np.random.default_rng(0)
+    base = (random.random((2, 400)) < 0.5).astype(float)
+    better = np.maximum(base, random.random((2, 400)) < 0.3)
+    found = difference(better, base, 10)
+    assert found.resolved and found.ci95[0] < found.value < found.ci95[1] and "resolved" in str(found)
+    assert difference(base, better).value == -found.value
+    noise = [difference(*(random.random((2, 1, 100)) < 0.5).astype(float)).resolved for _ in range(100)]
+    assert sum(noise) <= 12  # 5 expected
+    torn = np.stack([better[0], base[1] - 0.05])
+    assert difference(torn, base).p < 0.05 and not difference(torn, base).resolved
+    assert str(difference(base[:, :9], base[:, :9])) == "+0.0 [+0.0, +0.0], p = 1, not resolved"
+
+
+@pytest.mark.parametrize(("table", "pretrainings"), [("ablations", 5), ("bands", 4)])
+@pytest.mark.parametrize("preset", ["miniature", "paper"])
+def test_our_tables_give_command_lines_that_the_stages_take(table, pretrainings, preset):
+    content, stage_a = read_table(table, preset), {}
+    jobs = [chain([f"preset={preset}"], "t", row, "1", {"controls": "basic"}, stage_a) for row in content.rows.values()]
+    assert len(stage_a) == (1 if (table, preset) == ("bands", "paper") else pretrainings)
+    assert len({run[-1].name for run in jobs}) == len(jobs)
+    for run_, row in zip(jobs, content.rows.values(), strict=True):
+        assert (len(run_) == 3) == row.pretrained
+    if table == "ablations":
+        small = content.rows["untrained-small"]
+        cfg = jobs[list(content.rows).index(small.name)][0].cfg
+        assert cfg.pretrain_mbm_path == "none" and cfg.encoder_depth < jobs[0][0].cfg.depth
