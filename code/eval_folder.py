@@ -6,11 +6,13 @@ trials.csv                     one row a trial: TRIAL_COLUMNS, then seen_1..seen
                                ranks first for picture k (empty without a classifier)
 arrays.safetensors             of run = real and each control (S = 1):
                                <run>.logits (N,S,K), <run>.features (N,S,F), <run>.clip (N,S,D),
-                               <run>.embedding (N,D), <run>.alike_<network> (N,S,U);
-                               truth.logits (N,K), truth.features (N,F), truth.clip (N,D);
+                               <run>.embedding (N,D), <run>.alike_<network> (N,S,U), <run>.fid (N,S,2048);
+                               truth.logits (N,K), truth.features (N,F), truth.clip (N,D), truth.fid (N,2048);
                                baseline.<name> (N,): share of a trial's guess that is right, among the classes
 scores.csv                     one row a trial: every score of the real run on it
 metrics.json                   DESIGN 4; its `run` comes from gen_eval_eeg.py, the rest from eval_metrics.py
+
+A bare folder holds nothing but test{i}-{k}.png, truths included.
 
 Shapes: N trials, S pictures of a trial, K classes of the classifier, F features, D embedding,
 U distinct images among the truths, in the order of their names.
@@ -18,12 +20,13 @@ U distinct images among the truths, in the order of their names.
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -37,6 +40,10 @@ TRIAL_COLUMNS = (
 )  # fmt: skip
 
 
+TRUTH_FIELDS = ("logits", "features", "clip", "fid")
+RUN_FIELDS = (*TRUTH_FIELDS, "embedding")
+
+
 class Outcome(NamedTuple):
     """What a run (the real one or a control) made of the trials."""
 
@@ -48,42 +55,71 @@ class Outcome(NamedTuple):
     alike: Mapping[
         str, np.ndarray
     ] = {}  # network -> (N, S, U) likeness of pictures and distinct truths, larger is more
+    fid: np.ndarray | None = None  # (N, S, 2048) of the Inception by which FID and KID are defined
+    place: Path | None = None  # folder of its pictures
 
 
 class Truth(NamedTuple):
-    """What was shown. The last four are None where the image of a trial is unknown."""
+    """What was shown. All but the first two are None where the image of a trial is unknown."""
 
-    label: np.ndarray  # (N,) class in the data set
+    label: np.ndarray  # (N,) class in the data set, -1 where that is unknown
     class_index: np.ndarray  # (N,) the classifier's number of that class, -1 where it has none
     image: np.ndarray | None = None  # (N,) names
     logits: np.ndarray | None = None  # (N, K)
     pixels: np.ndarray | None = None  # (N, H, W, 3) uint8
     features: np.ndarray | None = None  # (N, F)
     clip: np.ndarray | None = None  # (N, D)
+    fid: np.ndarray | None = None  # (N, 2048)
 
 
-def _pictures(folder: Path, n: int, samples: range) -> np.ndarray:
-    """(n, S, H, W, 3) uint8 from test{i}-{k}.png; grey becomes RGB."""
-    found = []
-    for i in range(n):
-        for k in samples:
-            path = folder / f"test{i}-{k}.png"
-            if not path.is_file():
-                raise UserError(f"{path}: picture of trial {i} is missing; run the evaluation again")
-            try:
-                with Image.open(path) as picture:
-                    clear = picture.has_transparency_data
-                    found.append(np.asarray(picture.convert("RGB")))
-            except (OSError, SyntaxError) as error:
-                raise UserError(f"{path}: is no whole picture ({error}); run the evaluation again") from error
-            if clear:
-                raise UserError(f"{path}: has transparent parts, which no score can see; save it as RGB")
-            if found[-1].shape != found[0].shape:
-                raise UserError(f"{path}: {found[-1].shape} pixels, the pictures before it have {found[0].shape}")
-    more = folder / f"test{n}-{samples[0]}.png"
-    if more.is_file():
-        raise UserError(f"{more}: there are pictures of more than the {n} trials; remove them or score all of them")
-    return np.stack(found).reshape(n, len(samples), *found[0].shape)
+def read_picture(path: Path) -> tuple[np.ndarray, str]:
+    """(H, W, 3) uint8, and how PIL calls what the file holds instead of "RGB".
+
+    Raises:
+        UserError: missing, half written, transparent in part, or of numbers that 8-bit RGB cannot hold.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: is no whole picture ({error}); run the evaluation again") from error
+    if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
+        raise UserError(f"{path}: holds {picture.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")
+    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+        raise UserError(f"{path}: has transparent parts, which no score can see; save it as RGB")
+    return np.asarray(picture.convert("RGB")), picture.mode
+
+
+def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
+    """(len(paths), H, W, 3) uint8. Raises UserError as `read_picture`."""
+    return torch.from_numpy(np.stack([read_picture(path)[0] for path in paths]))
+
+
+def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str]]:
+    """test{i}-{k}.png of n trials, k in `samples`: (n, S, H, W, 3) uint8, and a sentence if some had to be converted.
+
+    Raises UserError where one is missing, too many, damaged or of another size.
+    """
+    wanted = {f"test{i}-{k}.png": i for i in range(n) for k in samples}
+    there = {path.name for path in folder.glob("test*-*.png") if path.name.endswith("-0.png") == (0 in samples)}
+    if more := sorted(there - set(wanted)):
+        raise UserError(
+            f"{folder / more[0]}: there are pictures of more than the {n} trials, or more than {len(samples)} of one; "
+            "every trial needs one truth and the same number of pictures"
+        )
+    found, converted = [], {}
+    for name, i in wanted.items():
+        if name not in there:
+            raise UserError(f"{folder / name}: picture of trial {i} is missing; run the evaluation again")
+        pixels, mode = read_picture(folder / name)
+        found.append(pixels)
+        converted |= {name: mode} if mode != "RGB" else {}
+        if pixels.shape != found[0].shape:
+            raise UserError(f"{folder / name}: {pixels.shape} pixels, the pictures before it have {found[0].shape}")
+    first = next(iter(converted), "")
+    notes = [f"{len(converted)} of {len(found)} pictures in {folder.name} are not RGB and were converted, which loses "
+             f"nothing: first {first}, {converted[first]}."] if converted else []  # fmt: skip
+    return np.stack(found).reshape(n, len(samples), *found[0].shape), notes
 
 
 def place(folder: Path, run: str) -> Path:
@@ -112,86 +148,120 @@ def read_trials(folder: str | Path) -> list[dict]:
         return list(reader)
 
 
-def _read_bare(where: Path) -> tuple[Truth, dict[str, Outcome], dict[str, np.ndarray], list[dict]]:
-    """As `read_folder`, of a folder that holds nothing but test{i}-{k}.png. Equal truths count as one image."""
+def is_bare(folder: str | Path) -> bool:
+    """Whether a folder holds nothing but pictures."""
+    return not any((Path(folder) / name).is_file() for name in ("trials.csv", "arrays.safetensors"))
+
+
+def _bare_trials(where: Path) -> list[dict]:
     n = len(list(where.glob("test*-0.png")))
     if n < 2:
         raise UserError(f"{where}: holds {n} truths (test<trial>-0.png); two-way scores need two trials or more")
-    shown = _pictures(where, n, range(1))[:, 0]
-    made = _pictures(where, n, range(1, count_samples(where) + 1))
-    if made.shape[2:] != shown.shape[1:]:
+    return [dict.fromkeys(TRIAL_COLUMNS, "") | {"trial": str(i), "position": str(i), "label": "-1"} for i in range(n)]
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16
         raise UserError(
-            f"{where}: truths are {shown.shape[1:]} pixels, pictures {made.shape[2:]}; save them at one size"
-        )
-    image = np.array([sha256(picture.tobytes()).hexdigest() for picture in shown])
-    truth = Truth(np.zeros(n, int), np.full(n, -1), image, pixels=shown)
-    rows = [dict.fromkeys(TRIAL_COLUMNS, "") | {"trial": str(i), "position": str(i), "label": "0"} for i in range(n)]
-    return truth, {"real": Outcome(pixels=made)}, {}, rows
+            f"{path}: is truncated, no safetensors file, or in half precision ({error!r}); run the evaluation again"
+        ) from error
 
 
-def read_folder(folder: str | Path) -> tuple[Truth, dict[str, Outcome], dict[str, np.ndarray], list[dict]]:
-    """Read an evaluation folder.
+def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays by run and field, checked."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        run, _, field = key.partition(".")
+        if len(array) != n:
+            raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {n}")
+        if array.dtype == np.float16 or not np.isfinite(array).all():
+            raise UserError(f"{path}: {key} is in half precision or not finite: write it again")
+        parts.setdefault(run, {})[field] = array
+    return parts
+
+
+def read_folder(
+    folder: str | Path, more: Mapping[str, np.ndarray] | None = None
+) -> tuple[Truth, dict[str, Outcome], dict[str, np.ndarray], list[dict], list[str]]:
+    """Read an evaluation folder, or a bare one, where equal truths count as one image.
+
+    Args:
+        more: arrays beside, or instead of, those of arrays.safetensors.
 
     Returns:
-        what was shown; the outcome of each run, by name ("real" and the controls); each baseline's hits (N,); the
-        rows of trials.csv.
+        what was shown; the outcome of each run, by name ("real" and the controls), without its pixels; each
+        baseline's hits (N,); the rows of trials.csv; sentences about truths that had to be converted.
 
     Raises:
         UserError: a file or picture is missing, half written, or of another size or count than the others.
     """
-    folder = Path(folder)
-    path = folder / "arrays.safetensors"
-    if not (path.is_file() or (folder / "trials.csv").is_file()):
-        return _read_bare(folder / "samples" if (folder / "samples").is_dir() else folder)
-    trials = read_trials(folder)
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: is truncated or no safetensors file ({error}); run the evaluation again") from error
-    for key, array in stored.items():
-        run, _, field = key.partition(".")
-        if len(array) != len(trials):
-            raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {len(trials)}")
-        if array.dtype == np.float16 or not np.isfinite(array).all():
-            raise UserError(f"{path}: {key} is in half precision or not finite: write it again")
-        parts.setdefault(run, {})[field] = array
+    folder, bare = Path(folder), is_bare(folder)
+    path, samples = folder / "arrays.safetensors", folder / "samples"
+    samples = folder if bare and not samples.is_dir() else samples
+    trials = _bare_trials(samples) if bare else read_trials(folder)
+    n, notes = len(trials), []
+    parts = _by_run(path, ({} if bare else _stored(path)) | dict(more or {}), n)
+    if bare:
+        parts.setdefault("real", {})
     if "real" not in parts:
         raise UserError(f"{path}: holds no array of the real run (real.logits and so on)")
-    baselines, shown, n = parts.pop("baseline", {}), parts.pop("truth", {}), len(trials)
+    baselines, shown = parts.pop("baseline", {}), parts.pop("truth", {})
+    truth = Truth(*(np.array([int(row[column] or -1) for row in trials]) for column in ("label", "class_index")))
+    if shown or bare:
+        pixels, notes = pictures(samples, n, range(1))
+        truth = truth._replace(pixels=pixels[:, 0], **{key: shown.get(key) for key in TRUTH_FIELDS})
+        image = [sha256(p.tobytes()).hexdigest() for p in pixels] if bare else [row["image"] for row in trials]
+        truth = truth._replace(image=np.array(image))
+    if bare and truth.logits is not None:  # nobody else says what class a picture is of
+        truth = truth._replace(label=truth.logits.argmax(1))
     outcomes = {}
     for run, arrays in parts.items():
-        where, known = place(folder, run), {key: arrays.get(key) for key in ("logits", "features", "embedding", "clip")}
-        pixels = _pictures(where, n, range(1, count_samples(where) + 1)) if shown else None
         alike = {key.removeprefix("alike_"): array for key, array in arrays.items() if key.startswith("alike_")}
-        outcomes[run] = Outcome(pixels=pixels, alike=alike, **known)
-    truth = Truth(*(np.array([int(row[column]) for row in trials]) for column in ("label", "class_index")))
-    if shown:
-        pixels = _pictures(folder / "samples", n, range(1))[:, 0]
-        truth = truth._replace(image=np.array([row["image"] for row in trials]), pixels=pixels)
-        truth = truth._replace(**{key: shown.get(key) for key in ("logits", "features", "clip")})
-    return truth, outcomes, baselines, trials
+        where = (samples if run == "real" else place(folder, run)) if truth.image is not None else None
+        outcomes[run] = Outcome(alike=alike, place=where, **{key: arrays.get(key) for key in RUN_FIELDS})
+    return truth, outcomes, baselines, trials, notes
+
+
+def with_pixels(outcome: Outcome, truth: Truth) -> tuple[Outcome, list[str]]:
+    """The outcome with its pictures, which are of the truths' size, and sentences about those that were converted."""
+    if outcome.place is None:
+        return outcome, []
+    made, notes = pictures(outcome.place, len(truth.label), range(1, count_samples(outcome.place) + 1))
+    if made.shape[2:] != truth.pixels.shape[1:]:
+        raise UserError(
+            f"{outcome.place}: truths are {truth.pixels.shape[1:]} pixels, pictures {made.shape[2:]}; "
+            "save them at one size"
+        )
+    return outcome._replace(pixels=made), notes
 
 
 def left_out(truth: Truth, real: Outcome) -> list[str]:
     """Which scores this folder does not allow, a sentence each."""
     unknown, seen = (truth.class_index < 0).sum(), real.logits is not None
+    several = truth.image is not None and len(set(truth.image)) > 1
     cases = {
         "Class scores are left out: no classifier has seen the pictures.": not seen,
         f"class_accuracy is left out: the classifier does not know the class of {unknown} trials.": seen and unknown,
-        "class_accuracy is left out: all trials are of one class.": seen and len(set(truth.class_index)) == 1,
+        "class_accuracy is left out: all trials are of one class.": seen
+        and not unknown
+        and len(set(truth.class_index)) == 1,
         "Two-way and retrieval scores are left out: which images were shown is unknown.": truth.image is None,
         "Two-way and retrieval scores are left out: all trials show one image.": truth.image is not None
-        and len(set(truth.image)) == 1,
+        and not several,
+        "CLIP scores are left out: no CLIP has seen the truths.": several and truth.clip is None,
     }
     return [sentence for sentence, holds in cases.items() if holds]
 
 
 def write_item_scores(folder: Path, n: int, items: dict[str, ItemScores]) -> None:
     """Write scores.csv: one row a trial, one column a score of the real run (mean over samples), empty where none."""
-    columns = [dict(zip(s.trial.tolist(), s.value.tolist(), strict=True)) for s in items.values()]
+    # scores where lower is better are counted as minus the distance until they are written
+    signed = {name: -s.value if name.startswith("distance_") else s.value for name, s in items.items()}
+    columns = [dict(zip(items[name].trial.tolist(), v.tolist(), strict=True)) for name, v in signed.items()]
     rows = [[i, *(f"{column[i]:.6g}" if i in column else "" for column in columns)] for i in range(n)]
     text = io.StringIO()
     csv.writer(text).writerows([["trial", *items], *rows])

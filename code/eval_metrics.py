@@ -1,13 +1,16 @@
 """Scores of generated pictures and of EEG embeddings, item by item, and the metrics.json of a folder of them.
 
-`python code/eval_metrics.py <folder>` computes metrics.json again from files alone: no model is built here.
+python code/eval_metrics.py <folder>                        # metrics.json again, from files alone
+python code/eval_metrics.py <folder> networks=auto          # also by the field's networks whose weights are at hand
+python code/eval_metrics.py <pictures> classifier=vit_h_14 clip=openai/clip-vit-large-patch14 networks=auto
 
 Shapes: N trials, S pictures of a trial, K classes of the classifier, U distinct images among the truths.
 """
 
 import json
-import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
 from pathlib import Path
@@ -15,13 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from config import from_cli, setting
 from design import design_of
-from eval_folder import Outcome, Truth, left_out, read_folder, write_item_scores
+from distances import distances, set_scores, too_few, turn_distances
+from eval_folder import Outcome, Truth, is_bare, left_out, read_folder, with_pixels, write_item_scores
+from feature_networks import never_looked
+from looking import keep, look
 from page_scores import table
 from power import power_of, told
 from results_page import write_page
 from runtime.checkpoints import write_text
 from runtime.errors import UserError, cli
+from runtime.loop import pick_device
 from similarity import cosine, likeness
 from verdict import ItemScores, baseline_table, score_table, subject_table, verdict, within_class, within_class_p
 
@@ -126,7 +134,7 @@ def _retrieval_scores(prefix: str, alike: np.ndarray, own: np.ndarray, label: np
     """Finding the seen image by its likeness (S, N, U), among all test images and among those of its class."""
     n = alike.shape[2]
     scores = {f"{prefix}_top{k}": _score(alike, own, n, k) for k in (1, 5) if k < n}
-    parts = within_class(alike, own, label)
+    parts = within_class(alike, own, label) if label[0] >= 0 else []
     for name, n_way in (("top1", None), ("two_way", 2)):
         scored = [_score(matrix, place, n_way or matrix.shape[2]) for _, matrix, place in parts]
         if scored:
@@ -151,6 +159,7 @@ def item_scores(
     if len(first) > 1:
         alike = likeness(outcome, truth, first, device)
         scores |= {f"two_way_{name}": _score(matrix, own, 2) for name, matrix in alike.items()}
+        scores |= distances(alike, own)
         if "clip" in alike:
             scores |= _retrieval_scores("picture_retrieval", alike["clip"], own, truth.label)
         if outcome.embedding is not None and truth.clip is not None:
@@ -166,7 +175,9 @@ def instance_parts(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.nda
     return [(_expected(matrix[0], 2), place) for _, matrix, place in parts]
 
 
-def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
+def write_metrics(
+    folder: str | Path, run: dict, device: str = "cpu", more: Mapping[str, np.ndarray] | None = None
+) -> dict:
     """Score an evaluation folder; writes its metrics.json and scores.csv.
 
     Args:
@@ -174,17 +185,21 @@ def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
         run: the `run` part, kept as it is. Read from it are `n_way` (default 50, or all classes), `top_k`, and
             `design` ([design, reason]), where the evaluating command could judge it by more trials.
         device: where pictures are compared.
+        more: arrays beside those of the folder's file.
 
     Returns:
         The content of metrics.json.
     """
     folder = Path(folder)
-    truth, outcomes, baselines, trials = read_folder(folder)
-    n_way, top_k = run.get("n_way"), run.get("top_k", 1)
-    items = {name: item_scores(outcome, truth, n_way, top_k, device) for name, outcome in outcomes.items()}
+    truth, outcomes, baselines, trials, remarks = read_folder(folder, more)
+    n_way, top_k, items = run.get("n_way"), run.get("top_k", 1), {}
+    for name, outcome in outcomes.items():  # one run's pictures at a time: all of them may not fit in memory
+        full, converted = with_pixels(outcome, truth)
+        items[name], remarks = item_scores(full, truth, n_way, top_k, device), remarks + converted
     real = items.pop("real")
+    remarks += absent(truth, outcomes["real"])
     if not real:
-        raise UserError(f"{folder}: nothing can be scored: images are unknown and no classifier knows their classes")
+        raise UserError(f"{folder}: nothing can be scored. {' '.join(remarks)}")
     unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
     scores, controls = score_table(real, items, unit, truth.label)
     parts = instance_parts(outcomes["real"], truth) if "retrieval_within_class_two_way" in real else []
@@ -202,27 +217,55 @@ def write_metrics(folder: str | Path, run: dict, device: str = "cpu") -> dict:
         "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit),
         "verdict": verdict(score, scores, controls, design, instance_p, shared, notes) | {"power": power},
         "subjects": subject_table(real, [row["subject"] for row in trials], unit),
-        "left_out": left_out(truth, outcomes["real"]),
+        "left_out": remarks,
         "run": run,
     }
+    turn_distances(metrics)
+    for name, outcome in outcomes.items():
+        (scores if name == "real" else controls[name]).update(set_scores(outcome, truth))
     write_item_scores(folder, len(trials), real)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 
+def absent(truth: Truth, real: Outcome) -> list[str]:
+    """Which scores an evaluation lacks and why, a sentence each."""
+    found = left_out(truth, real)
+    if truth.image is None:
+        return found
+    found += never_looked(real)
+    return found + (too_few(real.fid[..., 0].size, len(set(truth.image))) if real.fid is not None else [])
+
+
+@dataclass
+class ScoreConfig:
+    """Scores of a folder of pictures, test<trial>-<k>.png with k = 0 the truth: python code/eval_metrics.py <folder>"""
+
+    n_way: int = setting(0, "classes to tell apart; 0: as before, else 50, or all where there are fewer")
+    top_k: int = setting(0, "a hit is the true class among the k best; 0: as before, else 1")
+    classifier: str = setting("", "look at bare pictures with it: folder, ViT-H/14 weights file, vit_h_14; empty: no")
+    clip: str = setting("", "look at bare pictures with it: folder, hub name or open_clip:<model>/<tag>; empty: no")
+    networks: str = setting("", "auto: look with the networks of the standard set whose weights are at hand")
+    root_path: str = setting(".", "folder that holds pretrains/features and datasets/cache")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+
 def main() -> None:
-    """Score a folder again: python code/eval_metrics.py <folder> [n_way=50] [top_k=1]"""
+    """Score a folder again; where networks are named, they look at its pictures first."""
     folder, *settings = sys.argv[1:] or ["--help"]
-    usage = "usage: python code/eval_metrics.py <folder> [n_way=50] [top_k=1]   scores the folder's pictures again"
-    if folder in ("-h", "--help"):
-        print(usage)
-        return
-    asked = {name: int(value) for name, value in re.findall(r"\b(n_way|top_k)=(\d+)\b", " ".join(settings))}
-    if len(asked) != len(settings):
-        raise UserError(f"{' '.join(settings)}: not understood; {usage}")
+    if folder.startswith("-") or "=" in folder:
+        settings = [folder, *settings]
+    cfg = from_cli(ScoreConfig, settings)
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; usage: python code/eval_metrics.py <folder> [name=value ...]")
+    device = str(pick_device(cfg.device))
+    more, facts = look(folder, cfg.classifier, cfg.clip, cfg.networks, cfg.root_path, device)
+    if more and not is_bare(folder):
+        keep(folder, more)
     path = Path(folder) / "metrics.json"
     run = json.loads(path.read_text())["run"] if path.is_file() else {}
-    print(table(write_metrics(folder, run | asked)))
+    asked = {name: getattr(cfg, name) for name in ("n_way", "top_k") if getattr(cfg, name)}
+    print(table(write_metrics(folder, run | facts | asked, device, more)))
     if (Path(folder) / "index.html").is_file():
         write_page(folder)
 

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dc_ldm.weights import load_strictly
+from eval_folder import read_pictures
 from runtime import checkpoints
 from runtime.errors import UserError
-from samples import read_pictures
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

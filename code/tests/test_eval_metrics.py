@@ -337,7 +337,11 @@ def test_any_n_and_k_on_the_command_line(folder, tmp_path, monkeypatch):
     exact = [n_way_accuracy(logits[:, s], truth.argmax(1), 7, 3).mean() for s in range(2)]
     assert score["value"] == pytest.approx(np.mean(exact)) and score["chance"] == pytest.approx(3 / 7)
     assert score["best_of_2_samples"] >= max(exact)
-    for words, sentence in ((["n_way=11"], "10 classes"), (["n_ways=3"], "usage"), (["top_k=x"], "usage")):
+    for words, sentence in (
+        (["n_way=11"], "10 classes"),
+        (["n_ways=3"], "did you mean n_way"),
+        (["top_k=x"], "of type int"),
+    ):
         monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(copy), *words])
         with pytest.raises(UserError, match=sentence):
             eval_metrics.main()
