@@ -115,13 +115,17 @@ def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]
 
 
 def told(facts: dict) -> str:
-    """Two lines of what `check_splits` found."""
-    sizes = ", ".join(f"{name} {n}" for name, n in facts["sizes"].items())
-    shared, n_test = facts["shared"]["train/test"], facts["sizes"]["test"]
-    recordings = "an unknown number of" if shared["recordings"] is None else shared["recordings"]
-    return (
-        f"splits: {sizes} trials, counted in {facts['index_space']}\n"
-        f"  training and test share {shared['pictures']} pictures and {recordings} recordings; of {n_test} test "
-        f"trials {shared['identical']} equal a training trial, {shared['neighbours']} are next to one in time "
-        f"({facts['order']})"
-    )
+    """What `check_splits` found of the test split, in lines; the rest is in the manifest."""
+    sizes, n_test = ", ".join(f"{name} {n}" for name, n in facts["sizes"].items()), facts["sizes"]["test"]
+    lines = [f"splits: {sizes} trials, counted in {facts['index_space']}"]
+    for pair, names, one in (
+        ("train/test", "training and test", "a training trial"),
+        ("val/test", "validation and test", "a validation trial"),
+    ):
+        shared = facts["shared"][pair]
+        recordings = "an unknown number of" if shared["recordings"] is None else shared["recordings"]
+        lines.append(
+            f"  {names} share {shared['pictures']} pictures and {recordings} recordings; of {n_test} test trials "
+            f"{shared['identical']} equal {one}, {shared['neighbours']} are next to one in time ({facts['order']})"
+        )
+    return "\n".join([*lines, *filter(None, [facts["made_by"].get("about")])])
