@@ -10,17 +10,17 @@ Shapes: N test trials, S pictures a trial, C electrodes, T time points.
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from config import GenerateConfig, from_cli, in_place, under_root
-from controls import KINDS, cost, plan
+from controls import KINDS, Control, cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import check_sampler
@@ -28,17 +28,16 @@ from dc_ldm.image_cache import clip_embeddings
 from dc_ldm.modules.clip import load_clip
 from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
-from eval_metrics import n_way_accuracy, write_metrics
-from eval_report import about_trials, time_only, write_trials
-from generate import load_generator
-from linear_baseline import lda_probabilities
+from eval_metrics import write_metrics
+from eval_report import about_trials, baselines, hashes_of, machine, write_trials
+from generate import load_generator, pick_dtype
 from page_scores import table
 from results_page import write_page
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_B, file_kind
 from runtime.loop import pick_device
-from runtime.runs import open_run, run_config
+from runtime.runs import open_for_all, run_config
 from samples import draw, picture_seeds, show
 from scorers import PictureClassifier, describe, load_classifier
 from splits import told
@@ -58,8 +57,8 @@ def main() -> None:
     hashes["eeg_sha256"] = ranks.lead_first(lambda: open_trial_file(paths["eeg_signals_path"])).about["sha256"]
 
     # Other files behind the same names make another run
-    folder, config = under_root(cfg.root_path, f"results/eval/{cfg.name}"), run_config(cfg, "batch_size") | hashes
-    run = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite))
+    folder, config = under_root(cfg.root_path, f"results/eval/{cfg.name}"), identity(cfg) | hashes
+    run = open_for_all(cfg, folder, config)
     page = run.folder / "index.html"
     if run.finished:
         print(f"{run.folder} is finished; its page is {page}")
@@ -74,6 +73,12 @@ def main() -> None:
     print(table(metrics), f"stage C done in {time.time() - started:.0f} s -> {page}", sep="\n")
 
 
+def identity(cfg: GenerateConfig) -> dict:
+    """The settings that make a run what it is, with what precision=auto means here; the batch does not count."""
+    half = pick_dtype(cfg.precision, cfg.device) == torch.bfloat16
+    return run_config(cfg, "batch_size") | {"precision": "bf16" if half else "32"}
+
+
 def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dict | None:
     """Write pictures, trials.csv and arrays.safetensors; returns the `run` part of metrics.json, on the first process.
 
@@ -86,7 +91,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     test, opened_at = trials["test"], datetime.now(UTC).isoformat(timespec="seconds")
 
     # Models
-    generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], str(device))
+    generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], str(device), cfg.precision)
     classifier, absent = load_classifier(paths["classifier"], str(device))
     clip = load_clip(paths["clip"], device)
     notes += [absent] if absent else []
@@ -97,20 +102,18 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
 
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
-    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance, "batch_size": cfg.batch_size}
+    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance)
+    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance, "batch_size": batch_size}
     generate = partial(generator.generate, **settings)
     see = partial(describe, classifier=classifier, embed_images=clip.embed_images)
     size = model["config"]["img_size"]
     controls, absent = plan(cfg.controls, trials, generator, settings, clip, classifier, paths, size, cfg.seed)
     notes += absent
-    print(*absent, cost(len(test), cfg.num_samples, controls, settings), sep="\n")
-    arrays = draw(folder / "samples", generate, test.eeg, seeds, cfg.batch_size, see, "real")
+    price = cost(len(test), cfg.num_samples, controls, settings)
+    print(*absent, price, sep="\n")
+    arrays = draw(folder / "samples", generate, test.eeg, seeds, batch_size, see, "real")
     arrays["real.embedding"] = generator.embed(test.eeg)
-    for name, control in controls.items():
-        place, given = folder / "controls" / name, control.given
-        arrays |= draw(place, control.make, given, seeds[:, :1], cfg.batch_size, see, name)
-        if name.endswith("_eeg"):
-            arrays[f"{name}.embedding"] = generator.embed(given)
+    made, seconds = draw_controls(folder / "controls", controls, seeds[:, :1], batch_size, see, generator.embed)
     if not ranks.lead():
         return None
     if test.info["image_known"]:
@@ -118,33 +121,40 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
         arrays |= show(folder / "samples", paths["imagenet_path"], test.names, size, see, embed)
 
-    arrays |= found
+    arrays |= made | found
     write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"), gap)
     content = {name: values.contiguous() for name, values in arrays.items()}
     checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
-    return about_trials(trials, opened_at) | {
-        "name": cfg.name,
-        "config": run_config(cfg, "batch_size"),
-        "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
-        "hashes": {"base_sha256": model["base"]["sha256"], "classifier_sha256": classifier and classifier.sha256},
-        "classifier": classifier and classifier.name,
-        "classifier_agrees": agreement(arrays, classifier, test),
-        "device": str(device),
-        "torch": torch.__version__,
-        "notes": notes,
-    }
+    return (
+        about_trials(trials, opened_at)
+        | machine(device)
+        | {
+            "name": cfg.name,
+            "n": len(test),
+            "samples": cfg.num_samples,
+            "config": identity(cfg),
+            "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
+            "hashes": hashes_of(run_config(cfg, "batch_size"), model, clip, classifier),
+            "controls": {"asked": cfg.controls, "cost": price, "seconds": seconds},
+            "classifier": classifier and classifier.name,
+            "classifier_agrees": agreement(arrays, classifier, test),
+            "notes": notes,
+        }
+    )
 
 
-def baselines(train: Trials, test: Trials) -> tuple[dict[str, Tensor], np.ndarray]:
-    """Linear and time-only decoders of the same trials, as arrays by name, and each test trial's distance in time.
-
-    They learn from the training split and choose among the classes that the pictures may show.
-    """
-    kinds = test.label.unique()
-    lda = torch.from_numpy(lda_probabilities(train.eeg.numpy(), train.label.numpy(), test.eeg.numpy(), len(test.wnids)))
-    hits, gap = time_only(train, test)
-    right = n_way_accuracy(lda[:, kinds], torch.searchsorted(kinds, test.label), len(kinds))
-    return {"real.lda": lda, "baseline.lda": right, "baseline.time_only": torch.from_numpy(hits)}, gap
+def draw_controls(
+    folder: Path, controls: dict[str, Control], seeds: Tensor, batch_size: int, see: Callable, embed: Callable
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """As `samples.draw`, for every control, and the EEG embeddings of those that have EEG; seconds that each took."""
+    arrays, seconds = {}, {}
+    for name, control in controls.items():
+        begun = time.time()
+        arrays |= draw(folder / name, control.make, control.given, seeds, batch_size, see, name)
+        if name.endswith("_eeg"):
+            arrays[f"{name}.embedding"] = embed(control.given)
+        seconds[name] = round(time.time() - begun, 1)
+    return arrays, seconds
 
 
 def input_paths(cfg: GenerateConfig) -> dict:

@@ -62,7 +62,7 @@ def pick_device(asked: str) -> torch.device:
     """`auto` is a GPU where there is one; of several processes on a machine each takes its own.
 
     Raises:
-        UserError: a GPU is asked for and not there, or the name is none.
+        UserError: a GPU is asked for and not there, there are more processes than GPUs, or the name is none.
     """
     try:
         device = torch.device(asked.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
@@ -70,11 +70,18 @@ def pick_device(asked: str) -> torch.device:
         raise UserError(f"device={asked}: no such device; use auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device={asked}: use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UserError(f"device={asked}: torch sees {count} GPUs here; use device=cpu or device=auto")
-    if device.type == "cuda" and ranks.world() > 1:
+    if device.type == "cpu":
+        return device
+    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
+    if ranks.world() > 1:
+        if local > count:
+            raise UserError(
+                f"{local} processes on this machine, but torch sees {count} GPUs here: start at most as many "
+                "(--nproc-per-node), or use device=cpu"
+            )
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if (device.index or 0) >= count:
+        raise UserError(f"device={asked}: torch sees {count} GPUs here; use device=cpu or device=auto")
     return device
 
 
@@ -113,13 +120,14 @@ def fit(
             returns figures for metrics.csv.
 
     Raises:
-        UserError: the loss is not finite, or the device is not there.
+        UserError: the loss is not finite, the device is not there, or its memory too small.
         SystemExit: SIGTERM or SIGINT came; the resume point is written.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     keeper = _Keeper(run, schedule, validate, steps_per_epoch(len(items), schedule.batch_size, schedule.accumulate))
     keeper.log_to_wandb = log_to_wandb
+    ranks.agree({"training items": len(items), "steps done": keeper.step})
     if keeper.resume:  # here, because Lightning calls no hook where nothing is left to train
         module.load_training_state(keeper.resume["module"])
         module.state = keeper.resume["state"]
@@ -127,7 +135,14 @@ def fit(
         len(items), schedule.batch_size, schedule.seed, keeper.step, keeper.last_step, schedule.accumulate,
         ranks.rank(), ranks.world(),
     )  # fmt: skip
-    _trainer(schedule, keeper).fit(module, _Loader(items, batches))
+    try:
+        _trainer(schedule, keeper).fit(module, _Loader(items, batches))
+    except torch.OutOfMemoryError as error:
+        size = schedule.batch_size
+        smaller = f"batch_size={max(1, size // 2)} and steps of {schedule.accumulate * -(-size // max(1, size // 2))} batches"
+        raise UserError(
+            f"batch_size={size} does not fit in the memory of {pick_device(schedule.device)}; {smaller}"
+        ) from error
     if keeper.signal:
         name = signal.Signals(keeper.signal).name
         print(f"stopped by {name} after step {keeper.step} of {keeper.last_step}; the same command resumes there")

@@ -3,15 +3,19 @@
 Alone, without torchrun, nothing here does anything. Only the first process (rank 0) writes files and speaks.
 """
 
+import functools
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from runtime import errors
 
@@ -37,6 +41,12 @@ def lead() -> bool:
     return rank() == 0
 
 
+@functools.cache
+def _patient() -> dist.ProcessGroup:
+    """All processes. Waits for days: the first may be making caches or validating; one that ended is noticed at once."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+
 def share(value: Any = None, problem: str = "") -> list:
     """Every process's `value` (plain), in order of rank; waits for all of them.
 
@@ -45,11 +55,23 @@ def share(value: Any = None, problem: str = "") -> list:
     """
     everyone = [(problem, value)] * world()
     if world() > 1:
-        dist.all_gather_object(everyone, (problem, value))
+        dist.all_gather_object(everyone, (problem, value), _patient())
     for said, _ in everyone:
         if said:
             raise SharedError(said)
     return [own for _, own in everyone]
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Raises SharedError, on all, where processes hold different values of the same names, and names them."""
+    everyone = share(facts)
+    for number, theirs in enumerate(everyone):
+        differ = [f"{k} {everyone[0][k]!r} and {theirs[k]!r}" for k in facts if theirs[k] != everyone[0][k]]
+        if differ:
+            raise SharedError(
+                f"processes 0 and {number} differ in {'; '.join(differ)}: start all with the same command and code, "
+                "with datasets/, pretrains/ and results/ on a disk that all machines share"
+            )
 
 
 @contextmanager
@@ -82,18 +104,69 @@ def lead_first(make: Callable[[], T]) -> T:
 
 
 def cli(main: Callable[[], None]) -> None:
-    """`errors.cli` for all processes at once: one speaks, and an error of one stops all."""
-    if world() == 1:
-        return errors.cli(main)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=7))  # the others wait while the first makes caches
-    with open(os.devnull, "w") as silence:
-        out, err = (sys.stdout, sys.stderr) if lead() else (silence, silence)
-        try:
+    """`errors.cli` for all processes at once: one speaks, and whatever ends one of them ends all.
+
+    An error that nobody foresaw ends its process with a traceback; the others end, silently, when they next wait for
+    it. Where a process ended without a word (killed, out of memory), one of the others says so.
+    """
+    errors.cli(main if world() == 1 else functools.partial(_on_all, main))
+
+
+def _on_all(main: Callable[[], None]) -> NoReturn:
+    store, status = _join(), 0
+    for which in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(which, _stopped)  # training puts its own in their place
+    try:
+        with open(os.devnull, "w") as silence:
+            out, err = (sys.stdout, sys.stderr) if lead() else (silence, silence)
             with redirect_stdout(out), redirect_stderr(err):
-                errors.cli(together()(main))
-        except SystemExit:
-            dist.barrier()  # torchrun ends all when one ends: not before the first has spoken
-            raise
-    dist.barrier()
+                try:
+                    errors.cli(together()(main))
+                except SystemExit as end:
+                    status = end.code
+        share()  # torchrun ends all when one ends: not before the first has spoken
+    except Exception as error:
+        _last_words(error, store)
     dist.destroy_process_group()
+    sys.exit(status)
+
+
+def _join() -> dist.Store:
+    """Meet the other processes; returns a store that they have in common. Raises UserError.
+
+    The default group, whose gradients NCCL sums between GPUs, takes ten minutes of silence for a failure.
+    """
+    wait = timedelta(minutes=10)
+    try:
+        store = next(rendezvous("env://", timeout=wait))[0]
+    except dist.DistError as error:
+        raise errors.UserError(
+            f"the processes cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({str(error).splitlines()[0]}): on one machine use torchrun --standalone, on several another port"
+        ) from error
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world(), timeout=wait)
+    return dist.PrefixStore("last words", store)
+
+
+def _stopped(number: int, frame: object) -> NoReturn:
+    raise errors.UserError(f"stopped by {signal.Signals(number).name}; the same command goes on from there")
+
+
+def _last_words(error: Exception, store: dist.Store) -> NoReturn:
+    """Say what ended the run, unless another process has said it, and end without waiting for anyone."""
+    for which in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(which, signal.SIG_IGN)  # torchrun's, for the others' sake
+    try:
+        first = store.add("spoken", 1) == 1
+    except dist.DistError:
+        first = True  # the store went with the process that held it
+    if first:
+        if any(word in str(error) for word in ("gloo", "NCCL")):
+            said = f"another process ended without a word (killed? out of memory?), seen by process {rank()}"
+        else:
+            traceback.print_exception(error)
+            said = f"process {rank()} failed: {type(error).__name__}: {error}"
+        resume = "the last resume point is whole, and the same command goes on from it"
+        print(f"error: {' '.join(said.split())}; all {world()} are stopped; {resume}", file=sys.stderr, flush=True)
+    os._exit(1)  # not sys.exit: threads of NCCL may wait for those that are gone

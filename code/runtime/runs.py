@@ -1,6 +1,7 @@
 """Run folders: opened, resumed, refused or moved aside, finished, and handed on to the next stage (DESIGN 4)."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -77,16 +78,27 @@ def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
     return Run(folder, (folder / "finished.json").exists())
 
 
+def open_for_all(cfg: Any, folder: Path, config: dict) -> Run:
+    """`open_run` by the first of all processes, which must have the same settings `cfg` and see the same folder.
+
+    Raises:
+        UserError: as `open_run`, or the processes differ.
+    """
+    ranks.agree(asdict(cfg))
+    run = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite))
+    ranks.agree({f"whether {run.folder} is there": run.folder.is_dir()})
+    return run
+
+
 def check_hand_on(target: Path, run: Run) -> None:
     """Refuse, before any work, a hand-on place that belongs to another run.
 
     Raises:
         UserError: `target` exists and was not written by this run folder.
     """
-    if target.exists() and _owner(target) != str(run.folder):
+    if target.exists() and (owner := _owner(target)) != run.folder.resolve():
         raise UserError(
-            f"{target}: comes from {_owner(target) or 'elsewhere'}, not from {run.folder}: "
-            "move it away or choose another name="
+            f"{target}: comes from {owner or 'elsewhere'}, not from {run.folder}: move it away or choose another name="
         )
 
 
@@ -94,8 +106,9 @@ def hand_on(run: Run, target: Path) -> str:
     """Place the run's checkpoint at `target`, with its origin and sha256 beside it; returns the sha256."""
     check_hand_on(target, run)
     digest = checkpoints.sha256(run.checkpoint)
+    origin = os.path.relpath(run.folder.resolve(), target.parent.resolve())  # so that the tree may be moved
     # the record first: a run killed between the two is then still known as the file's owner
-    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": str(run.folder), "sha256": digest}))
+    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": origin, "sha256": digest}))
     with open(run.checkpoint, "rb") as source:
         checkpoints.replace_atomically(target, lambda file: shutil.copyfileobj(source, file))
     return digest
@@ -116,17 +129,12 @@ def train_stage(cfg: Any, letter: str, kind: str, train: Callable[[Any, Run], An
     started = time.time()
     root = Path(cfg.root_path).expanduser()
     target = root / "pretrains" / kind / f"{cfg.name}.pth"
-
-    def begin() -> Run:
-        run = open_run(root / "results" / kind / cfg.name, run_config(cfg), cfg.overwrite)
-        if not run.finished:
-            check_hand_on(target, run)
-        return run
-
-    run = ranks.from_lead(begin)
+    run = open_for_all(cfg, root / "results" / kind / cfg.name, run_config(cfg))
     if run.finished:
         print(f"{run.folder} is finished; its checkpoint is {target}")
         return
+    with ranks.together():
+        check_hand_on(target, run)
     trained = train(cfg, run)
     if trained:
         content, facts, summary = trained
@@ -135,6 +143,8 @@ def train_stage(cfg: Any, letter: str, kind: str, train: Callable[[Any, Run], An
         print(f"{summary}\nstage {letter} done in {time.time() - started:.0f} s -> {target}")
 
 
-def _owner(target: Path) -> str | None:
+def _owner(target: Path) -> Path | None:
+    """The run folder that a hand-on came from."""
     record = target.with_suffix(".json")
-    return json.loads(record.read_text()).get("run") if record.exists() else None
+    run = json.loads(record.read_text()).get("run") if record.exists() else None
+    return (target.parent / run).resolve() if run else None

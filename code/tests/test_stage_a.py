@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from two_processes import launch
+from two_processes import assert_gradients_agree, keep_gradients, launch
 
 import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
@@ -157,7 +157,9 @@ def test_steps_an_epoch_follow_from_windows_and_batch(root):
 def test_two_processes_train_like_one_and_stop_together(root, monkeypatch):
     # 22 windows in batches of 7: the last batch of an epoch is a single window, so one process has nothing to add
     settings = [f"root_path={root}", *SMALL, "batch_size=7", "precision=32", "device=cpu", "lr=0.001"]
-    single = run(root, monkeypatch, "name=one", *settings[-4:])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", keep_gradients(root / "gradients.pth"))
+        single = run(root, patch, "name=one", *settings[-4:])
 
     def two(fault: str = "") -> tuple[list[int], list[str]]:
         return launch("stageA1_eeg_pretrain", [*settings, "name=two"], root / "logs", fault)
@@ -168,6 +170,7 @@ def test_two_processes_train_like_one_and_stop_together(root, monkeypatch):
         assert codes == [status, status] and message in said[0] and not said[1], said
         assert said[0].count("error: ") == (status == 2)
         assert checkpoints.load(folder / "last.pth", ("resume-1",), "resume point")["step"] == 2
+    assert_gradients_agree(root / "gradients.pth", root / "logs" / "gradients.pth")
     codes, said = two("error 4")
     assert codes == [2, 2] and "error: a recording broke" in said[0] and not said[1], said
     codes, said = two()

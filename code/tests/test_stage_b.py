@@ -11,7 +11,7 @@ import torch
 from test_scorers import write_classifier
 from tiny_diffusion import SIZE, UNET, stage_b_arguments, write_base, write_clip, write_trials
 from torch.testing import assert_close
-from two_processes import launch
+from two_processes import assert_gradients_agree, keep_gradients, launch
 
 import eeg_ldm
 import scorers
@@ -364,9 +364,11 @@ def test_the_condition_starts_at_the_empty_caption_read_as_clip_reads_text(tmp_p
         EEGConditioner(EEGEncoder(8, 64, 4, 16, 1, 2, 1.0), 77, 24, 12).start_at_text(empty, projection)
 
 
-def test_two_processes_train_like_one_and_stop_together(tmp_path):
+def test_two_processes_train_like_one_and_stop_together(tmp_path, monkeypatch):
     settings = {"cond_drop": 0.2, "precision": "32", "lr": 1e-4, "batch_size": 5}  # 16 trials: the last batch is one
-    run_script(tmp_path, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", keep_gradients(tmp_path / "gradients.pth"))
+        run_script(tmp_path, **settings)
     one = checkpoints.load(tmp_path / "results/generation/tiny/last.pth", ("resume-1",), "resume point")
     words = stage_b_arguments(tmp_path, **settings, pretrain_mbm_path="pretrains/eeg_pretrain/tiny.pth")
     words[words.index("name=tiny")] = "name=two"
@@ -374,6 +376,7 @@ def test_two_processes_train_like_one_and_stop_together(tmp_path):
 
     codes, said = launch("eeg_ldm", words, tmp_path / "logs", "term 1")
     assert codes == [143, 143] and "stopped by SIGTERM after step 2 of 8" in said[0] and not said[1], said
+    assert_gradients_agree(tmp_path / "gradients.pth", tmp_path / "logs" / "gradients.pth")
     codes, said = launch("eeg_ldm", words, tmp_path / "logs", "nan 2")
     assert codes == [2, 2] and said[0].count("error: ") == 1 and "at step 2" in said[0] and not said[1], said
     assert checkpoints.load(folder / "last.pth", ("resume-1",), "resume point")["step"] == 2

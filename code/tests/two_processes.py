@@ -1,4 +1,4 @@
-"""A stage on two processes that talk over gloo, started as torchrun starts them, with a fault injected if asked.
+"""A stage on two or more processes that talk over gloo, started as torchrun starts them, with a fault injected if asked.
 
 The processes are forked from a server that has imported everything once, which takes a tenth of torchrun's time.
 """
@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,11 +21,14 @@ from runtime.errors import UserError
 STAGES = {"stageA1_eeg_pretrain": ("dataset", "EEGWindows"), "eeg_ldm": ("dc_ldm.ldm_for_eeg", "LatentTrials")}
 
 
-def launch(script: str, words: list[str], logs: Path, fault: str = "") -> tuple[list[int], list[str]]:
-    """Run `script` with `words` on two processes; returns their exit statuses and all that each wrote to the terminal.
+def launch(script: str, words: list[str], logs: Path, fault: str = "", world: int = 2) -> tuple[list[int], list[str]]:
+    """Run `script` with `words` on `world` processes; returns their exit statuses and what each wrote to the terminal.
+
+    The second process also does what `keep_gradients` says, into logs/gradients.pth.
 
     Args:
-        fault: "nan 3", "term 3" or "error 3": what happens to the second process alone in step 3.
+        fault: what happens to the second process alone: "nan 3", "term 3", "error 3" (one that is foreseen), "crash 3"
+            (one that is not) or "kill 3" in step 3, or a word more on its command line.
     """
     logs.mkdir(exist_ok=True, parents=True)
     context = multiprocessing.get_context("forkserver")
@@ -32,28 +36,50 @@ def launch(script: str, words: list[str], logs: Path, fault: str = "") -> tuple[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [context.Process(target=_process, args=(rank, port, script, words, logs, fault)) for rank in (0, 1)]
-    for process in both:
+    all_ = [context.Process(target=_process, args=(n, world, port, script, words, logs, fault)) for n in range(world)]
+    for process in all_:
         process.start()
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and any(process.is_alive() for process in both):
+    while time.monotonic() < deadline and any(process.is_alive() for process in all_):
         time.sleep(0.1)
-        if any(process.exitcode for process in both):
+        if any(process.exitcode for process in all_):
             deadline = min(deadline, time.monotonic() + 30)  # one has failed: the other should soon end too
-    codes = [process.exitcode for process in both]
-    for process in both:
+    codes = [process.exitcode for process in all_]
+    for process in all_:
         process.kill()
-    assert None not in codes, f"{codes}: {_said(logs)}"
-    return codes, _said(logs)
+    assert None not in codes, f"{codes}: {_said(logs, world)}"
+    return codes, _said(logs, world)
 
 
-def _said(logs: Path) -> list[str]:
-    return [(logs / f"{rank}.log").read_text() for rank in (0, 1)]
+def keep_gradients(path: Path) -> Callable:
+    """A step of AdamW that writes to `path` the gradients that its first call used, in order of its tensors."""
+    whole = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        answer = whole(self, *args, **kwargs)
+        if not path.exists():
+            torch.save([p.grad for group in self.param_groups for p in group["params"]], path)
+        return answer
+
+    return step
 
 
-def _process(rank: int, port: int, script: str, words: list[str], logs: Path, fault: str) -> None:
+def assert_gradients_agree(ours: Path, theirs: Path) -> None:
+    """Both files of `keep_gradients` hold the same, each tensor to 1e-6 of the largest gradient there is."""
+    one, two = torch.load(ours), torch.load(theirs)
+    largest = max(float(gradient.abs().max()) for gradient in one)
+    assert len(one) == len(two) and largest > 0
+    for number, pair in enumerate(zip(one, two, strict=True)):
+        torch.testing.assert_close(*pair, atol=1e-6 * largest, rtol=0, msg=lambda said, n=number: f"tensor {n}: {said}")
+
+
+def _said(logs: Path, world: int) -> list[str]:
+    return [(logs / f"{rank}.log").read_text() for rank in range(world)]
+
+
+def _process(rank: int, world: int, port: int, script: str, words: list[str], logs: Path, fault: str) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
     sys.stdout.flush()
@@ -70,9 +96,13 @@ def _process(rank: int, port: int, script: str, words: list[str], logs: Path, fa
             whole(path, write)
 
         checkpoints.replace_atomically = pictures_only
-        if fault:
-            _inject(script, *fault.split())
     sys.argv = [script, *words]
+    if rank == 1:
+        torch.optim.AdamW.step = keep_gradients(logs / "gradients.pth")
+        if "=" in fault:
+            sys.argv.append(fault)
+        elif fault:
+            _inject(script, *fault.split())
     ranks.cli(importlib.import_module(script).main)
 
 
@@ -86,6 +116,10 @@ def _inject(script: str, kind: str, step: str) -> None:
         if batch.step == int(step):
             if kind == "term":
                 os.kill(os.getpid(), signal.SIGTERM)
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "crash":
+                raise ValueError("nobody thought of this")
             if kind == "error":
                 raise UserError("a recording broke")
             if kind == "nan":
