@@ -20,7 +20,7 @@ U distinct images among the truths, in the order of their names.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -125,6 +125,11 @@ def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str
 def place(folder: Path, run: str) -> Path:
     """Folder of the pictures of a run, "real" or a control."""
     return folder / "samples" if run == "real" else folder / "controls" / run
+
+
+def places(folder: Path, controls: Iterable[str]) -> dict[str, Path]:
+    """`place` of the real run and of controls, by name."""
+    return {run: place(folder, run) for run in ("real", *controls)}
 
 
 def count_samples(where: Path) -> int:

@@ -217,7 +217,7 @@ def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def network_arrays(
     root: str | Path, places: dict[str, Path], image: Sequence[str], device: str = "cpu"
-) -> tuple[dict[str, Tensor], list[str]]:
+) -> dict[str, Tensor]:
     """What all networks whose weights are at hand say of an evaluation's pictures, for arrays.safetensors.
 
     Features of the truths are kept in `datasets/cache`, under the pixels and the weights that they depend on.
@@ -228,8 +228,8 @@ def network_arrays(
         image: (N,) name of the image that each trial showed.
 
     Returns:
-        `<run>.alike_<name>` (N, S, U); `<run>.fid` (N, S, 2048) and `truth.fid` (N, 2048), float32; and a sentence for
-        each network without weights.
+        `<run>.alike_<name>` (N, S, U); `<run>.fid` (N, S, 2048) and `truth.fid` (N, 2048), float32.
+        Nothing of a network without weights: `never_looked` says so.
 
     Raises:
         UserError: a weights file is damaged or of another network, or a picture is missing.
@@ -239,11 +239,10 @@ def network_arrays(
     _, first, row = np.unique(image, return_index=True, return_inverse=True)
     shown = [picture_path(places["real"], i, 0) for i in first.tolist()]
     pixels = sha256(b"".join(sha256(read_pictures([path]).numpy().tobytes()).digest() for path in shown)).hexdigest()
-    arrays, absent = {}, []
+    arrays = {}
     for network in NETWORKS:
         path = next((f / Path(network.url).name for f in folders if (f / Path(network.url).name).is_file()), None)
         if path is None:
-            absent.append(network.left_out)
             continue
         seen = partial(_seen, network.load(path, device), device=device)
         truths = cache(lambda seen=seen: _joined(seen(paths) for paths in _batches(shown)))
@@ -257,4 +256,4 @@ def network_arrays(
             paths = [picture_path(place, i, k + 1) for i in range(shape[0]) for k in range(shape[1])]
             found = _joined(_compared(seen(some), known) for some in _batches(paths))
             arrays |= {f"{run}.{name}": values.float().unflatten(0, shape) for name, values in found.items()}
-    return arrays, absent
+    return arrays

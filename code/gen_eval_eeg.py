@@ -28,8 +28,10 @@ from dc_ldm.image_cache import clip_embeddings
 from dc_ldm.modules.clip import load_clip
 from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
+from eval_folder import places
 from eval_metrics import write_metrics
 from eval_report import about_trials, baselines, hashes_of, machine, write_trials
+from feature_networks import network_arrays
 from generate import load_generator, pick_dtype
 from page_scores import table
 from results_page import write_page
@@ -120,7 +122,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
         # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
         embed = partial(clip_embeddings, under_root(cfg.root_path, "datasets/cache"), clip, open_image=load_image)
         arrays |= show(folder / "samples", paths["imagenet_path"], test.names, size, see, embed)
-
+        arrays |= network_arrays(cfg.root_path, places(folder, controls), test.names, str(device))
     arrays |= made | found
     write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"), gap)
     content = {name: values.contiguous() for name, values in arrays.items()}

@@ -58,7 +58,7 @@ def look(
         facts |= {"clip": clip} if clip else {}
     if networks:
         arrays |= {
-            name: values.numpy() for name, values in network_arrays(root, places, truth.image, device)[0].items()
+            name: values.numpy() for name, values in network_arrays(root, places, truth.image, device).items()
         }
     if absent:
         print(absent)
