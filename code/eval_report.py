@@ -4,7 +4,11 @@ Shapes: N trials, S pictures a trial, K classes of the classifier.
 """
 
 import csv
+import hashlib
 import io
+import json
+import os
+import platform
 import subprocess
 from collections.abc import Sequence
 from math import isnan
@@ -15,9 +19,12 @@ import torch
 from torch import Tensor
 
 from dataset import Trials
+from dc_ldm.image_cache import fingerprint
+from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP
 from design import design_from
 from eval_folder import TRIAL_COLUMNS
-from linear_baseline import nearest_in_time
+from eval_metrics import n_way_accuracy
+from linear_baseline import lda_probabilities, log_power, nearest_in_time, time_bins
 from runtime import checkpoints
 from scorers import PictureClassifier
 
@@ -74,6 +81,47 @@ def clock(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
 def time_only(train: Trials, test: Trials) -> tuple[np.ndarray, np.ndarray]:
     """`nearest_in_time` of a split: hits (N,) and distances (N,)."""
     return nearest_in_time(*clock(train), train.label.numpy(), *clock(test), test.label.numpy())
+
+
+def baselines(train: Trials, test: Trials) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Linear and time-only decoders of the same trials, as arrays by name, and each test trial's distance in time.
+
+    They learn from the training split and choose among the classes that the pictures may show. LDA on evoked means
+    (`lda`) asks what the EEG holds of them; LDA on each channel's power (`lda_power`) sees no evoked response, but
+    all that changes slowly: where it alone does well, time is what names the class.
+    """
+    kinds = test.label.unique()
+    own, found = torch.searchsorted(kinds, test.label.contiguous()), {}
+    for name, features in {"lda": time_bins, "lda_power": log_power}.items():
+        eeg = train.eeg.numpy(), train.label.numpy(), test.eeg.numpy()
+        likely = torch.from_numpy(lda_probabilities(*eeg, len(test.wnids), features))
+        found |= {f"real.{name}": likely, f"baseline.{name}": n_way_accuracy(likely[:, kinds], own, len(kinds))}
+    hits, gap = time_only(train, test)
+    return found | {"baseline.time_only": torch.from_numpy(hits)}, gap
+
+
+def hashes_of(
+    config: dict, model: dict, clip: FrozenCLIP | OpenCLIP, classifier: PictureClassifier | None
+) -> dict[str, str | None]:
+    """sha256 of the configuration and of what made and judged the pictures, of CLIP's image tower the weights alone.
+
+    model: the stage B checkpoint. None: not there, or stage B's record does not say.
+    """
+    return {
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "base_sha256": model["base"]["sha256"],
+        "stage_a_sha256": model.get("run", {}).get("stage_a_sha256"),
+        "clip_sha256": fingerprint(clip.fingerprint_parts()[0]),
+        "classifier_sha256": classifier and classifier.sha256,
+    }
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the run computed on: the device, the same in words, and torch's version."""
+    words = f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        words = torch.cuda.get_device_name(device)
+    return {"device": str(device), "machine": words, "torch": torch.__version__}
 
 
 def commit() -> str | None:

@@ -13,6 +13,7 @@ from test_scorers import write_classifier
 from tiny_diffusion import MAE, SIZE, stage_b_arguments
 from two_processes import launch
 
+import eval_report
 import gen_eval_eeg
 import samples
 from dataset import Trials
@@ -108,6 +109,14 @@ def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
     assert metrics["run"]["split"]["shared"]["train/test"]["identical"] == 0
     assert 0 <= metrics["run"]["classifier_agrees"] <= 1
     assert metrics["verdict"]["class"] == "nothing"  # models and EEG are noise
+    card = metrics["run"]
+    for hashed in ("model", "base", "clip", "classifier", "splits", "eeg", "config"):
+        assert len(card["hashes"][f"{hashed}_sha256"]) == 64, hashed
+    assert (card["n"], card["samples"], card["seeds"]["run"], card["device"]) == (TEST_TRIALS, 2, 2022, "cpu")
+    assert card["controls"]["asked"] == "basic" and set(card["controls"]["seconds"]) == {
+        "gaussian_eeg", "other_trials_eeg",
+    }  # fmt: skip
+    assert "UNet forwards" in card["controls"]["cost"] and {"band", "commit", "machine", "seconds"} <= set(card)
     assert metrics["run"]["hashes"]["model_sha256"] == checkpoints.sha256(
         evaluated.parents[2] / "pretrains/generation/tiny.pth"
     )
@@ -118,6 +127,23 @@ def test_truth_is_the_image_at_the_generators_size(world, evaluated):
     truth = image_tensor(load_image(image_path(world / "datasets/imageNet_images", row[7])), SIZE)
     shown = samples.read_pictures([evaluated / "samples" / "test0-0.png"])[0]
     assert np.abs(shown.permute(2, 0, 1).float() / 127.5 - 1 - truth).max() <= 1 / 127.5 + 1e-5
+
+
+def test_powers_name_what_drifts_and_evoked_means_do_not():
+    label, random = torch.arange(12).repeat_interleave(5), torch.Generator().manual_seed(1)
+    eeg = torch.randn(60, 6, 400, generator=random) * (1 + 0.2 * label[:, None, None])  # louder from block to block
+    kinds = [f"n{k}" for k in range(12)]
+    sized = type("Sized", (SimpleNamespace,), {"__len__": lambda self: 30})
+    train, test = (
+        sized(
+            eeg=eeg[part], label=label[part], wnids=kinds, onset=None, position=torch.arange(60)[part],
+            recording=None, subject=torch.ones(30, dtype=torch.int64),
+        )
+        for part in (slice(0, None, 2), slice(1, None, 2))
+    )  # fmt: skip
+    found, _ = eval_report.baselines(train, test)
+    means, power = (float(found[f"baseline.{name}"].mean()) for name in ("lda", "lda_power"))
+    assert means < 0.4 and power > 0.6
 
 
 def test_a_finished_run_says_so_and_another_configuration_is_refused(monkeypatch, capsys, world, evaluated):
