@@ -68,10 +68,14 @@ class Result:
         return float(np.mean([f["value"] for f in found])) if found and all(found) else None
 
     def fact(self, name: str) -> str:
-        """What the runs recorded, such as band or commit; all of it where seeds differ."""
-        found = [m["run"].get(name) for m in self.metrics.values()]
-        told = [f"{' to '.join(map(str, f))} Hz" if isinstance(f, list) else str(f or "not recorded") for f in found]
-        return ", ".join(dict.fromkeys(told))
+        """What the runs recorded, such as the commit; all of it where seeds differ."""
+        return ", ".join(dict.fromkeys(str(m["run"].get(name) or "not recorded") for m in self.metrics.values()))
+
+    def band(self) -> str:
+        """The band that the runs recorded, in words."""
+        bands = (m["run"].get("band") for m in self.metrics.values())
+        ends = [band.split("_") if isinstance(band, str) else band or ["not recorded"] for band in bands]
+        return ", ".join(dict.fromkeys(f"{e[0]} to {e[1]} Hz" if len(e) == 2 else str(e[0]) for e in ends))
 
     def designs(self) -> str:
         """Order of the classes in time, as the verdict read it."""
@@ -90,10 +94,23 @@ class Difference(NamedTuple):
     p: float
     resolved: bool
 
+    @property
+    def points(self) -> str:
+        """The value as text, in percentage points."""
+        return f"{100 * self.value:+.1f}".replace("-", "−")
+
+    @property
+    def interval(self) -> str:
+        """The interval as text, in percentage points."""
+        return f"{100 * self.ci95[0]:+.1f} to {100 * self.ci95[1]:+.1f}".replace("-", "−")
+
+    @property
+    def found(self) -> str:
+        """The test as text."""
+        return f"p = {self.p:.2g}, {'resolved' if self.resolved else 'not resolved'}"
+
     def __str__(self) -> str:
-        low, high = (100 * bound for bound in self.ci95)
-        said = "resolved" if self.resolved else "not resolved"
-        return f"{100 * self.value:+.1f} [{low:+.1f}, {high:+.1f}], p = {self.p:.2g}, {said}"
+        return f"{self.points} ({self.interval}), {self.found}"
 
 
 def difference(values: np.ndarray, reference: np.ndarray, comparisons: int = 1) -> Difference:
@@ -146,7 +163,7 @@ def scores_csv(results: dict[str, Result], found: dict[str, Difference | str], s
         d = found.get(name)
         value, (low, high), p, resolved = d if isinstance(d, Difference) else (None, (None, None), None, d)
         line |= {"difference": value, "difference_low": low, "difference_high": high, "p": p, "resolved": resolved}
-        line |= {"design": r.designs(), "band": r.fact("band"), "commit": r.fact("commit"), "problem": r.problem()}
+        line |= {"design": r.designs(), "band": r.band(), "commit": r.fact("commit"), "problem": r.problem()}
         lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]))

@@ -79,7 +79,7 @@ def _verdict(table: Table, results: dict[str, Result], found: Found, score: str)
     return (
         f'<section class="verdict nothing" aria-labelledby="verdict"><p class="label">{len(metrics)} runs scored</p>'
         f'<h2 id="verdict">{escape(title)}</h2>{"".join(f"<p>{text}</p>" for text in body)}'
-        f"<details open><summary>Each model against “{escape(table.reference)}”, in percentage points</summary>"
+        f"<details open><summary>Each model minus “{escape(table.reference)}”, in percentage points</summary>"
         f"<ul>{rows}</ul></details></section>"
     )
 
@@ -101,22 +101,22 @@ def _figures(table: Table, results: dict[str, Result], score: str) -> str:
 
 
 def _scores(table: Table, results: dict[str, Result], found: Found, score: str) -> str:
-    rows = []
+    shown, rows = dict.fromkeys((score, "class_accuracy")), []
     for name, r in results.items():
         d = found.get(name, "")
-        gap = "<small>".join(str(d).split(", p", 1)) if isinstance(d, Difference) else escape(d)
-        entries = [r.entry(wanted) for wanted in dict.fromkeys((score, "class_accuracy"))]
-        cells = [f"{percent(e['value'])}<small>{interval(e['ci95'])}</small>" if e else "" for e in entries]
+        entries = [r.entry(wanted) for wanted in shown]
         rows.append([
-            f"{escape(name)}<small>{escape(r.row.about)}</small>", *cells,
-            "" if r.row.paper is None else f"{r.row.paper:g} %", gap,
+            f"{escape(name)}<br><small>{escape(r.row.about)}</small>",
+            *(_lines(percent(e["value"]), interval(e["ci95"])) if e else "" for e in entries),
+            "" if r.row.paper is None else f"{r.row.paper:g}&nbsp;%",
+            _lines(d.points, d.interval, d.found) if isinstance(d, Difference) else escape(d),
             *(_share(r.mean(score, "controls", control)) for control in CONTROLS),
             _share(r.mean("class_accuracy", "baselines", "lda")), ", ".join(r.each(score)),
             str(next((e["n"] for e in entries if e), "")),
         ])  # fmt: skip
-    head = ["Model", *(score_name(s) for s in dict.fromkeys((score, "class_accuracy"))), "Paper, 50-way top-1"]
-    head += [f"Minus “{table.reference}”", *(words()["rows"][c] for c in CONTROLS), "LDA on the EEG, class"]
-    return _table(SCORES, [*head, "Each seed", "n"], rows)
+    head = ["Model", *(score_name(name) for name in shown), "Paper, 50-way top-1", f"Minus “{table.reference}”"]
+    head += [*(words()["rows"][control] for control in CONTROLS), "LDA on the EEG, class", "Each seed", "n"]
+    return _table(SCORES, head, rows)
 
 
 def _record(folder: Path, results: dict[str, Result]) -> str:
@@ -129,12 +129,15 @@ def _record(folder: Path, results: dict[str, Result]) -> str:
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in EEGEncoder(**sizes).parameters())
         link, about = escape(os.path.relpath(third.folder / "index.html", folder)), escape(name)
+        layers = f"{sizes['depth']} layer{'s' * (sizes['depth'] > 1)} of {sizes['embed_dim']}"
+        pretraining = ["none"]
+        if first:
+            pretraining = [f"mask ratio {cfg.mask_ratio:g}", escape(first[0].name.split("-stage-a-")[-1])]
         rows.append([
-            f'<a href="{link}">{about}</a>' if r.metrics else about,
-            f"mask ratio {first[0].cfg.mask_ratio:g}<small>{escape(first[0].name)}</small>" if first else "none",
-            f"{sizes['depth']} layers of {sizes['embed_dim']}<small>{count / 1e6:.3g} million parameters</small>",
-            f"{second.cfg.clip_weight:g}", second.cfg.finetune, escape(r.fact("band")), escape(r.fact("commit")),
-            "<small>".join(f"{j.stage} {j.facts()['seconds']:.0f} s" for j in r.jobs if j.facts()),
+            f'<a href="{link}">{about}</a>' if r.metrics else about, _lines(*pretraining),
+            _lines(layers, f"{count / 1e6:.2f} million parameters"), f"{second.cfg.clip_weight:g}", second.cfg.finetune,
+            escape(r.band()), escape(r.fact("commit")),
+            _lines("", *(f"{job.stage} {job.facts()['seconds']:.0f} s" for job in r.jobs if job.facts())),
         ])  # fmt: skip
     head = ["Model", "Pretraining", "Encoder", "Weight of the CLIP loss", "Fine-tuned", "Band", "Commit", "Time"]
     return _table("Names lead to a row’s own page. Rows with the same pretraining share its run.", head, rows)
@@ -144,6 +147,10 @@ def _commands(table: Table, results: dict[str, Result]) -> str:
     """The command lines of every row's first seed, and those that make the data."""
     lines = dict.fromkeys([*table.prepare, *(job.command for r in results.values() for job in r.jobs)])
     return f"<details><summary>Commands</summary><pre>{escape(chr(10).join(lines))}</pre></details>"
+
+
+def _lines(first: str, *others: str) -> str:
+    return first + "".join(f"<small>{other}</small>" for other in others)
 
 
 def _share(value: float | None) -> str:

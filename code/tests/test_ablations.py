@@ -253,7 +253,7 @@ def test_a_difference_is_resolved_by_many_trials_and_by_seeds_that_agree():
     assert sum(noise) <= 12  # 5 expected
     torn = np.stack([better[0], base[1] - 0.05])
     assert difference(torn, base).p < 0.05 and not difference(torn, base).resolved
-    assert str(difference(base[:, :9], base[:, :9])) == "+0.0 [+0.0, +0.0], p = 1, not resolved"
+    assert str(difference(base[:, :9], base[:, :9])) == "+0.0 (+0.0 to +0.0), p = 1, not resolved"
 
 
 @pytest.mark.parametrize(("table", "pretrainings"), [("ablations", 5), ("bands", 4)])
