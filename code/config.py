@@ -289,6 +289,12 @@ def under_root(root_path: str, path: str) -> Path:
     return Path(root_path).expanduser() / Path(path).expanduser()
 
 
+def file_or_name(root_path: str, value: str) -> Path | str:
+    """A setting that is a path or a name known elsewhere (of CLIP, of a classifier): the path where there is one."""
+    local = under_root(root_path, value)
+    return local if local.exists() else value
+
+
 def in_place(cfg: Any, wanted: dict[str, tuple[str, str]]) -> dict[str, Path]:
     """Where inputs lie, by setting; `wanted`: what each is and its value. UserError names all that is missing."""
     paths = {name: under_root(cfg.root_path, value) for name, (_, value) in wanted.items()}

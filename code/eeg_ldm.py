@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from config import FinetuneConfig, from_cli, in_place, under_root
+from config import FinetuneConfig, file_or_name, from_cli, in_place, under_root
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
@@ -57,8 +57,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     torch.manual_seed(cfg.seed)
     base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
-    own = under_root(cfg.root_path, cfg.clip)
-    clip = load_clip(own if own.is_dir() else cfg.clip, device)
+    clip = load_clip(file_or_name(cfg.root_path, cfg.clip), device)
     items = ranks.lead_first(lambda: cached_items(cfg, base, clip, trials, device))
     shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
     conditioner = EEGConditioner(encoder, **shape)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from config import GenerateConfig, from_cli, in_place, under_root
+from config import GenerateConfig, file_or_name, from_cli, in_place, under_root
 from controls import KINDS, Control, cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
@@ -178,8 +178,7 @@ def input_paths(cfg: GenerateConfig) -> dict:
     if file_kind(paths["model_path"]) != PUBLISHED_B:  # which carries its own
         weights.base_files(paths["pretrain_gm_path"])
     for name in ("clip", "classifier"):
-        local = under_root(cfg.root_path, getattr(cfg, name))
-        paths[name] = local if local.exists() else getattr(cfg, name)
+        paths[name] = file_or_name(cfg.root_path, getattr(cfg, name))
     return paths
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import FinetuneConfig, under_root
+from config import FinetuneConfig, file_or_name, under_root
 from dataset import Trials
 from dc_ldm.generator import EEGImageGenerator, save_grid
 from eval_metrics import n_way_accuracy
@@ -52,8 +52,7 @@ def load_judge(cfg: FinetuneConfig, device: torch.device) -> Judge | None:
     """The judge that select=n_way needs; None for clip_retrieval. Raises UserError if its classifier is not there."""
     if cfg.select == "clip_retrieval":
         return None
-    local = under_root(cfg.root_path, cfg.classifier)
-    classifier, absent = load_classifier(str(local) if local.exists() else cfg.classifier, str(device))
+    classifier, absent = load_classifier(str(file_or_name(cfg.root_path, cfg.classifier)), str(device))
     if classifier is None:
         raise UserError(f"select=n_way needs a picture classifier, but {absent}; get it, or use select=clip_retrieval")
     return Judge(classifier)
