@@ -135,7 +135,7 @@ def test_rows_share_stage_a_and_page_and_csv_tell_noise_from_difference(root, mo
     assert rows["full"].items() >= expected.items()
     page = (root / "results/ablations/t/index.html").read_text()
     assert "1 of 3 models differ from “full” by more than noise" in page and "One seed of training" in page
-    assert "miniature world alone" in page and "45.8 %" in page and "&lt;unknown&gt;" in page
+    assert "miniature world alone" in page and "45.8&nbsp;%" in page and "&lt;unknown&gt;" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
 
 
