@@ -161,7 +161,7 @@ class Network(NamedTuple):
     def left_out(self) -> str:
         """The sentence that stands where its scores would."""
         return (
-            f"{self.scores} left out: {Path(self.url).name} was not at hand "
+            f"{self.scores}: left out, because {Path(self.url).name} was not at hand "
             f"(from {self.url}, into torch hub's cache folder or pretrains/features)."
         )
 

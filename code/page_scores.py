@@ -1,6 +1,7 @@
 """What page and terminal say of scores: the verdict in words, figures, the table of all scores."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from html import escape
 from math import nan
@@ -29,6 +30,17 @@ def interval(ci95: list[float]) -> str:
     """The interval of a share as text, in percent."""
     low, high = ci95
     return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _cells(found: dict) -> tuple[Callable[[float | None], str], str]:
+    """How the numbers of a score read, and its interval: in percent, or as they are where lower is better."""
+    if not found.get("lower_better"):
+        return percent, interval(found["ci95"])
+    return _plain, " to ".join(map(_plain, found["ci95"] or ()))
 
 
 def score_name(score: str) -> str:
@@ -149,14 +161,15 @@ def _table(metrics: dict) -> str:
     names += [*(words()["rows"].get(name, name) for name in order), *(name.replace("_", " ") for name in best), "n"]
     rows = []
     for score, real in scores.items():
-        cells = [f"{percent(real['value'])}<small>{interval(real['ci95'])}</small>"]
+        number, between = _cells(real)
+        cells = [f"{number(real['value'])}<small>{between}</small>"]
         if over_classes:
-            cells.append(interval(real["ci95_by_class"]) if "ci95_by_class" in real else "")
-        cells.append(percent(real["chance"]))
+            cells.append(_cells(real | {"ci95": real["ci95_by_class"]})[1] if "ci95_by_class" in real else "")
+        cells.append(number(real["chance"]))
         for found, name in ((controls[name].get(score), name) for name in order):
-            marked = found and found["p_real_above"] >= ALPHA and name not in CEILINGS
-            cells.append(f"{percent(found['value'])}<small>{'not beaten' * marked}</small>" if found else "")
-        cells += [percent(real[key]) if key in real else "" for key in best] + [f"{real['n']} {real['unit']}s"]
+            marked = found and found.get("p_real_above", 0) >= ALPHA and name not in CEILINGS
+            cells.append(f"{number(found['value'])}<small>{'not beaten' * marked}</small>" if found else "")
+        cells += [number(real[key]) if key in real else "" for key in best] + [f"{real['n']} {real['unit']}s"]
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{escape(score_name(score))}</th>{row}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
@@ -193,7 +206,8 @@ def table(metrics: dict) -> str:
     heads = ["95 % interval", "chance", "sample 1", *(BASIC[name] for name in basic)]
     lines = [f"{'score':38}{'':>6}{heads[0]:>17}" + "".join(f"{h:>12}" for h in heads[1:]) + _uncontrolled(metrics)]
     for score, found in metrics["scores"].items():
-        others = [found["first_sample"], *(controls[n][score]["value"] if score in controls[n] else nan for n in basic)]
+        first = nan if found["first_sample"] is None else found["first_sample"]  # too few for FID, say
+        others = [first, *(controls[n][score]["value"] if score in controls[n] else nan for n in basic)]
         lines.append(_line(score, found) + "".join(f"{value:12.3f}" for value in others))
     score = verdict["score"]
     lines += [_line(f"{score}: {n}", c[score]) for n, c in controls.items() if n not in basic and score in c]
@@ -208,5 +222,6 @@ def table(metrics: dict) -> str:
 
 
 def _line(name: str, entry: dict) -> str:
-    low, high = entry["ci95"]
-    return f"{name:38}{entry['value']:6.3f}{f'[{low:.3f}, {high:.3f}]':>17}{entry['chance']:12.3f}"
+    between = "[{:.3f}, {:.3f}]".format(*entry["ci95"]) if entry["ci95"] else ""
+    chance = "low is good" if entry["chance"] is None else f"{entry['chance']:.3f}"
+    return f"{name:38}{entry['value']:6.3f}{between:>17}{chance:>12}"
