@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, under_root
+from gen_eval_eeg import identity
 from runtime.errors import UserError
 from runtime.runs import begun, run_config
 
@@ -83,7 +84,7 @@ class Job:
         config = run_config(self.cfg)
         if self.stage == "C":  # whose record also holds hashes of its inputs
             saved = OmegaConf.load(self.folder / "config.yaml")
-            config = run_config(self.cfg, "batch_size") | {k: v for k, v in saved.items() if k.endswith("_sha256")}
+            config = identity(self.cfg) | {k: v for k, v in saved.items() if k.endswith("_sha256")}
             config["model_sha256"] = self.needs.facts().get("sha256")
         return begun(self.folder, config)
 

@@ -105,6 +105,7 @@ class Runner:
         """Run every job once, those of stage A first, and wait; on SIGINT or SIGTERM the processes get SIGTERM."""
         self.logs.mkdir(parents=True, exist_ok=True)
         jobs = {(job.stage, job.name): job for jobs in chains for job in jobs}
+        print(f"{len(jobs)} runs, {self.workers} at once; what each says is in {self.logs}", flush=True)
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         with ThreadPoolExecutor(self.workers) as pool:
             # what does not wait for stage A comes first after it; then nobody waits for what was not begun
@@ -138,7 +139,7 @@ class Runner:
         finally:
             self.slots.put(slot)
         problem = "stopped" if self.signal and code else last.removeprefix("error: ") if code else ""
-        said = f"FAILED, see {self.logs}: {problem}" if problem else last
+        said = f"FAILED: {problem}" if problem else last
         print(f"{job.name}: {time.time() - started:.0f} s, {said}", flush=True)
         return problem
 

@@ -14,6 +14,8 @@ import ablation_table
 import run_ablations
 from ablation_results import difference
 from ablation_table import STAGES, chain, read_table
+from config import GenerateConfig
+from gen_eval_eeg import identity
 from runtime.errors import UserError
 
 TABLE = """
@@ -34,7 +36,7 @@ rows:
 """
 # Stands for all three stages: a run folder as the real ones leave it, scores by what stage B was told
 FAKE = """
-import csv, json, sys, time
+import csv, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {code!r})
 from dataclasses import asdict
@@ -45,6 +47,8 @@ def main():
     cfg, root = from_cli({kind}), Path({root!r})
     with open(root / "calls.txt", "a") as calls:
         calls.write({stage!r} + " " + cfg.name + "\\n")
+    with open(root / "gpus.txt", "a") as gpus:
+        gpus.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none") + "\\n")
     if (root / "slow").exists():
         time.sleep(60)
     if (root / ("fail " + cfg.name)).exists():
@@ -55,6 +59,7 @@ def main():
     if {stage!r} == "C":
         b = root / "results/generation" / cfg.name
         config |= {{"model_sha256": json.loads((b / "finished.json").read_text())["sha256"], "eeg_sha256": "x"}}
+        config["precision"] = {precision!r}
         drop.append("batch_size")
         write(folder, json.loads((b / "config.yaml").read_text()))
     config = {{name: value for name, value in config.items() if name not in drop}}
@@ -89,7 +94,8 @@ def root(tmp_path, monkeypatch):
     for stage, (kind, script, folder) in list(STAGES.items()):
         fake = tmp_path / f"fake_{stage}.py"
         about = {"kind": kind.__name__, "stage": stage, "folder": folder, "root": str(tmp_path)}
-        fake.write_text(FAKE.format(code=str(script.parent), **about))
+        about |= {"code": str(script.parent), "precision": identity(GenerateConfig())["precision"]}
+        fake.write_text(FAKE.format(**about))
         monkeypatch.setitem(ablation_table.STAGES, stage, (kind, fake, folder))
     for path in ("eeg_5_95_std.pth", "block_splits_by_image_single.pth", "imageNet_images"):
         (tmp_path / "datasets/miniature" / path).mkdir(parents=True)
@@ -222,6 +228,13 @@ def test_a_wrong_table_is_refused(root, monkeypatch, old, new, said):
     (root / "table.yaml").write_text(TABLE.replace(old, new))
     with pytest.raises(UserError, match=said):
         run(monkeypatch, root)
+
+
+def test_each_worker_takes_a_gpu_of_its_own(root, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    run(monkeypatch, root, "workers=2", "only=untrained,full")
+    assert set((root / "gpus.txt").read_text().split()) == {"4", "7"}
 
 
 def test_a_stop_ends_the_running_stage_and_begins_no_other(root, monkeypatch, capsys):
