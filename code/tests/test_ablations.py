@@ -232,6 +232,7 @@ def test_a_wrong_table_is_refused(root, monkeypatch, old, new, said):
 
 def test_each_worker_takes_a_gpu_of_its_own(root, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the stages here look for none
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     run(monkeypatch, root, "workers=2", "only=untrained,full")
     assert set((root / "gpus.txt").read_text().split()) == {"4", "7"}
