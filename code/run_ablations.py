@@ -139,8 +139,8 @@ class Runner:
         finally:
             self.slots.put(slot)
         problem = "stopped" if self.signal and code else last.removeprefix("error: ") if code else ""
-        said = f"FAILED: {problem}" if problem else last
-        print(f"{job.name}: {time.time() - started:.0f} s, {said}", flush=True)
+        failed = "FAILED: " if problem and not self.signal else ""
+        print(f"{job.name}: {time.time() - started:.0f} s, {failed}{problem or last}", flush=True)
         return problem
 
     def _process(self, job: Job, slot: int) -> tuple[int, str]:
