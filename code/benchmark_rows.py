@@ -3,6 +3,7 @@
 Shapes: B batch, C electrodes, T samples, h latent side, S = 8 h picture side.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -81,7 +82,8 @@ def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
 
     @torch.inference_mode()
     def mine() -> Tensor:
-        z = dpm_solver(lambda x, t: ours(x, t, context), x, sd_alphas_cumprod(), steps)
+        prepared = ours.prepare(context)
+        z = dpm_solver(lambda x, t: ours(x, t, prepared), x, sd_alphas_cumprod(), steps)
         return vae.decode(z / 0.18215)
 
     @torch.inference_mode()
@@ -217,7 +219,8 @@ def picture(size: Size, machine: Machine) -> Row:
     for network in parts:
         network.requires_grad_(False).to(machine.device)
     shape, abar = (4, size.latent, size.latent), sd_alphas_cumprod()
-    generator = EEGImageGenerator(*parts, abar, torch.zeros(77, size.context_dim), shape)
+    fast = (copy.deepcopy(part).to(*machine, memory_format=torch.channels_last) for part in parts[1:])
+    generator = EEGImageGenerator(parts[0], *fast, abar, torch.zeros(77, size.context_dim), shape)
     eeg = repeat(torch.randn(128, 512), "c t -> n c t", n=size.pictures)
 
     def mine() -> None:

@@ -34,6 +34,7 @@ from dc_ldm.generator import check_sampler, load_generator
 from dc_ldm.modules.clip import OPEN_CLIP
 from dc_ldm.published import about_stage_b
 from eeg_signals import mapped, spans_of
+from generate import pick_dtype
 from runtime.errors import UserError, cli
 from runtime.file_kinds import PUBLISHED_B, file_kind
 from runtime.loop import pick_device
@@ -115,14 +116,15 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
             f"{name}_sha256": told.sha256(p) for name, p in (("model", path), ("splits", r.path(cfg.splits_path)))
         }
         hashes["eeg_sha256"] = test.info["split"]["eeg_sha256"]
-        config = run_config(cfg, "batch_size") | hashes
+        config = stage_c.identity(cfg) | hashes
     if generator:
         judging = sum(p.numel() for p in judge.features.parameters()) if judge else 0
         others = {"clip, frozen": clip[1], "classifier, frozen": judging}
         r.plan = told.plan_sampling(cfg, generator, others)
     check_place(r, "eval", config)
     if generator and trials and r.asked.plan and r.ready:
-        generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder)
+        dtype = pick_dtype(cfg.precision, cfg.device)
+        generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder, dtype)
         r.plan["time"] = told.time_sampling(cfg, generator, trials["test"].eeg)
 
 

@@ -133,7 +133,8 @@ class GenerateConfig(_Pictures):
     model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
     max_items: int = setting(0, "score only the first test trials; 0: all")
     controls: str = setting("basic", "none, basic (Gaussian EEG, other trials' EEG) or all (cost is printed)")
-    batch_size: int = setting(8, "pictures sampled at once")
+    precision: str = setting("auto", "of sampling: 32, bf16, or auto: bf16 where the device computes in it")
+    batch_size: int = setting(0, "pictures sampled at once; 0: as many as memory takes")
 
 
 _MINIATURE_DATA = {
@@ -197,7 +198,7 @@ NO_EFFECT: dict[type, dict[str, str]] = {
 ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 
 
-# the lowest sensible value of settings, in every config that has them; shares lie from 0 to below 1
+# the lowest sensible value of settings, in every config that has them, defaults aside; shares lie from 0 to below 1
 _AT_LEAST_1 = """n_chans n_times patch_size embed_dim depth num_heads decoder_embed_dim decoder_depth decoder_num_heads
     encoder_embed_dim encoder_depth encoder_num_heads num_epoch batch_size accum_iter accumulate_grad validate_every
     img_size num_samples ddim_steps repeats""".split()
@@ -218,7 +219,7 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     """
     given = _arguments(cls, list(sys.argv[1:] if argv is None else argv))
     config = OmegaConf.structured(cls)
-    if presets := PRESETS.get(cls):
+    if presets := next((PRESETS[kind] for kind in cls.__mro__ if kind in PRESETS), {}):
         chosen = given.get("preset", "paper").split(",")
         for preset in filter(None, chosen):
             if preset not in presets:
@@ -234,7 +235,7 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         kind = {f.name: getattr(f.type, "__name__", f.type) for f in fields(cls)}[name]
         raise UserError(f"{name}={text}: expected a value of type {kind} (see --help)") from error
     for name, value in config.items():
-        if name in _LOWEST and not value >= _LOWEST[name]:
+        if name in _LOWEST and not value >= _LOWEST[name] and value != getattr(cls, name):
             raise UserError(f"{name}={value}: expected at least {_LOWEST[name]}")
         if name in _SHARES and not 0 <= value < 1:
             raise UserError(f"{name}={value}: expected a share, from 0 to below 1")
@@ -276,7 +277,7 @@ def help_text(cls: type) -> str:
         default = "" if f.default is MISSING else f.default
         source = f.metadata.get("source", OURS)
         lines.append(f"  {f.name + '=' + str(default):44} {f.metadata.get('about', '')} [{source}]")
-    for preset, values in PRESETS.get(cls, {}).items():
+    for preset, values in next((PRESETS[kind] for kind in cls.__mro__ if kind in PRESETS), {}).items():
         shown = " ".join(f"{k}={v}" for k, v in values.items())
         lines.append(f"\npreset={preset}: {shown or 'the defaults above'}")
     if cls in NO_EFFECT:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dataset import Trials
-from dc_ldm.generator import EEGImageGenerator, to_uint8
+from dc_ldm.generator import EEGImageGenerator, in_precision, to_uint8
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP
 from dc_ldm.weights import Base, load_base
@@ -130,6 +130,17 @@ def make_controls(kind: str, eeg: Tensor, group: Tensor, label: Tensor, seed: in
     return made
 
 
+def mean_of(train: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The distinct training pictures that can be read, and sentences about those that cannot."""
+    distinct = sorted(set(train))
+    kept = [path for path in distinct if readable(path)]
+    lost = ", ".join([path.stem for path in distinct if path not in kept][:10])
+    if not lost:
+        return kept, []
+    n = f"{len(distinct) - len(kept)} of {len(distinct)} training pictures cannot be read ({lost})"
+    return kept, [f"mean_image is {'the mean of the others' if kept else 'left out'}: {n}."]
+
+
 def without_eeg(
     generator: EEGImageGenerator, settings: dict, size: int, n: int, truth: Sequence[Path], train: Sequence[Path]
 ) -> dict[str, Control]:
@@ -138,7 +149,7 @@ def without_eeg(
 
     Args:
         settings: steps, sampler, guidance and batch_size of the run; size: pixels; n: trials.
-        truth: (n,) files of the images shown; train: those of the training split. Empty where unknown.
+        truth: (n,) files of the images shown; train: the distinct ones of the training split. Empty where unknown.
     """
     nothing = torch.zeros(n, 1)
     grey = torch.full((size, size, 3), 127, dtype=torch.uint8)
@@ -147,10 +158,10 @@ def without_eeg(
         "zero_condition": Control(empty, partial(generator.from_context, **settings)),
         "grey": Control(nothing, lambda given, _: grey.expand(len(given), -1, -1, -1), sampled=False),
     }
-    if truth:
-        distinct = [path for path in sorted(set(train)) if readable(path)]  # stage B left the others out
-        mean = to_uint8(sum(image_tensor(load_image(path), size) for path in distinct)[None] / len(distinct))
+    if train:
+        mean = to_uint8(sum(image_tensor(load_image(path), size) for path in train)[None] / len(train))
         made["mean_image"] = Control(nothing, lambda given, _: mean.expand(len(given), -1, -1, -1), sampled=False)
+    if truth:
 
         def round_trip(rows: Tensor, _: Tensor) -> Tensor:
             return generator.round_trip(torch.stack([image_tensor(load_image(truth[i]), size) for i in rows]))
@@ -160,18 +171,20 @@ def without_eeg(
 
 
 def by_name(
-    base: Base, clip: FrozenCLIP, settings: dict, size: int, names: Sequence[str], label: Tensor, other: Tensor
-):
+    base: Base, clip: FrozenCLIP, dtype: torch.dtype, settings: dict, size: int, names: Sequence[str], label: Tensor,
+    other: Tensor,
+):  # fmt: skip
     """Ceiling and its floor: Stable Diffusion before any EEG, prompted with the true and with another trial's class.
 
     Args:
+        dtype: in what to sample.
         names: of the classes; label, other: (N,) int64, class of each trial and of another trial.
     """
     captions = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
     states = clip.text_states([*captions, ""]).cpu()
     device = clip.device
     prompted = EEGImageGenerator(
-        torch.nn.Identity(), base.unet.to(device), base.vae.to(device),
+        torch.nn.Identity(), *in_precision(base, device, dtype),
         sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end), states[-1].to(device),
         base.sizes.latent_shape(size), base.sizes.scale_factor,
     )  # fmt: skip
@@ -201,15 +214,17 @@ def plan(
     truth, train = (
         [image_path(paths["imagenet_path"], name) for name in t.names] if known else [] for t in (test, trials["train"])
     )
-    controls |= without_eeg(generator, settings, size, len(test), truth, train)
-    absent = [f"{name} is left out: a trial has no such other trial." for name in CLASS_EEG if name not in borrowed]
+    learnt, absent = mean_of(train)
+    controls |= without_eeg(generator, settings, size, len(test), truth, learnt)
+    absent += [f"{name} is left out: a trial has no such other trial." for name in CLASS_EEG if name not in borrowed]
     index = [-1] if classifier is None else classifier.index_of(test.wnids).tolist()
     source = another(test.label[:, None] != test.label, seed, "other_class_name")
     if min(index) < 0 or source is None or not isinstance(clip, FrozenCLIP):
         why = "they need a classifier that names two classes or more, and Stable Diffusion's own CLIP"
         return controls, [*absent, f"Pictures by class name are left out: {why}."]
     base, names = load_base(paths["pretrain_gm_path"], use_time_cond=False), [classifier.names[k] for k in index]
-    return controls | by_name(base, clip, settings, size, names, test.label, test.label[source]), absent
+    named = by_name(base, clip, generator.dtype, settings, size, names, test.label, test.label[source])
+    return controls | named, absent
 
 
 def cost(n: int, samples: int, controls: dict[str, Control], settings: dict) -> str:

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import torch
+
 from dc_ldm import generator
 from dc_ldm.published import about_stage_b
 from runtime.checkpoints import sha256
 from runtime.errors import UserError
-from runtime.loop import pick_device
+from runtime.loop import pick_device, pick_precision
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 
 def load_generator(
-    checkpoint: str | Path, pretrain_gm_path: str | Path = "", device: str = "auto"
+    checkpoint: str | Path, pretrain_gm_path: str | Path = "", device: str = "auto", precision: str = "auto"
 ) -> generator.EEGImageGenerator:
     """A trained stage B model with `generate` and `embed`, the functions that stage C uses.
 
@@ -19,12 +21,19 @@ def load_generator(
         checkpoint: ours, or the published generation checkpoint.
         pretrain_gm_path: folder whose models/ holds Stable Diffusion; empty: searched, see `find_base`.
         device: auto, cpu, cuda or cuda:N.
+        precision: 32, bf16, or auto: bf16 where the device computes in it. Embeddings are computed in float32 always.
 
     Raises:
         UserError: the checkpoint, its Stable Diffusion or the device is not what is wanted.
     """
     base = pretrain_gm_path or find_base(checkpoint, about_stage_b(checkpoint, "pretrains")["base"])
-    return generator.load_generator(checkpoint, base, pick_device(device), EEGEncoder)
+    return generator.load_generator(checkpoint, base, pick_device(device), EEGEncoder, pick_dtype(precision, device))
+
+
+def pick_dtype(precision: str, device: str) -> torch.dtype:
+    """What 32, bf16 or auto mean on a device. Raises UserError."""
+    half = pick_precision(precision, pick_device(device)) == "bf16-mixed"
+    return torch.bfloat16 if half else torch.float32
 
 
 def find_base(checkpoint: str | Path, base: dict) -> Path:

@@ -130,7 +130,8 @@ class Maker:
         def generate(wanted: list[str], seeds: list[int]) -> Tensor:
             some, none = torch.stack([context[c] for c in wanted]), context[""].expand(len(wanted), -1, -1)
             noise = torch.stack([draws.randn((4, 8, 8), seed, "check picture") for seed in seeds])
-            denoise = guided(lambda x, t: base.unet(x, t, some), lambda x, t: base.unet(x, t, none), 3.0)
+            prepared = base.unet.prepare(torch.cat([none, some]))
+            denoise = guided(lambda x, t: base.unet(x, t, prepared), 3.0)
             z = dpm_solver(denoise, noise, sd_alphas_cumprod(), 20)
             return base.vae.decode(z / base.sizes.scale_factor).float().clamp(-1, 1)
 

@@ -4,7 +4,8 @@ Shapes: N trials, S pictures a trial, C electrodes, T time points, H x W pixels.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def generate_missing(
 ) -> None:
     """Write pictures 1..S of every trial that are not there yet; a broken one is made again.
 
-    Under torchrun each process makes its share, and all wait until all are there.
+    A thread encodes and writes a batch while the next one is sampled. Under torchrun each process makes its share, and
+    all wait until all are there.
 
     Args:
         generate: (eeg (n, C, T), seeds (n,)) -> (n, H, W, 3) uint8.
@@ -57,13 +59,17 @@ def generate_missing(
     wanted = [(i, k) for i in range(len(eeg)) for k in range(seeds.shape[1])]
     todo = ranks.from_lead(lambda: [(i, k) for i, k in wanted if not readable(picture_path(folder, i, k + 1))])
     mine = todo[ranks.rank() :: ranks.world()]
-    with ranks.together(), tqdm(total=len(mine), desc=folder.name, unit="picture", disable=not mine) as bar:
+    bar = tqdm(total=len(mine), desc=folder.name, unit="picture", disable=not mine)
+    with ranks.together(), bar, ThreadPoolExecutor(1) as writer:
+        written: Iterable[None] = ()
         for start in range(0, len(mine), batch_size):
-            trial, sample = torch.tensor(mine[start : start + batch_size]).T
+            some = mine[start : start + batch_size]
+            trial, sample = torch.tensor(some).T
             pictures = generate(eeg[trial], seeds[trial, sample])
-            for i, k, picture in zip(trial.tolist(), sample.tolist(), pictures, strict=True):
-                write_picture(picture_path(folder, i, k + 1), picture)
-            bar.update(len(trial))
+            list(written)  # the batch before: waits for it, raises what went wrong
+            written = writer.map(write_picture, [picture_path(folder, i, k + 1) for i, k in some], pictures)
+            bar.update(len(some))
+        list(written)
 
 
 def draw(

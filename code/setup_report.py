@@ -190,11 +190,16 @@ def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tens
     """Parameters, and bytes of a training step: fp32 weights, gradients, AdamW's two moments; the rest estimated."""
     trained = sum(n for name, n in counts.items() if name.endswith("trained"))
     memory = {"weights": 4 * sum(counts.values()), "gradients": 4 * trained, "AdamW state": 8 * trained}
-    half = pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed"
+    half = is_half(cfg)
     # factors measured on the CPU: backward keeps some more for a while; half precision halves a part of it only
     memory["activations (estimate)"] = round((1.0 if half else 1.3) * activations(loss, module))
-    memory["16-bit copies (estimate)"] = 2 * sum(p.numel() for p in module.parameters()) if half else 0
+    memory["16-bit copies"] = 2 * trained if half else 0
     return {"parameters": counts, "memory": memory}
+
+
+def is_half(cfg: Any) -> bool:
+    """Whether training multiplies in bfloat16."""
+    return pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed"
 
 
 def plan_pretraining(cfg: PretrainConfig) -> dict:
@@ -225,23 +230,29 @@ def plan_finetuning(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: 
         data = LatentBatch(*(torch.zeros(shape) for shape in shapes))
         data = data._replace(t=data.t.long())
         vae = AutoencoderKL(**sizes.vae).requires_grad_(False)
-        counts = count(conditioner=module.conditioner, unet=module.unet, vae=vae) | {"clip, frozen": clip[1]}
-        return plan_step(counts, module, lambda: sum(module.losses(data)), cfg)
+        counts = count(conditioner=module.conditioner, unet=module.unet, vae=vae)
+        plan = plan_step(counts, module, lambda: sum(module.losses(data)), cfg)
+        if is_half(cfg):
+            module.halve_frozen()
+        plan["memory"]["weights"] = sum(p.nbytes for part in (module, vae) for p in part.parameters())
+        plan["parameters"] |= {"clip, frozen, before training": clip[1]}
+        return plan
 
 
 def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int]) -> dict:
     """Parameters and memory of stage C; others: parameters of CLIP and the classifier."""
     counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
-    # the decoder's first block at full resolution: about four tensors of twice its base width live at once
-    width = generator.vae.decoder.conv_out.weight.shape[1]
-    values = 4 * 2 * width * cfg.batch_size * (generator.latent_shape[-1] * 8) ** 2
-    return {"parameters": counts, "memory": {"weights": 4 * sum(counts.values()), "activations (estimate)": 4 * values}}
+    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance, pick_device(cfg.device))
+    half = pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed"
+    sampled = sum(p.numel() for part in (generator.unet, generator.vae) for p in part.parameters())
+    weights = 4 * sum(counts.values()) - 2 * sampled * half
+    needed = generator.memory(batch_size, cfg.guidance) // (2 if half else 1)
+    return {"parameters": counts, "memory": {"weights": weights, "activations (estimate)": needed}}
 
 
 def time_training(module: Any, items: Any, cfg: Any, accumulate: int) -> dict:
     """Hours of the run, from the median of up to PROBE_STEPS real steps in PROBE_SECONDS, validation left aside."""
-    device, seconds = pick_device(cfg.device), []
-    half = pick_precision(cfg.precision, device) == "bf16-mixed"
+    device, seconds, half = pick_device(cfg.device), [], is_half(cfg)
     optimizer = module.to(device).configure_optimizers()
     for batch in StepBatches(len(items), cfg.batch_size, cfg.seed, 0, PROBE_STEPS):
         started, data = time.perf_counter(), items[batch]
@@ -270,18 +281,22 @@ def time_finetuning(cfg: FinetuneConfig, eeg: Tensor, encoder: dict, sizes: Base
     moments = torch.rand(1, 1 + cfg.n_crops, 2, *sizes.latent_shape(cfg.img_size))
     picture = torch.zeros(len(eeg), dtype=torch.int64)
     items = LatentTrials(eeg, picture, moments, torch.ones(1, clip_dim), sizes.scale_factor, cfg.cond_drop, cfg.seed)
-    return time_training(diffusion(cfg, encoder, sizes, clip_dim), items, cfg, cfg.accumulate_grad)
+    module = diffusion(cfg, encoder, sizes, clip_dim)
+    if is_half(cfg):
+        module.halve_frozen()
+    return time_training(module, items, cfg, cfg.accumulate_grad)
 
 
 def time_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, eeg: Tensor) -> dict:
     """Hours of drawing all pictures, controls too, from 12 sampling steps of one batch; eeg (N, C, T) of the test."""
-    some, seconds = eeg[torch.arange(cfg.batch_size) % len(eeg)], []
+    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance)
+    some, seconds = eeg[torch.arange(batch_size) % len(eeg)], []
     for steps in (2, 2, 8):  # the first warms up
         started = time.perf_counter()
-        generator.generate(some, torch.arange(len(some)), steps, "ddim", cfg.guidance, cfg.batch_size)
+        generator.generate(some, torch.arange(len(some)), steps, "ddim", cfg.guidance, batch_size)
         seconds.append(time.perf_counter() - started)
     step = (seconds[2] - seconds[1]) / 6
     pictures = len(eeg) * (cfg.num_samples + {"none": 0, "basic": 2}.get(cfg.controls, 8))
-    batches = -(-pictures // cfg.batch_size)
+    batches = -(-pictures // batch_size)
     hours = batches * (seconds[1] + (cfg.ddim_steps - 2) * step) / 3600
     return {"seconds a step of a batch": step, "pictures": pictures, "hours": hours}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +24,17 @@ from runtime import checkpoints, draws
 from runtime.errors import UserError
 
 SAMPLERS = {"plms": plms, "ddim": ddim, "dpm_solver": dpm_solver}
+DECODED_AT_ONCE = 2**18  # pixels: one picture of 512 x 512, enough to keep a device busy
+MOST_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}  # latent pixels; beyond, a batch is later finished and no faster
 
 
 @dataclass
 class EEGImageGenerator:
     """A trained stage B model. A picture depends on its EEG and seed, never on its batch.
 
-    All modules are on one device. no_context is the condition of no EEG, for guidance, which needs a model trained
-    with cond_drop (`guidable`).
+    All modules are on one device. UNet and VAE compute in the type of their weights, everything between them in
+    float32. no_context is the condition of no EEG, for guidance, which needs a model trained with cond_drop
+    (`guidable`).
     """
 
     conditioner: EEGConditioner
@@ -45,6 +50,11 @@ class EEGImageGenerator:
     def device(self) -> torch.device:
         """Where the models are."""
         return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what UNet and VAE compute."""
+        return next(self.unet.parameters()).dtype
 
     @torch.inference_mode()
     def encode(self, eeg: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -69,49 +79,100 @@ class EEGImageGenerator:
         steps: int = 250,
         sampler: str = "plms",
         guidance: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 0,
     ) -> Tensor:
         """Pictures (N, H, W, 3) uint8 of eeg (N, C, T), seeds (N,) int64; (N, S, H, W, 3) of seeds (N, S).
 
-        A starting latent depends on the picture's seed alone; batch_size counts pictures. Raises UserError.
+        A starting latent depends on the picture's seed alone; batch_size counts pictures, 0: as `fitting_batch` says.
+        Raises UserError.
         """
         check_sampler(sampler, steps)
         if guidance != 1 and not self.guidable:
             raise UserError(f"guidance={guidance}: the checkpoint was trained without cond_drop; use 1")
         if len(seeds) != len(eeg):
             raise UserError(f"{len(seeds)} seeds for {len(eeg)} trials; give one row of seeds a trial")
-        per_trial = seeds[0].numel()
-        context = self.encode(eeg)[0]
-        trial = torch.arange(len(eeg)).repeat_interleave(per_trial)
-        pictures = [
-            self._sample(context[rows], own.tolist(), steps, sampler, guidance)
-            for rows, own in zip(trial.split(batch_size), seeds.flatten().split(batch_size), strict=True)
-        ]
-        return torch.cat(pictures).unflatten(0, tuple(seeds.shape))
+        context = self.encode(eeg)[0].repeat_interleave(seeds[0].numel(), dim=0)
+        pictures = self.from_context(context, seeds.flatten(), steps, sampler, guidance, batch_size)
+        return pictures.unflatten(0, tuple(seeds.shape))
 
     @torch.inference_mode()
     def from_context(
-        self, context: Tensor, seeds: Tensor, steps: int, sampler: str, guidance: float, batch_size: int
+        self, context: Tensor, seeds: Tensor, steps: int, sampler: str, guidance: float, batch_size: int = 0
     ) -> Tensor:
         """Pictures (N, H, W, 3) uint8 of conditions (N, 77, 768), seeds (N,), as `generate` makes them of EEG."""
-        parts = zip(context.split(batch_size), seeds.split(batch_size), strict=True)
-        return torch.cat([self._sample(some, own.tolist(), steps, sampler, guidance) for some, own in parts])
+        fitting = self.fitting_batch(guidance)
+        n = batch_size or fitting
+        try:
+            parts = zip(context.split(n), seeds.split(n), strict=True)
+            return torch.cat([self._sample(some, own.tolist(), steps, sampler, guidance) for some, own in parts])
+        except torch.OutOfMemoryError as error:
+            smaller = f"batch_size={min(fitting, n // 2)} should" if n > 1 else "another device or size may"
+            raise UserError(f"{n} pictures at once do not fit in the memory of {self.device}; {smaller}") from error
+
+    def memory(self, n: int, guidance: float = 1.0) -> int:
+        """About how many bytes sampling n pictures at once takes beside the weights.
+
+        Measured peaks: 40 feature maps of the UNet's first width a picture, 8 of the decoder's last at full size.
+        """
+        _, h, w = self.latent_shape
+        passes = 1 if guidance == 1 else 2
+        sampling = 40 * self.unet.model_channels * h * w * passes * n
+        decoding = 8 * self.vae.decoder.conv_out.in_channels * max(64 * h * w, min(DECODED_AT_ONCE, 64 * h * w * n))
+        return self.dtype.itemsize * (sampling + decoding)
+
+    def fitting_batch(self, guidance: float = 1.0, device: torch.device | None = None) -> int:
+        """How many pictures to sample at once, at least one: as many as fit, up to where more are no faster.
+
+        device: None: where the models are.
+        """
+        device = device or self.device
+        most, free = MOST_AT_ONCE[device.type] // math.prod(self.latent_shape[1:]), 0.9 * free_memory(device)
+        return next((n for n in range(most, 1, -1) if self.memory(n, guidance) <= free), 1)
 
     @torch.inference_mode()
     def round_trip(self, images: Tensor) -> Tensor:
         """What the VAE makes of images (N, 3, H, W) in [-1, 1]: (N, H, W, 3) uint8, no EEG can give more."""
-        return to_uint8(self.vae.decode(self.vae.encode(images.to(self.device)).mean))
+        return self._decode(self.vae.encode(images.to(self.device, self.dtype)).mean)
 
     def _sample(self, context: Tensor, seeds: list[int], steps: int, sampler: str, guidance: float) -> Tensor:
-        context = context.to(self.device)
         start = torch.stack([draws.randn(self.latent_shape, seed, "starting latent") for seed in seeds])
-        denoise = guided(
-            lambda x, t: self.unet(x, t, context),
-            lambda x, t: self.unet(x, t, self.no_context.to(context.device).expand_as(context)),
-            guidance,
-        )
+        context = context.to(self.device, self.dtype)
+        if guidance != 1:
+            context = torch.cat([self.no_context.to(context).expand_as(context), context])
+        prepared = self.unet.prepare(context)
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            return self.unet(x.to(self.dtype), t, prepared).float()
+
+        denoise = denoise if guidance == 1 else guided(denoise, guidance)
         latent = SAMPLERS[sampler](denoise, start.to(self.device), self.alphas_cumprod, steps)
-        return to_uint8(self.vae.decode(latent / self.scale_factor))
+        return self._decode(latent / self.scale_factor)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        """Latents (B, 4, h, w), unscaled -> pictures (B, H, W, 3) uint8."""
+        parts = latent.to(self.dtype).split(max(1, DECODED_AT_ONCE // (64 * latent[0, 0].numel())))
+        return torch.cat([to_uint8(self.vae.decode(part)) for part in parts])
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a GPU, or a process's share of what is free on this machine; unknown: no limit."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    available = next(line for line in lines if line.startswith("MemAvailable"))
+    return 1024 * int(available.split()[1]) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def in_precision(base: weights.Base, device: torch.device, dtype: torch.dtype) -> tuple[UNet, AutoencoderKL]:
+    """Networks ready to sample: half precision is fastest with channels last, float32 on a CPU is without."""
+    last = dtype != torch.float32 or torch.device(device).type == "cuda"
+    layout = torch.channels_last if last else torch.contiguous_format
+    unet, vae = (part.to(device, dtype, memory_format=layout) for part in (base.unet, base.vae))
+    return unet, vae
 
 
 def check_sampler(sampler: str, steps: int) -> None:
@@ -139,12 +200,17 @@ def save_grid(path: Path, truth: Tensor, samples: Tensor, caption: str) -> None:
 
 
 def load_generator(
-    checkpoint: str | Path, pretrain_gm_path: str | Path, device: torch.device, make_encoder: Callable[..., nn.Module]
+    checkpoint: str | Path,
+    pretrain_gm_path: str | Path,
+    device: torch.device,
+    make_encoder: Callable[..., nn.Module],
+    dtype: torch.dtype = torch.float32,
 ) -> EEGImageGenerator:
     """Rebuild a generator from a stage B checkpoint, ours or the published one.
 
     Ours needs the Stable Diffusion under pretrain_gm_path that it was trained on. make_encoder: EEGEncoder, passed in
-    because this package does not know sc_mbm. Raises UserError.
+    because this package does not know sc_mbm. dtype: of UNet and VAE; the conditioner stays in float32. Raises
+    UserError.
     """
     content = read_stage_b(checkpoint, pretrain_gm_path)
     config = content["config"]
@@ -154,8 +220,7 @@ def load_generator(
     weights.load_trained_state(conditioner, base.unet, content["model"], str(checkpoint))
     return EEGImageGenerator(
         conditioner.eval().requires_grad_(False).to(device),
-        base.unet.to(device),
-        base.vae.to(device),
+        *in_precision(base, device, dtype),
         sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end),
         content["no_context"].to(device),
         base.sizes.latent_shape(config["img_size"]),

@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 from tiny_diffusion import write_stage_a, write_stage_b
 from torch.testing import assert_close
 
+import dc_ldm.generator
 import generate
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, load_generator, save_grid, to_uint8
-from runtime import checkpoints
+from dc_ldm.models.samplers import ddim
+from runtime import checkpoints, draws
 from runtime.errors import UserError
 from sc_mbm.mae_for_eeg import EEGEncoder
 
@@ -34,8 +36,8 @@ def generator(world) -> EEGImageGenerator:
     return load(world)
 
 
-def load(root, checkpoint="pretrains/generation/tiny.pth") -> EEGImageGenerator:
-    return load_generator(root / checkpoint, root / "pretrains", "cpu", EEGEncoder)
+def load(root, checkpoint="pretrains/generation/tiny.pth", **options) -> EEGImageGenerator:
+    return load_generator(root / checkpoint, root / "pretrains", "cpu", EEGEncoder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,77 @@ def test_guidance_mixes_with_the_zero_condition(generator, eeg, monkeypatch):
     monkeypatch.setattr(generator, "guidable", False)
     with pytest.raises(UserError, match="cond_drop"):
         generator.generate(eeg, SEEDS, 4, guidance=3.0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_what_is_constant_is_computed_once_and_changes_nothing(generator, eeg, guidance):
+    """Against the plain way: two passes a step, each with the context itself."""
+    context, calls = generator.encode(eeg)[0], {"attn1": 0, "attn2": 0}
+
+    def plain(x, t):
+        cond = generator.unet(x, t, context)
+        uncond = generator.unet(x, t, generator.no_context.expand_as(context))
+        return uncond + guidance * (cond - uncond)
+
+    start = torch.stack([draws.randn(generator.latent_shape, seed, "starting latent") for seed in SEEDS.tolist()])
+    with torch.inference_mode():
+        latent = ddim(plain, start, generator.alphas_cumprod, 5)
+        wanted = to_uint8(generator.vae.decode(latent / generator.scale_factor))
+    first = generator.unet.middle_block[1].transformer_blocks[0]
+    hooks = []
+    for name in calls:
+
+        def count(*_, name=name):
+            calls[name] += 1
+
+        hooks.append(getattr(first, name).to_k.register_forward_hook(count))
+    found = generator.generate(eeg, SEEDS, 5, "ddim", guidance, batch_size=5)
+    for hook in hooks:
+        hook.remove()
+    assert apart(found, wanted) <= 1
+    assert calls == {"attn1": 5, "attn2": 1}
+
+
+def test_half_precision_shows_little_and_leaves_embeddings_alone(world, generator, eeg):
+    half = load(world, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and next(half.conditioner.parameters()).dtype == torch.float32
+    assert torch.equal(half.embed(eeg), generator.embed(eeg))
+    one, other = (g.generate(eeg, SEEDS, 10, "dpm_solver", 3.0, batch_size=5) for g in (generator, half))
+    error = (one.float() - other.float()).square().mean()
+    spread = one.float().var()
+    assert 0 < error < 0.01 * spread
+    assert torch.equal(half.generate(eeg, SEEDS, 10, "dpm_solver", 3.0, batch_size=5), other)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_batch_is_what_fits_in_the_memory(generator, monkeypatch, guidance):
+    found = {}
+    for free in (0, 2e5, 1e6, 2e6, 1e12, float("inf")):
+        monkeypatch.setattr(dc_ldm.generator, "free_memory", lambda device, free=free: free)
+        n = found[free] = generator.fitting_batch(guidance)
+        assert n == 1 or generator.memory(n, guidance) <= 0.9 * free
+        assert n == 512 or generator.memory(n + 1, guidance) > 0.9 * free
+    assert found[0] == 1 and found[1e12] == found[float("inf")] == 512  # 2^13 latent pixels in latents of 4 x 4
+    assert 1 < found[1e6] < found[2e6] < 512
+    assert generator.memory(8, 3.0) > generator.memory(8, 1.0)
+    assert generator.fitting_batch(guidance, torch.device("cuda")) == 8192
+
+
+def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
+    cpu = torch.device("cpu")
+    alone = dc_ldm.generator.free_memory(cpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert alone > 1e7 and dc_ldm.generator.free_memory(cpu) == pytest.approx(alone / 4, rel=0.3)
+
+
+@pytest.mark.parametrize(("n", "said"), [(5, "5 pictures at once .* batch_size=2 should"), (1, "another device")])
+def test_a_batch_that_is_too_large_is_named_with_one_that_is_not(generator, eeg, monkeypatch, n, said):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generator, "_sample", full)
+    with pytest.raises(UserError, match=said):
+        generator.generate(eeg, SEEDS, 4, batch_size=n)
 
 
 def test_pixels_are_truncated_not_rounded():
@@ -148,7 +221,7 @@ def test_a_notebook_needs_the_checkpoint_alone(world, generator, eeg, tmp_path):
     other = shutil.copytree(world / "pretrains/models", world / "pretrains/another/models")
     state = load_file(other / "v1-5-pruned.safetensors")
     save_file({name: value + 1 for name, value in state.items()}, other / "v1-5-pruned.safetensors")
-    found = generate.load_generator(world / "pretrains/generation/tiny.pth", device="cpu")
+    found = generate.load_generator(world / "pretrains/generation/tiny.pth", device="cpu", precision="32")
     assert torch.equal(found.embed(eeg), generator.embed(eeg))
     assert apart(found.generate(eeg, SEEDS, steps=4), generator.generate(eeg, SEEDS, steps=4)) == 0
     alone = shutil.copy(world / "pretrains/generation/tiny.pth", tmp_path / "tiny.pth")

@@ -115,7 +115,9 @@ def test_steps_are_exactly_as_asked_and_items_are_independent(sampler, steps, st
 
 
 def test_guidance():
-    x, t = torch.zeros(1, 2), torch.tensor([3])
-    cond, uncond = (lambda x, t: torch.full_like(x, 2.0)), (lambda x, t: torch.full_like(x, 1.0))
-    assert guided(cond, uncond, 1.0) is cond
-    assert guided(cond, uncond, 7.5)(x, t).tolist() == [[8.5, 8.5]]
+    x, t = torch.tensor([[10.0, 20.0], [30.0, 40.0]]), torch.tensor([3, 4])
+
+    def denoise(x, t):  # the first half is without the condition
+        return x + t[:, None] + torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None]
+
+    assert guided(denoise, 7.5)(x, t).tolist() == [[20.5, 30.5], [41.5, 51.5]]

@@ -66,6 +66,7 @@ def arguments(world, **changed):
     values = {
         "root_path": world, "name": "tiny", "clip": "pretrains/clip", "classifier": "classifier", "num_samples": 2,
         "ddim_steps": 3, "sampler": "dpm_solver", "batch_size": 5, "device": "cpu",
+        "precision": "32",
     } | changed  # fmt: skip
     return [f"{name}={value}" for name, value in values.items()]
 
@@ -176,6 +177,31 @@ def test_a_stopped_run_keeps_its_pictures_and_scores_the_same(monkeypatch, world
     assert kept.stat().st_mtime_ns == stamp
     one, two = (json.loads((f / "metrics.json").read_text()) for f in (evaluated, folder))
     assert one["scores"] == two["scores"] and one["controls"] == two["controls"]
+
+
+def test_a_picture_that_cannot_be_written_stops_the_run_and_the_others_stay(monkeypatch, tmp_path):
+    original = samples.write_picture
+
+    def full_disk(path, picture):
+        if path.name == "test3-1.png":
+            raise UserError(f"{path}: could not be written (no space left on device)")
+        original(path, picture)
+
+    monkeypatch.setattr(samples, "write_picture", full_disk)
+    eeg, seeds, made = torch.zeros(8, 1, 4), torch.arange(8).view(8, 1), []
+
+    def generate(eeg, seeds):
+        made.append(seeds.tolist())
+        return seeds[:, None, None, None].expand(-1, 4, 4, 3).to(torch.uint8)
+
+    with pytest.raises(UserError, match="test3-1.png: could not be written"):
+        samples.generate_missing(tmp_path, generate, eeg, seeds, 2)
+    assert made == [[0, 1], [2, 3], [4, 5]]  # the batch that was under way when the disk was full is the last
+    monkeypatch.undo()
+    samples.generate_missing(tmp_path, generate, eeg, seeds, 2)
+    written = samples.read_pictures([samples.picture_path(tmp_path, i, 1) for i in range(8)])
+    assert written[:, 0, 0, 0].tolist() == list(range(8))
+    assert made[3][0] == 3  # what was whole is not made again
 
 
 def test_two_processes_share_the_pictures_and_score_once(world, evaluated):

@@ -28,14 +28,15 @@ def sd_alphas_cumprod(linear_start: float = 0.00085, linear_end: float = 0.0120,
     return (1 - betas).cumprod(dim=0).float()
 
 
-def guided(denoise: Denoiser, denoise_uncond: Denoiser, scale: float) -> Denoiser:
-    """Classifier-free guidance (arXiv 2207.12598): eps_u + scale (eps_c - eps_u); 1 is plain."""
-    if scale == 1:
-        return denoise
+def guided(denoise: Denoiser, scale: float) -> Denoiser:
+    """Classifier-free guidance (arXiv 2207.12598): eps_u + scale (eps_c - eps_u), for a scale other than 1.
+
+    denoise answers 2B items in one pass: B without the condition, then the same with it.
+    """
 
     def both(x: Tensor, t: Tensor) -> Tensor:
-        uncond = denoise_uncond(x, t)
-        return uncond + scale * (denoise(x, t) - uncond)
+        uncond, cond = denoise(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
+        return uncond + scale * (cond - uncond)
 
     return both
 

@@ -5,11 +5,13 @@ Parameter names are those of the published checkpoints, `time_embed_condtion` (s
 """
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dc_ldm.modules.attention import GroupNorm, SpatialTransformer, named, residual, upsample, zeroed
+from dc_ldm.modules.attention import GroupNorm, KeysValues, SpatialTransformer, named, residual, upsample, zeroed
 from runtime.errors import UserError
 
 
@@ -39,14 +41,25 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + self.out_layers(hidden)
 
 
+class Prepared(NamedTuple):
+    """What a UNet needs of a context, whatever the latent and the time step."""
+
+    emb: Tensor | None  # (B, E), added to the time embedding
+    keys_values: list[KeysValues]  # of each SpatialTransformer, in the order of their turns
+
+
 class Step(nn.Sequential):
     """Layers in a row; each is given what it needs of the time embedding and the context."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """x (B, c, h, w), emb (B, E), context (B, M, context_dim) -> (B, c', h', w')."""
+    def forward(self, x: Tensor, emb: Tensor, keys_values: Iterator[KeysValues]) -> Tensor:
+        """x (B, c, h, w), emb (B, E), what is left of the context's keys and values -> (B, c', h', w')."""
         for layer in self:
-            needed = {ResBlock: (emb,), SpatialTransformer: (context,)}.get(type(layer), ())
-            x = layer(x, *needed)
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, next(keys_values))
+            else:
+                x = layer(x)
         return x
 
 
@@ -117,22 +130,27 @@ class UNet(nn.Module):
         last = zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
         self.out = nn.Sequential(GroupNorm(width, eps=1e-5), nn.SiLU(), last)
 
-    def embed_time(self, t: Tensor, context: Tensor) -> Tensor:
-        """t int64 (B,), context (B, context_length, context_dim) -> embedding (B, E)."""
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
-        if self.use_time_cond:
-            emb = emb + self.time_embed_condtion(context).squeeze(1)
-        return emb
+    def prepare(self, context: Tensor) -> Prepared:
+        """What is the same in every call with a context (B, context_length, context_dim), computed once."""
+        emb = self.time_embed_condtion(context).squeeze(1) if self.use_time_cond else None
+        layers = [layer for layer in self.modules() if isinstance(layer, SpatialTransformer)]
+        return Prepared(emb, [layer.keys_values(context) for layer in layers])
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """x (B, in, h, w), t int64 (B,), context (B, context_length, context_dim) -> noise (B, out, h, w)."""
-        emb = self.embed_time(t, context)
-        hidden, skips = x, []
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | Prepared) -> Tensor:
+        """x (B, in, h, w), t int64 (B,), context (B, context_length, context_dim) -> noise (B, out, h, w).
+
+        A sampler, which asks for one context many times, gives what `prepare` made of it.
+        """
+        prepared = context if isinstance(context, Prepared) else self.prepare(context)
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
+        if prepared.emb is not None:
+            emb = emb + prepared.emb
+        hidden, skips, keys_values = x, [], iter(prepared.keys_values)
         for block in self.input_blocks:
-            hidden = block(hidden, emb, context)
+            hidden = block(hidden, emb, keys_values)
             skips.append(hidden)
-        hidden = self.middle_block(hidden, emb, context)
+        hidden = self.middle_block(hidden, emb, keys_values)
         for block in self.output_blocks:
-            hidden = block(torch.cat([hidden, skips.pop()], dim=1), emb, context)
+            hidden = block(torch.cat([hidden, skips.pop()], dim=1), emb, keys_values)
         # In mixed precision the layers answer in bfloat16; the sampler stays in the latent's type.
         return self.out(hidden).to(x.dtype)

@@ -25,7 +25,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation computed in at least float32, answered in the input's type.
+    """Group normalisation answered in the input's type, with statistics in at least float32.
 
     32 groups as in the published weights. Narrower ones (the miniature autoencoder's) get groups of 4 channels,
     which is what the published autoencoder has at full resolution: with one channel a group, a picture's mean
@@ -37,9 +37,12 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (B, c, ...)."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        # torch's kernels take bfloat16 and sum it in float32; autocast on a GPU makes float32 copies all the same
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+KeysValues = tuple[Tensor, Tensor]  # of a context: both (B, H, M, E)
 
 
 class CrossAttention(nn.Module):
@@ -53,12 +56,18 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, N, D), context (B, M, context_dim) -> (B, N, D)."""
-        context = x if context is None else context
-        heads = (self.to_q(x), self.to_k(context), self.to_v(context))
-        q, k, v = (rearrange(t, "b n (h e) -> b h n e", h=self.num_heads) for t in heads)
-        return self.to_out(rearrange(attention(q, k, v), "b h n e -> b n (h e)"))
+    def split(self, x: Tensor) -> Tensor:
+        """(B, N, H * E) -> (B, H, N, E)."""
+        return rearrange(x, "b n (h e) -> b h n e", h=self.num_heads)
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """What `forward` needs of a context (B, M, context_dim)."""
+        return self.split(self.to_k(context)), self.split(self.to_v(context))
+
+    def forward(self, x: Tensor, context: KeysValues | None = None) -> Tensor:
+        """x (B, N, D), keys and values of a context -> (B, N, D)."""
+        k, v = self.keys_values(x) if context is None else context
+        return self.to_out(rearrange(attention(self.split(self.to_q(x)), k, v), "b h n e -> b n (h e)"))
 
 
 class GEGLU(nn.Module):
@@ -85,8 +94,8 @@ class TransformerBlock(nn.Module):
         self.attn2 = CrossAttention(dim, context_dim, num_heads)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, N, D), context (B, M, context_dim) -> (B, N, D)."""
+    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
+        """x (B, N, D), keys and values of a context -> (B, N, D)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -102,11 +111,14 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, num_heads)])
         self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, c, h, w), context (B, M, context_dim) -> (B, c, h, w)."""
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """What `forward` needs of a context (B, M, context_dim)."""
+        return self.transformer_blocks[0].attn2.keys_values(context)
+
+    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
+        """x (B, c, h, w), keys and values of a context -> (B, c, h, w)."""
         tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+        tokens = self.transformer_blocks[0](tokens, context)
         return x + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
