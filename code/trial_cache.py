@@ -89,6 +89,12 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
     columns = {k: [trial.get(k) for trial in trials] for k in ("label", "image", "subject", *OPTIONAL)}
     columns |= {"shape": [list(trial["eeg"].shape) for trial in trials], "digest": []}
     total = sum(n_chans * length for n_chans, length in columns["shape"])
+    names = sum(len(str(name)) for name in (*content["labels"], *content["images"], *columns["recording"]))
+    if max(total, names) > (limit := path.stat().st_size):
+        raise UserError(
+            f"{path}: asks for {total} samples and {names} letters of names, but has {limit} bytes: many trials are "
+            "copies of one; write each trial once"
+        )
 
     def write(file) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (total,)})
@@ -177,6 +183,8 @@ def _read_skeleton(path: Path) -> tuple[dict, dict[str, tuple[str, int, int]]]:
 def _read_zip(path: Path) -> tuple:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+        if archive.getinfo(f"{root}data.pkl").compress_type != zipfile.ZIP_STORED:
+            raise ValueError("data.pkl is compressed, which torch never does")  # and might unpack to any size
         with archive.open(f"{root}data.pkl") as pickled:
             reader = _Skeleton(pickled)
             content, storages = reader.load(), {}

@@ -65,7 +65,10 @@ def read_plain(path: str | Path, what: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a {what}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        zipped = zipfile.is_zipfile(path)
+        if zipped and any(part.compress_type != zipfile.ZIP_STORED for part in zipfile.ZipFile(path).infolist()):
+            raise UserError(f"{path}: is compressed inside, which torch never does; expected a {what}")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
             raise UserError(

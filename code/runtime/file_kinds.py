@@ -119,6 +119,8 @@ def _names_in_zip(file: BinaryIO) -> tuple[set[str], set[str]]:
             name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if name is None:
                 raise ValueError("a zip file, but none of torch's")
+            if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed, which torch never does; it might unpack to any size")
             with archive.open(name) as content:
                 return _names_in_pickle(content)
     except zipfile.BadZipFile as error:

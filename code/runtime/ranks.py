@@ -43,7 +43,7 @@ def lead() -> bool:
 
 @functools.cache
 def _patient() -> dist.ProcessGroup:
-    """All processes. Waits for days: the first may be making caches or validating; one that ended is noticed at once."""
+    """All processes. It waits for days: the first may be making caches; but one that ended is noticed at once."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_a_run_folder_belongs_to_one_configuration(tmp_path):
     assert len(list(folder.parent.iterdir())) == 4  # earlier runs were moved aside, not deleted
 
 
-def test_handing_on_never_replaces_another_runs_checkpoint(tmp_path):
+def test_handing_on_never_replaces_another_runs_checkpoint(tmp_path, monkeypatch):
     target = tmp_path / "pretrains" / "a.pth"
     one, two = (open_run(tmp_path / name, {}) for name in ("one", "two"))
     for run in (one, two):
@@ -108,6 +109,8 @@ def test_handing_on_never_replaces_another_runs_checkpoint(tmp_path):
     digest = hand_on(one, target)
     assert checkpoints.sha256(target) == digest
     hand_on(one, target)  # its own place
+    monkeypatch.chdir(tmp_path)
+    check_hand_on(Path("pretrains/a.pth"), open_run(Path("one"), {}))  # also by another spelling of it
     with pytest.raises(UserError, match="comes from"):
         check_hand_on(target, two)
     assert checkpoints.load(target, ("x-1",), "thing")["who"] == "one"

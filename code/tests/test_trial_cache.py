@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import trial_cache
 from runtime import checkpoints
 from runtime.errors import UserError
+from runtime.file_kinds import UNKNOWN, file_kind
 from trial_cache import open_trial_file
 
 FORMATS = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
@@ -221,3 +223,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file in the cache's place")
     with pytest.raises(UserError, match="eeg.trials.npy: could not be written"):
         open_trial_file(path)
+
+
+def test_a_file_that_would_unpack_to_any_size_is_refused(tmp_path):
+    path = write(tmp_path / "eeg.pth", trials(), True)
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as small:
+        for name in whole.namelist():
+            small.writestr(name, whole.read(name))
+    for read in (open_trial_file, lambda file: checkpoints.read_plain(file, "thing")):
+        with pytest.raises(UserError, match="compressed"):
+            read(packed)
+    assert file_kind(packed) == UNKNOWN
+    one = trials()[5]
+    write(path, [dict(one) for _ in range(2000)], True)  # each a tensor of its own in the list, but one in the file
+    with pytest.raises(UserError, match="many trials are copies of one"):
+        open_trial_file(path)
+    assert not (tmp_path / "cache").exists()

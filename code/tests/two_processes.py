@@ -1,4 +1,4 @@
-"""A stage on two or more processes that talk over gloo, started as torchrun starts them, with a fault injected if asked.
+"""A stage on several processes that talk over gloo, started as torchrun starts them, with a fault injected if asked.
 
 The processes are forked from a server that has imported everything once, which takes a tenth of torchrun's time.
 """
@@ -7,13 +7,13 @@ import importlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.distributed import TCPStore
 
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
@@ -33,9 +33,8 @@ def launch(script: str, words: list[str], logs: Path, fault: str = "", world: in
     logs.mkdir(exist_ok=True, parents=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *STAGES, "gen_eval_eeg", "pytorch_lightning"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's own process has it, too
+    port = store.port
     all_ = [context.Process(target=_process, args=(n, world, port, script, words, logs, fault)) for n in range(world)]
     for process in all_:
         process.start()
@@ -79,8 +78,9 @@ def _said(logs: Path, world: int) -> list[str]:
 
 def _process(rank: int, world: int, port: int, script: str, words: list[str], logs: Path, fault: str) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
     sys.stdout.flush()
     with open(logs / f"{rank}.log", "w") as log:

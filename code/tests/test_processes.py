@@ -1,0 +1,133 @@
+"""Several processes as one: whatever ends one ends all with one message, and torch's command lines start them."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_stage_a import SMALL, slow_waves
+from tiny_diffusion import ENCODER, UNET
+from two_processes import launch
+
+import stageA1_eeg_pretrain as stage_a
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
+from dc_ldm.ldm_for_eeg import FINETUNE, EEGLatentDiffusion, LatentTrials
+from dc_ldm.models.unet import UNet
+from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
+from runtime import checkpoints, ranks
+from runtime.draws import StepBatches
+from runtime.errors import UserError
+from runtime.loop import pick_device
+from sc_mbm.mae_for_eeg import EEGEncoder
+
+SCRIPT = str(Path(stage_a.__file__))
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Stage A's command line for two recordings, without its name."""
+    root = tmp_path_factory.mktemp("processes")
+    (root / "eeg").mkdir()
+    for i in range(2):
+        np.save(root / "eeg" / f"{i}.npy", slow_waves(6, 500, i))
+    return [*SMALL, f"root_path={root}", "device=cpu", "precision=32", "num_epoch=1", "batch_size=2"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "codes", "speaker", "message"),
+    [
+        ("crash 1", [1, 1, 1], 1, "process 1 failed: ValueError: nobody thought of this; all 3 are stopped"),
+        ("kill 1", [1, -9, 1], None, "another process ended without a word"),
+        ("seed=7", [2, 2, 2], 0, "processes 0 and 1 differ in seed 2022 and 7"),
+    ],
+)
+def test_what_ends_one_process_ends_all_with_one_message(words, tmp_path, fault, codes, speaker, message):
+    name = f"name={fault.replace(' ', '').replace('=', '')}"
+    found, said = launch("stageA1_eeg_pretrain", [*words, name], tmp_path / "logs", fault, world=3)
+    assert found == codes, said
+    spoke = [number for number, text in enumerate(said) if "error: " in text]
+    assert len(spoke) == 1 and speaker in (None, spoke[0]), said
+    assert said[spoke[0]].count("error: ") == 1 and message in said[spoke[0]]
+    assert ("Traceback" in said[spoke[0]]) == fault.startswith("crash")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+        ["torch.distributed.launch", "--nproc-per-node=2", "--master-port=PORT"],
+        ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+         "--rdzv-endpoint=localhost:PORT", "--rdzv-id=test"],
+    ],
+    ids=["torchrun", "launch", "two nodes"],
+)  # fmt: skip
+def test_torchs_command_lines_train_like_one_process(words, tmp_path, launcher):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = next(word for word in words if word.startswith("root_path=")).removeprefix("root_path=")
+    name = f"t{port}"
+    start = [word.replace("PORT", str(port)) for word in launcher]
+    command = [sys.executable, "-m", *start, SCRIPT, *words, f"name={name}"]
+    if "--rdzv-id=test" not in launcher:
+        command += ["--local-rank=0"]  # as the launchers of before torch 2 pass it
+    agents = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2 if "--nnodes=2" in launcher else 1)
+    ]
+    said = [agent.communicate(timeout=280)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0] * len(agents), said
+    assert sum(text.count("stage A done") for text in said) == 1, said
+    assert checkpoints.load(f"{root}/pretrains/eeg_pretrain/{name}.pth", ("eeg-mae-1",), "stage A checkpoint")
+
+
+@pytest.mark.parametrize("settings", [PretrainConfig, FinetuneConfig, GenerateConfig])
+@pytest.mark.parametrize("spelling", [["--local-rank=1"], ["--local_rank", "1"]])
+def test_the_old_launchers_argument_is_accepted(settings, spelling, capsys):
+    from_cli(settings, spelling)
+    assert "local_rank has no effect" in capsys.readouterr().out
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "8", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert pick_device("auto") == torch.device("cuda", 1) and pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="4 processes on this machine, but torch sees 2 GPUs"):
+        pick_device("auto")
+
+
+def test_a_port_in_use_is_one_sentence(monkeypatch, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", **where}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as stop:
+            ranks.cli(lambda: None)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and where["MASTER_PORT"] in line and "torchrun --standalone" in line
+
+
+@pytest.mark.parametrize("finetune", FINETUNE)
+@pytest.mark.parametrize("head", CLIP_HEADS)
+@pytest.mark.parametrize(("clip_weight", "use_time_cond"), [(1.0, True), (0.0, False)])
+def test_every_tensor_that_trains_has_a_gradient(finetune, head, clip_weight, use_time_cond):
+    # so that no process has to search for those that have none
+    conditioner = EEGConditioner(EEGEncoder(**ENCODER), context_dim=16, clip_dim=12, clip_head=head)
+    unet = UNet(**UNET, use_time_cond=use_time_cond)
+    module = EEGLatentDiffusion(
+        conditioner, unet, torch.linspace(1, 0.01, 1000), torch.zeros(77, 16), clip_weight=clip_weight,
+        finetune=finetune,
+    )  # fmt: skip
+    items = LatentTrials(torch.randn(3, 8, 64), torch.arange(3), torch.randn(3, 1, 2, 4, 4, 4), torch.randn(3, 12))
+    batch = next(iter(StepBatches(3, 3, 0, 0, 1)))
+    module.training_step((batch, items[batch]), 0).backward()
+    assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
