@@ -106,7 +106,7 @@ def _scores(table: Table, results: dict[str, Result], found: Found, score: str) 
         d = found.get(name, "")
         entries = [r.entry(wanted) for wanted in shown]
         rows.append([
-            f"{escape(name)}<br><small>{escape(r.row.about)}</small>",
+            f'{escape(name)}<br><span class="soft">{escape(r.row.about)}</span>',
             *(_lines(percent(e["value"]), interval(e["ci95"])) if e else "" for e in entries),
             "" if r.row.paper is None else f"{r.row.paper:g}&nbsp;%",
             _lines(d.points, d.interval, d.found) if isinstance(d, Difference) else escape(d),
@@ -135,9 +135,9 @@ def _record(folder: Path, results: dict[str, Result]) -> str:
             pretraining = [f"mask ratio {cfg.mask_ratio:g}", escape(first[0].name.split("-stage-a-")[-1])]
         rows.append([
             f'<a href="{link}">{about}</a>' if r.metrics else about, _lines(*pretraining),
-            _lines(layers, f"{count / 1e6:.2f} million parameters"), f"{second.cfg.clip_weight:g}", second.cfg.finetune,
+            _lines(layers, f"{count / 1e6:.2f} M parameters"), f"{second.cfg.clip_weight:g}", second.cfg.finetune,
             escape(r.band()), escape(r.fact("commit")),
-            _lines("", *(f"{job.stage} {job.facts()['seconds']:.0f} s" for job in r.jobs if job.facts())),
+            _lines(*(f"{job.stage}&nbsp;{job.facts()['seconds']:.0f}&nbsp;s" for job in r.jobs if job.facts())),
         ])  # fmt: skip
     head = ["Model", "Pretraining", "Encoder", "Weight of the CLIP loss", "Fine-tuned", "Band", "Commit", "Time"]
     return _table("Names lead to a row’s own page. Rows with the same pretraining share its run.", head, rows)
@@ -149,7 +149,7 @@ def _commands(table: Table, results: dict[str, Result]) -> str:
     return f"<details><summary>Commands</summary><pre>{escape(chr(10).join(lines))}</pre></details>"
 
 
-def _lines(first: str, *others: str) -> str:
+def _lines(first: str = "", *others: str) -> str:
     return first + "".join(f"<small>{other}</small>" for other in others)
 
 
@@ -157,11 +157,15 @@ def _share(value: float | None) -> str:
     return "" if value is None else percent(value)
 
 
-def _table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    """Of cells in HTML; the first of a row names it."""
-    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    lines = "".join(f'<tr><th scope="row">{row[0]}</th><td>{"</td><td>".join(row[1:])}</td></tr>' for row in rows)
+def _table(caption: str, heads: list[str], rows: list[list[str]]) -> str:
+    """Of cells in HTML; the first of a row names it. On a phone each row is a card, and cells carry their head."""
+    columns = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    lines = ""
+    for name, *cells in rows:
+        named = zip(heads[1:], cells, strict=True)
+        line = "".join(f'<td data-label="{escape(head)}">{cell}</td>' if cell else "<td></td>" for head, cell in named)
+        lines += f'<tr><th scope="row">{name}</th>{line}</tr>'
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table><caption><span>'
-        f"{caption}</span></caption><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f'<div style="overflow-x: auto" tabindex="0" role="region" aria-label="{escape(caption)}"><table><caption>'
+        f"<span>{caption}</span></caption><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
