@@ -6,6 +6,7 @@ python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/
 """
 
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,14 +59,18 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
     clip = load_clip(file_or_name(cfg.root_path, cfg.clip), device)
-    items = ranks.lead_first(lambda: cached_items(cfg, base, clip, trials, device))
+    items = ranks.lead_first(partial(cached_items, cfg, base, clip, trials, device))
     shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
     conditioner = EEGConditioner(encoder, **shape)
     no_context = torch.zeros(CONTEXT_LENGTH, shape["context_dim"])
     if cfg.text_start:
         no_context, projection = (made.clone() for made in clip.text_start(CONTEXT_LENGTH))  # DDP writes into them
         conditioner.start_at_text(no_context, projection)
+    del clip  # gigabytes that training has no use for
     module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, **{k: getattr(cfg, k) for k in LEARNING})
+    half = pick_precision(cfg.precision, device) == "bf16-mixed"
+    if half:
+        module.halve_frozen()
     generator = EEGImageGenerator(
         conditioner, base.unet, base.vae, abar, no_context, base.sizes.latent_shape(cfg.img_size),
         base.sizes.scale_factor, cfg.cond_drop > 0,
@@ -75,8 +80,9 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     def validate(epoch: int) -> dict[str, float]:
         val = items["val"]
         places = reciprocal_rank(generator.embed(val.eeg), val.clip, val.picture)
-        figures = {**validation_losses(module, val, cfg.batch_size), "val_clip_mrr": float(places.mean())}
-        figures |= look(cfg, generator, trials["val"], run.folder / f"validation-{epoch:04d}.png", judge)
+        with torch.autocast(device.type, torch.bfloat16, half):
+            figures = {**validation_losses(module, val, cfg.batch_size), "val_clip_mrr": float(places.mean())}
+            figures |= look(cfg, generator, trials["val"], run.folder / f"validation-{epoch:04d}.png", judge)
         score = figures[criterion]
         if score > module.state.get("score", -1.0):
             module.state = {"score": score, "epoch": epoch, "model": module.training_state()}

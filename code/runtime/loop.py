@@ -138,15 +138,22 @@ def fit(
     try:
         _trainer(schedule, keeper).fit(module, _Loader(items, batches))
     except torch.OutOfMemoryError as error:
-        size = schedule.batch_size
-        smaller = f"batch_size={max(1, size // 2)} and steps of {schedule.accumulate * -(-size // max(1, size // 2))} batches"
-        raise UserError(
-            f"batch_size={size} does not fit in the memory of {pick_device(schedule.device)}; {smaller}"
-        ) from error
+        raise UserError(_too_large(schedule)) from error
     if keeper.signal:
         name = signal.Signals(keeper.signal).name
         print(f"stopped by {name} after step {keeper.step} of {keeper.last_step}; the same command resumes there")
         sys.exit(128 + keeper.signal)
+
+
+def _too_large(schedule: Schedule) -> str:
+    size, where = schedule.batch_size, pick_device(schedule.device)
+    if size == 1:
+        return f"batch_size=1 does not fit in the memory of {where}; smaller pictures or networks, or another GPU may"
+    batches = schedule.accumulate * -(-size // (size // 2))
+    return (
+        f"batch_size={size} does not fit in the memory of {where}; batch_size={size // 2} should, with {batches} "
+        "batches in an optimizer step (accum_iter=, in stage B accumulate_grad=)"
+    )
 
 
 def _trainer(schedule: Schedule, keeper: pl.Callback) -> pl.Trainer:

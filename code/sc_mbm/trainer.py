@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.draws import Batch, rand
+from runtime.optimizer import adamw
 
 
 class MaskedPretraining(pl.LightningModule):
@@ -45,7 +46,7 @@ class MaskedPretraining(pl.LightningModule):
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95))
+        return adamw(groups, lr=self.lr, betas=(0.9, 0.95))
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to `min_lr`."""

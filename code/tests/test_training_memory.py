@@ -1,0 +1,90 @@
+"""What training holds in memory: frozen layers in half precision, batches that do not fit, caches on a full disk."""
+
+import pytest
+import torch
+from test_stage_b import some_trials, tiny_module, whole
+
+from dc_ldm import image_cache
+from runtime import checkpoints
+from runtime.errors import UserError
+from runtime.loop import Schedule, fit
+from runtime.optimizer import adamw
+from runtime.runs import open_run
+
+
+def loss_and_gradients(halved: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    module, batch = tiny_module(), whole(6)
+    for i, value in enumerate(module.unet.parameters()):  # zeroed layers would pass nothing on
+        if not value.any():
+            value.data.normal_(std=0.1, generator=torch.Generator().manual_seed(i))
+    if halved:
+        module.halve_frozen()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step((batch, some_trials()[batch]), 0)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+
+
+def test_frozen_layers_in_half_precision_change_no_bit_of_a_step():
+    (loss, gradients), (same, equal) = loss_and_gradients(False), loss_and_gradients(True)
+    assert torch.equal(loss, same) and gradients.keys() == equal.keys()
+    assert all(torch.equal(value, equal[name]) for name, value in gradients.items())
+
+
+def test_only_frozen_products_are_halved():
+    module = tiny_module()
+    module.halve_frozen()
+    kinds = {name: p.dtype for name, p in module.named_parameters()}
+    assert all(kinds[name] == torch.float32 for name, p in module.named_parameters() if p.requires_grad)
+    assert all(dtype == torch.float32 for name, dtype in kinds.items() if "norm" in name)
+    halved = sum(p.numel() for p in module.unet.parameters() if p.dtype == torch.bfloat16)
+    assert halved > 0.8 * sum(p.numel() for p in module.unet.parameters() if not p.requires_grad)
+
+
+def test_the_optimizer_in_one_kernel_steps_as_the_plain_one():
+    torch.manual_seed(0)
+    weights = [torch.randn(50, requires_grad=True) for _ in range(2)]
+    weights[1].data.copy_(weights[0].data)
+    settings = {"lr": 0.1, "betas": (0.9, 0.95), "weight_decay": 0.3}
+    optimizers = [adamw([weights[0]], **settings), torch.optim.AdamW([weights[1]], **settings)]
+    for step in range(5):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = (torch.arange(50.0) - step).sin()
+            optimizer.step()
+    assert torch.allclose(*weights, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_that_does_not_fit_is_told_one_that_should(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    module = tiny_module()
+    monkeypatch.setattr(module, "training_step", full)
+    schedule = Schedule(batch_size=5, num_epoch=1, seed=1, accumulate=2, device="cpu")
+    with pytest.raises(UserError, match="batch_size=5 does not fit .* batch_size=2 should, with 6 batches"):
+        fit(module, some_trials(), open_run(tmp_path, {}), schedule, lambda epoch: {})
+
+
+def test_a_cache_of_pictures_is_whole_or_not_there(tmp_path, monkeypatch):
+    picture, folder = tmp_path / "a.png", tmp_path / "cache"
+    picture.write_bytes(b"content")
+
+    def cached(compute=lambda: torch.ones(3), depends="one"):
+        return image_cache.cached(folder, "latents", [picture], [depends], compute)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(interrupted)
+    assert not folder.exists() or not list(folder.iterdir())
+    first = cached()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.os, "fsync", full)
+        with pytest.raises(UserError, match="latents-.*could not be written .*No space left"):
+            cached(depends="another")
+    assert len(list(folder.iterdir())) == 1 and torch.equal(cached(interrupted), first), "the earlier one is whole"
+    assert torch.equal(cached(lambda: torch.zeros(3), "another"), torch.zeros(3)), "made for what it depends on"
