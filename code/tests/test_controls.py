@@ -1,10 +1,12 @@
 """Controls keep the statistics they promise and nothing that belongs to the trial."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_stage_c import run, write_world
 
@@ -134,3 +136,23 @@ def test_all_controls_go_through_the_same_scores(monkeypatch, capsys, tmp_path):
     assert metrics["run"]["split"]["opened_at"].startswith("20") and "commit" in metrics["run"]
     truth = samples.read_pictures([folder / "samples" / f"test{i}-0.png" for i in range(8)]).float()
     assert (pictures["vae_round_trip"] - truth).abs().mean() > 0 and pictures["vae_round_trip"].shape == truth.shape
+
+
+def test_training_pictures_that_cannot_be_read_are_named(tmp_path):
+    paths = [tmp_path / f"n01_{i}.JPEG" for i in range(3)]
+    for path in paths[:2]:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    assert controls.mean_of([*paths[:2], *paths[:2]]) == (paths[:2], [])
+    paths[1].write_bytes(paths[1].read_bytes()[:40])
+    kept, said = controls.mean_of(paths)
+    assert kept == paths[:1] and said == [
+        "mean_image is the mean of the others: 2 of 3 training pictures cannot be read (n01_1, n01_2)."
+    ]
+    kept, said = controls.mean_of(paths[1:])
+    assert kept == [] and said[0].startswith("mean_image is left out: 2 of 2") and controls.mean_of([]) == ([], [])
+
+
+def test_without_a_training_picture_there_is_no_mean(tmp_path):
+    nothing = SimpleNamespace(no_context=torch.zeros(2, 3), from_context=print)
+    truth = [tmp_path / "n01_0.JPEG"] * 2
+    assert list(controls.without_eeg(nothing, {}, 8, 2, truth, [])) == ["zero_condition", "grey", "vae_round_trip"]
