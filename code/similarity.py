@@ -3,6 +3,8 @@
 Shapes: N and M pictures of H x W pixels in 3 channels, uint8.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -57,41 +59,74 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a @ b.T
 
 
-def _window(length: int, device: str) -> torch.Tensor:
-    """(length, length - 10): the 11-tap gaussian of sigma 1.5 at every place where it fits, as a matrix."""
-    taps = torch.exp(-((torch.arange(11, device=device) - 5.0) ** 2) / (2 * 1.5**2))
-    window = torch.zeros(length, length - 10, device=device)
-    for k, tap in enumerate(taps / taps.sum()):
-        window.diagonal(-k).copy_(tap.expand(length - 10))
-    return window
+def _blur(x: torch.Tensor) -> torch.Tensor:
+    """(..., H, W) -> (..., H - 10, W - 10): the 11-tap gaussian of sigma 1.5 along both, at every place where it fits.
+
+    As matrix products with a band, a block of places at a time: these beat a convolution.
+    """
+    *_, height, width = x.shape
+    flat = x.reshape(-1, width)
+    columns = flat.new_empty(len(flat), width - 10)
+    for start, stop, band in _bands(width - 10, x.device):
+        torch.mm(flat[:, start : stop + 10], band, out=columns[:, start:stop])
+    columns = columns.view(-1, height, width - 10)
+    found = columns.new_empty(len(columns), height - 10, width - 10)
+    for start, stop, band in _bands(height - 10, x.device):
+        torch.bmm(band.T.expand(len(columns), -1, -1), columns[:, start : stop + 10], out=found[:, start:stop])
+    return found.view(*x.shape[:-2], height - 10, width - 10)
+
+
+@lru_cache(maxsize=16)
+def _bands(places: int, device: torch.device, size: int = 18) -> list[tuple[int, int, torch.Tensor]]:
+    """Blocks (start, stop) of windows, with the matrix (stop - start + 10, stop - start) that applies them."""
+    taps, bands = torch.exp(-((torch.arange(11.0) - 5) ** 2) / (2 * 1.5**2)), []
+    for start in range(0, places, size):
+        n = min(size, places - start)
+        band = torch.zeros(n + 10, n)
+        for k, tap in enumerate(taps / taps.sum()):
+            band.diagonal(-k).copy_(tap.expand(n))
+        bands.append((start, start + n, band.to(device)))
+    return bands
 
 
 def ssim(a: np.ndarray, b: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Structural similarity of every pair of uint8 pictures, (N, H, W, 3) and (M, H, W, 3) -> (N, M).
 
     Wang et al. 2004: gaussian window 11 x 11, sigma 1.5, K = (0.01, 0.03), mean over channels and over the windows
-    inside the picture. The window is two matrix products, which beat a convolution at these sizes.
+    inside the picture. A few of `b` at a time, so that what is worked on stays in the processor's cache.
     """
     if a.shape[1:] != b.shape[1:] or min(a.shape[1:3]) < 11:
         raise UserError(f"SSIM needs pictures of one size, at least 11 x 11; found {a.shape[1:]} and {b.shape[1:]}")
-    rows, columns = _window(a.shape[1], device).T, _window(a.shape[2], device)
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    x, y = (torch.from_numpy(v).to(device).movedim(-1, 1).float() for v in (a, b))
+    few = max(1, (200_000 if device == "cpu" else 20_000_000) // a[0].size)
+    found = np.empty((len(a), len(b)))
+    for start in range(0, len(a), 4 * few):
+        x = _local(a[start : start + 4 * few], device)
+        for place in range(0, len(b), few):
+            y = _local(b[place : place + few], device)
+            found[start : start + 4 * few, place : place + few] = torch.stack(
+                [_similarity(*(v[i] for v in x), *y) for i in range(len(x[0]))]
+            ).cpu()
+    return found
+
+
+def _local(pictures: np.ndarray, device: str) -> tuple[torch.Tensor, ...]:
+    """Pictures (n, 3, H, W) less their channels' means; of every window mean, mean with the channel's, variance."""
+    x = torch.from_numpy(pictures).to(device).movedim(-1, 1).float().contiguous()
     # Variances do not change when a channel's mean is taken off, and their float32 rounding gets small
-    level_x, level_y = (v.mean((2, 3), keepdim=True) for v in (x, y))
-    x, y = x - level_x, y - level_y
-    mean_y, square_y = rows @ y @ columns, rows @ (y * y) @ columns
-    similarity = []
-    for picture, level in zip(x, level_x, strict=True):
-        mean_x, square_x = rows @ picture @ columns, rows @ (picture * picture) @ columns
-        covariance = rows @ (picture * y) @ columns - mean_x * mean_y
-        variances = square_x - mean_x**2 + square_y - mean_y**2
-        light_x, light_y = mean_x + level, mean_y + level_y
-        value = (
-            (2 * light_x * light_y + c1) * (2 * covariance + c2) / ((light_x**2 + light_y**2 + c1) * (variances + c2))
-        )
-        similarity.append(value.mean((1, 2, 3)))
-    return torch.stack(similarity).double().cpu().numpy()
+    level = x.mean((2, 3), keepdim=True)
+    x -= level
+    mean = _blur(x)
+    return x, mean, mean + level, _blur(x * x) - mean**2
+
+
+def _similarity(*parts: torch.Tensor) -> torch.Tensor:
+    """(n,) SSIM of a picture with n others, from `_local` of it and of them; in place, for speed."""
+    x, mean_x, light_x, variance_x, y, mean_y, light_y, variance_y = parts
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    covariance = _blur(x * y).sub_(mean_x * mean_y)
+    value = covariance.mul_(2).add_(c2).mul_((light_x * light_y).mul_(2).add_(c1))
+    value.div_((light_y * light_y).add_(light_x * light_x).add_(c1)).div_((variance_x + variance_y).add_(c2))
+    return value.mean((1, 2, 3))
 
 
 def likeness(outcome: Outcome, truth: Truth, first: np.ndarray, device: str = "cpu") -> dict[str, np.ndarray]:
