@@ -3,6 +3,7 @@
 python code/check_setup.py stage=b                           # with the settings that the stage itself will get
 python code/check_setup.py stage=all preset=miniature        # all three; what an earlier stage makes may be missing
 python code/check_setup.py stage=a --plan                    # also parameters, memory, and time from real steps
+python code/check_setup.py stage=b memory=12 --plan          # which batch fits in 12 GB
 python code/check_setup.py stage=c --json                    # one JSON object and nothing else
 Exit status: 0 the stage can start, 1 it cannot, 2 wrong arguments. Nothing is downloaded, and nothing written but the
 cache of the trials, which the stages need as well.
@@ -102,7 +103,8 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
         complete = file_kind(path) == PUBLISHED_B or check_base(cfg, r)  # the published file carries its own base
         if complete and not r.comes_later("stage B checkpoint", path, cfg.model_path):
             load = partial(load_generator, path, base, "meta", EEGEncoder)
-            generator = r.see("stage B checkpoint", lambda: (load(), "a trained model"), [path])
+            how = cfg.precision, cfg.device
+            generator = r.see("stage B checkpoint", lambda: (load(pick_dtype(*how)), "a trained model"), [path])
     model = about_stage_b(path, base) if generator else None
     trials = check_trials(cfg, r, ("test",), model["config"]["encoder"] if model else told.INPUT)
     config = None
@@ -123,8 +125,7 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
         r.plan = told.plan_sampling(cfg, generator, others)
     check_place(r, "eval", config)
     if generator and trials and r.asked.plan and r.ready:
-        dtype = pick_dtype(cfg.precision, cfg.device)
-        generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder, dtype)
+        generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder, generator.dtype)
         r.plan["time"] = told.time_sampling(cfg, generator, trials["test"].eeg)
 
 
@@ -226,12 +227,14 @@ def check_place(r: told.Report, kind: str, config: dict | None) -> None:
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         seen = ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus) or "torch sees no GPU"
         own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        there = gpus[chosen.index or 0].total_memory if chosen.type == "cuda" else own
+        there = 1e9 * r.asked.memory or (gpus[chosen.index or 0].total_memory if chosen.type == "cuda" else own)
         memory = dict(r.plan.get("memory", {}))
         total, kept = sum(memory.values()), memory.get("activations (estimate)", 0)
         if total > there:
             fits = int(r.cfg.batch_size * (there - total + kept) / kept)
-            advice = f"batch_size={fits} would" if fits > 0 else "a GPU with more memory is needed"
+            advice = (
+                told.smaller(r.cfg, fits) if fits > 0 else "a GPU with more memory, or a smaller encoder, is needed"
+            )
             r.add("memory", "note", f"{total / 1e9:.1f} GB will not fit in {there / 1e9:.1f} GB; {advice} (estimate)")
         return None, f"{chosen} ({seen}; {os.cpu_count()} cores, {own / 1e9:.0f} GB)"
 

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import stageA1_eeg_pretrain as stage_a
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, setting, under_root
@@ -29,6 +27,7 @@ from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.weights import BaseSizes
 from runtime import checkpoints
+from runtime.activations import activations
 from runtime.draws import StepBatches, steps_per_epoch
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
@@ -70,6 +69,7 @@ class SetupConfig:
     stage: str = setting("all", "a, b, c or all")
     plan: bool = setting(False, "also tell parameters, memory by part, and the time, from up to 20 real steps")
     hash: bool = setting(False, "also hash files above 1 GiB, and read every file of a large corpus")
+    memory: float = setting(0.0, "GB that the stage may take; 0: the GPU's, or the machine's")
     json: bool = setting(False, "print one JSON object instead of text")
 
 
@@ -153,27 +153,11 @@ def show(r: Report) -> None:
     print(f"Stage {r.stage.upper()} {'can start' if r.ready else f'cannot start; look for WRONG ({wrong}) above'}")
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention that keeps no matrix of scores, as the fused kernels do it; the meta device would spell it out."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
-        return func(*args, **(kwargs or {}))
-
-
-def activations(loss: Callable[[], Tensor], module: nn.Module) -> int:
-    """Bytes that a backward pass of `loss()` would keep in fp32, parameters aside; everything on the meta device."""
-    own = {p.untyped_storage()._cdata for p in module.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
-        loss()
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+def smaller(cfg: Any, fits: int) -> str:
+    """The settings of a stage that put `fits` items where `cfg.batch_size` are too many, in steps of no fewer."""
+    names = [name for name in ("accum_iter", "accumulate_grad") if hasattr(cfg, name)]
+    steps = [f"{name}={getattr(cfg, name) * -(-cfg.batch_size // fits)}" for name in names]
+    return " ".join([f"batch_size={fits}", *steps, "would"])
 
 
 def count(**parts: nn.Module) -> dict[str, int]:
@@ -243,10 +227,9 @@ def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dic
     """Parameters and memory of stage C; others: parameters of CLIP and the classifier."""
     counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
     batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance, pick_device(cfg.device))
-    half = pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed"
-    sampled = sum(p.numel() for part in (generator.unet, generator.vae) for p in part.parameters())
-    weights = 4 * sum(counts.values()) - 2 * sampled * half
-    needed = generator.memory(batch_size, cfg.guidance) // (2 if half else 1)
+    parts = (generator.conditioner, generator.unet, generator.vae)
+    weights = sum(p.nbytes for part in parts for p in part.parameters()) + 4 * sum(others.values())
+    needed = generator.memory(batch_size, cfg.guidance)
     return {"parameters": counts, "memory": {"weights": weights, "activations (estimate)": needed}}
 
 
@@ -268,12 +251,8 @@ def time_training(module: Any, items: Any, cfg: Any, accumulate: int) -> dict:
             break
     step = sorted(seconds[1:])[len(seconds[1:]) // 2] * accumulate
     steps = cfg.num_epoch * steps_per_epoch(len(items), cfg.batch_size, accumulate)
-    return {
-        "steps tried": len(seconds),
-        "seconds a step": step,
-        "steps of the run": steps,
-        "hours": steps * step / 3600,
-    }
+    hours = steps * step / 3600
+    return {"steps tried": len(seconds), "seconds a step": step, "steps of the run": steps, "hours": hours}
 
 
 def time_finetuning(cfg: FinetuneConfig, eeg: Tensor, encoder: dict, sizes: BaseSizes, clip_dim: int) -> dict:

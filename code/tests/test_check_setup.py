@@ -278,7 +278,9 @@ def test_a_run_that_will_not_fit_in_memory_is_told_the_batch_that_would(monkeypa
     there = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(fixed + 2.5 * each)}
     monkeypatch.setattr(check_setup.os, "sysconf", there.__getitem__)
     status, text = ask(monkeypatch, capsys, "a", world)
-    assert status == 0 and "will not fit" in text and "batch_size=2 would" in text
+    assert status == 0 and "will not fit" in text and "batch_size=2 accum_iter=2 would" in text
+    text = ask(monkeypatch, capsys, "a", world, f"memory={(fixed + 1.5 * each) / 1e9}")[1]
+    assert "batch_size=1 accum_iter=4 would" in text
 
 
 def test_the_time_is_not_guessed_where_files_are_missing(monkeypatch, capsys, world):
