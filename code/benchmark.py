@@ -2,7 +2,8 @@
 
 python code/benchmark.py                                     # miniature size, all rows
 python code/benchmark.py size=half rows=unet_forward,sampling
-python code/benchmark.py size=full precision=32 json=full.json
+python code/benchmark.py size=full precision=32 json=full.json markdown=full.md
+python code/benchmark.py size=full rows=unet_compiled device=cuda
 
 Both sides hold weights of the same size, get the same input and precision, and take turns; the ratio is of medians.
 """
@@ -10,9 +11,11 @@ Both sides hold weights of the same size, get the same input and precision, and 
 import ctypes
 import json
 import platform
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +23,14 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark_rows import ROWS
+from benchmark_rows import ONLY_IF_ASKED, ROWS
 from benchmark_sizes import SIZES, Machine, Row
 from config import from_cli, setting
 from runtime import checkpoints
 from runtime.errors import UserError, cli
 from runtime.loop import pick_device
+
+PRECISIONS = {"bf16": torch.bfloat16, "32": torch.float32}
 
 
 @dataclass
@@ -38,6 +43,7 @@ class BenchmarkConfig:
     repeats: int = setting(5, "timed calls of each side, after one that warms up; at least 5 for a figure to quote")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     json: str = setting("", "file for the figures; empty: none")
+    markdown: str = setting("", "file for the table; empty: none")
 
 
 class Side(NamedTuple):
@@ -50,25 +56,49 @@ class Side(NamedTuple):
 
 def main() -> None:
     cfg = from_cli(BenchmarkConfig)
-    names = list(ROWS) if cfg.rows == "all" else cfg.rows.split(",")
+    names = [name for name in ROWS if name not in ONLY_IF_ASKED] if cfg.rows == "all" else cfg.rows.split(",")
     if unknown := [name for name in names if name not in ROWS]:
         raise UserError(f"rows={cfg.rows}: there is no row {unknown[0]}; there are {', '.join(ROWS)}")
-    if cfg.size not in SIZES or cfg.precision not in ("bf16", "32"):
+    if cfg.size not in SIZES or cfg.precision not in PRECISIONS:
         raise UserError(f"size={cfg.size} precision={cfg.precision}: use size={'|'.join(SIZES)}, precision=bf16|32")
-    machine = Machine(pick_device(cfg.device), torch.bfloat16 if cfg.precision == "bf16" else torch.float32)
-    peak = matmul_peak(machine)
-    print(f"{about_machine(machine)}; matrix products reach {peak / 1e12:.2f} TFLOP/s in {cfg.precision}")
-    print(f"{'row':14} {'peer':28} {'ours':>10} {'peer':>10} {'ratio':>7}  {'memory':>15} {'TFLOP':>15} {'of peak':>7}")
-    figures = {}
+    machine = Machine(pick_device(cfg.device), PRECISIONS[cfg.precision])
+    peaks = {p: matmul_peak(Machine(machine.device, d)) for p, d in PRECISIONS.items()}
+    reached = " and ".join(f"{flops / 1e12:.3g} TFLOP/s in {p}" for p, flops in peaks.items())
+    title = f"{about_machine(machine)}; size {cfg.size}, {cfg.precision}; matrix products reach {reached}"
+    print(title, in_columns(HEAD), sep="\n")
+    table, figures = [], {}
     for name in names:
-        row = ROWS[name](SIZES[cfg.size], machine)
-        sides = measure(row, cfg.repeats, machine.device)
-        figures[name] = {who: side._asdict() for who, side in sides.items()} | {"unit": row.unit}
-        for line in lines(name, sides, peak):
-            print(line, flush=True)
+        try:
+            with within_memory(machine.device):
+                sides, unit = compare(ROWS[name](SIZES[cfg.size], machine), cfg.repeats, machine.device)
+        except (MemoryError, RuntimeError) as error:
+            if not any(words in str(error).lower() for words in ("memory", "bad_alloc")):
+                raise
+            print(f"{name:14} does not fit: {str(error).splitlines()[0][:200]}", flush=True)
+            continue
+        figures[name] = {who: side._asdict() for who, side in sides.items()} | {"unit": unit}
+        rows = lines(name, sides, unit, peaks[cfg.precision])
+        table += rows
+        print(*map(in_columns, rows), sep="\n", flush=True)
     if cfg.json:
-        content = {"config": asdict(cfg), "machine": about_machine(machine), "matmul_flops": peak, "rows": figures}
+        content = {"config": asdict(cfg), "machine": about_machine(machine), "matmul_flops": peaks, "rows": figures}
         checkpoints.write_text(cfg.json, json.dumps(content, indent=1) + "\n")
+    if cfg.markdown:
+        cells = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *table)]
+        checkpoints.write_text(cfg.markdown, "\n".join([f"{title}.", "", *cells]) + "\n")
+
+
+@contextmanager
+def within_memory(device: torch.device) -> Iterator[None]:
+    """Let a row that needs more memory than is free now fail at once, instead of the system killing the benchmark."""
+    old = resource.getrlimit(resource.RLIMIT_DATA)
+    if device.type == "cpu":
+        limit = _kilobytes("/proc/self/status", "VmData") + _kilobytes("/proc/meminfo", "MemAvailable")
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, old)
 
 
 def about_machine(machine: Machine) -> str:
@@ -86,8 +116,8 @@ def matmul_peak(machine: Machine, n: int = 2048) -> float:
     return 2 * n**3 / statistics.median(timed(lambda: a @ a, machine.device)[0] for _ in range(5))
 
 
-def measure(row: Row, repeats: int, device: torch.device) -> dict[str, Side]:
-    """Time all sides in turns; the first call of each, which is not timed, counts its operations."""
+def compare(row: Row, repeats: int, device: torch.device) -> tuple[dict[str, Side], str]:
+    """Time all sides in turns; the first call of each, which is not timed, counts its operations. And the unit."""
     calls = {"ours": row.ours, **row.peers}
     flops, found = {}, {who: [] for who in calls}
     for who, call in calls.items():
@@ -98,7 +128,7 @@ def measure(row: Row, repeats: int, device: torch.device) -> dict[str, Side]:
         for who, call in calls.items():
             found[who].append(timed(call, device))
     units = row.per or dict.fromkeys(calls, 1)
-    return {
+    sides = {
         who: Side(
             statistics.median(seconds for seconds, _ in results) / units[who],
             max(memory for _, memory in results),
@@ -106,6 +136,7 @@ def measure(row: Row, repeats: int, device: torch.device) -> dict[str, Side]:
         )
         for who, results in found.items()
     }
+    return sides, row.unit
 
 
 def timed(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -127,29 +158,43 @@ def start_memory(device: torch.device) -> float:
         return torch.cuda.memory_allocated(device)
     ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide the rise
     Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
+    return _kilobytes("/proc/self/status", "VmRSS")
 
 
 def peak_memory(device: torch.device) -> float:
     """The most bytes in use since `start_memory`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+    return (
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _kilobytes("/proc/self/status", "VmHWM")
+    )
 
 
-def _resident(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+def _kilobytes(file: str, field: str) -> float:
+    """A field of one of Linux's own files, in bytes."""
+    line = next(line for line in Path(file).read_text().splitlines() if line.startswith(field))
     return 1024.0 * int(line.split()[1])
 
 
-def lines(name: str, sides: dict[str, Side], peak: float) -> list[str]:
-    """A line for each peer: times in seconds a unit, ratio, memory in GB, operations, share of the machine's peak."""
+HEAD = ["row", "peer", "ours, s", "peer, s", "a", "ratio", "memory, GB", "TFLOP", "of peak"]
+WIDTH = (-14, -32, 9, 9, -8, 7, 15, 17, 7)
+
+
+def lines(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[list[str]]:
+    """A row of cells for each peer: seconds a unit, ratio, memory and operations of both, our share of the peak."""
     ours = sides["ours"]
     return [
-        f"{name:14} {who:28} {ours.seconds:10.4g} {side.seconds:10.4g} {side.seconds / ours.seconds:6.2f}x  "
-        f"{ours.memory / 1e9:6.2f} / {side.memory / 1e9:6.2f} {ours.flops / 1e12:6.3g} / {side.flops / 1e12:6.3g} "
-        f"{ours.flops / ours.seconds / peak:7.0%}"
+        [
+            name, who, f"{ours.seconds:.4g}", f"{side.seconds:.4g}", unit, f"{side.seconds / ours.seconds:.2f}",
+            f"{ours.memory / 1e9:.2f} / {side.memory / 1e9:.2f}", f"{ours.flops / 1e12:.3g} / {side.flops / 1e12:.3g}",
+            f"{ours.flops / ours.seconds / peak:.0%}",
+        ]
         for who, side in sides.items()
         if who != "ours"
-    ]
+    ]  # fmt: skip
+
+
+def in_columns(cells: list[str]) -> str:
+    """A line for the terminal."""
+    return " ".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in zip(cells, WIDTH, strict=True))
 
 
 if __name__ == "__main__":

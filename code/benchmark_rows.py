@@ -16,6 +16,8 @@ from einops import repeat
 from torch import Tensor, nn
 
 import benchmark_peers as peers
+from benchmark_data import data_batches, data_start
+from benchmark_evaluation import evaluation
 from benchmark_sizes import SIZES, Machine, Row, Size, inputs
 from benchmark_sizes import conditioner as new_conditioner
 from benchmark_sizes import unet as new_unet
@@ -49,6 +51,21 @@ def unet_forward(size: Size, machine: Machine) -> Row:
     return Row(partial(call, ours, fast), others)
 
 
+def unet_compiled(size: Size, machine: Machine) -> Row:
+    """The same by torch.compile's code; a minute or more before the first answer, so in no table unless asked for."""
+    ours, (x, t, context) = new_unet(size).eval(), inputs(size, machine, size.pictures)
+    theirs = peers.diffusers_unet(ours, size.unet, size.context_dim).eval()
+    ours, theirs = (m.to(*machine, memory_format=torch.channels_last) for m in (ours, theirs))
+    x = x.to(memory_format=torch.channels_last)
+
+    def call(network: Callable) -> None:
+        with torch.inference_mode():
+            network(x, t, context)
+
+    others = {"ours, not compiled": ours, "diffusers channels_last, compiled": torch.compile(theirs)}
+    return Row(partial(call, torch.compile(ours)), {who: partial(call, network) for who, network in others.items()})
+
+
 def unet_training(size: Size, machine: Machine) -> Row:
     """Forward and backward with gradients for the cross-attention alone; autocast on both sides."""
     ours, (x, t, context) = new_unet(size), inputs(size, Machine(machine.device, torch.float32), size.batch)
@@ -75,6 +92,7 @@ def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
         m.eval().to(*machine)
         for m in (peers.diffusers_unet(ours, size.unet, size.context_dim), peers.diffusers_vae(vae, **size.vae))
     )
+    best, best_vae = (copy.deepcopy(m).to(memory_format=torch.channels_last) for m in (theirs, their_vae))
     ours, vae = (m.eval().to(*machine, memory_format=torch.channels_last) for m in (ours, vae))
     schedule = DPMSolverMultistepScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="linspace"
@@ -87,14 +105,15 @@ def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
         return vae.decode(z / 0.18215)
 
     @torch.inference_mode()
-    def diffusers() -> Tensor:
+    def diffusers(network: nn.Module, decoder: nn.Module) -> Tensor:
         z = x
         schedule.set_timesteps(steps)
         for t in schedule.timesteps:
-            z = schedule.step(theirs(z, t, context).sample, t, z).prev_sample
-        return their_vae.decode(z / 0.18215).sample
+            z = schedule.step(network(z, t, context).sample, t, z).prev_sample
+        return decoder.decode(z / 0.18215).sample
 
-    return Row(mine, {"diffusers": diffusers})
+    others = {"diffusers": (theirs, their_vae), "diffusers channels_last": (best, best_vae)}
+    return Row(mine, {name: partial(diffusers, *parts) for name, parts in others.items()})
 
 
 def vae_decode(size: Size, machine: Machine) -> Row:
@@ -266,5 +285,9 @@ def two_way_ssim(size: Size, machine: Machine) -> Row:
     return Row(lambda: ssim(pixels[0], pixels[1]), {"torchmetrics, pair by pair": pairs}, per, "pair")
 
 
-_ALL = (unet_forward, unet_training, sampling, vae_decode, encoder, stage_a, stage_b, picture, n_way, two_way_ssim)
+_ALL = (
+    data_start, data_batches, encoder, stage_a, unet_forward, unet_training, stage_b, vae_decode, sampling, picture,
+    n_way, two_way_ssim, evaluation, unet_compiled,
+)  # fmt: skip
 ROWS: dict[str, Callable[[Size, Machine], Row]] = {row.__name__: row for row in _ALL}
+ONLY_IF_ASKED = ("unet_compiled",)
