@@ -127,22 +127,19 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     write_trials(folder / "trials.csv", test, classifier, seeds, arrays.get("real.logits"), gap)
     content = {name: values.contiguous() for name, values in arrays.items()}
     checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
-    return (
-        about_trials(trials, opened_at)
-        | machine(device)
-        | {
-            "name": cfg.name,
-            "n": len(test),
-            "samples": cfg.num_samples,
-            "config": identity(cfg),
-            "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
-            "hashes": hashes_of(run_config(cfg, "batch_size"), model, clip, classifier),
-            "controls": {"asked": cfg.controls, "cost": price, "seconds": seconds},
-            "classifier": classifier and classifier.name,
-            "classifier_agrees": agreement(arrays, classifier, test),
-            "notes": notes,
-        }
-    )
+    facts = {
+        "name": cfg.name,
+        "n": len(test),
+        "samples": cfg.num_samples,
+        "config": identity(cfg),
+        "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
+        "hashes": hashes_of(run_config(cfg, "batch_size"), model, clip, classifier),
+        "controls": {"asked": cfg.controls, "cost": price, "seconds": seconds},
+        "classifier": classifier and classifier.name,
+        "classifier_agrees": agreement(arrays, classifier, test),
+        "notes": notes,
+    }
+    return about_trials(trials, opened_at) | machine(device) | facts
 
 
 def draw_controls(
