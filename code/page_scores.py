@@ -1,17 +1,20 @@
 """What page and terminal say of scores: the verdict in words, figures, the table of all scores."""
 
 import json
-from collections.abc import Callable
 from functools import lru_cache
 from html import escape
-from math import nan
 from pathlib import Path
 
 import numpy as np
 
+from page_figures import amount, columns, counted, figure, interval, percent, spread
 from verdict import ALPHA, entry
 
+__all__ = ["figure", "interval", "percent", "score_name", "scores_html", "table", "verdict_html", "words"]
+
 CEILINGS = ("true_class_name", "vae_round_trip")  # which EEG is not expected to exceed
+BOUNDS = ("other_class_name", *CEILINGS)  # what Stable Diffusion can and cannot draw, whatever the EEG
+BASELINES = {"lda": "lda on EEG", "lda_power": "lda on EEG power"}
 BASIC = {"class_prior": "class prior", "gaussian_eeg": "Gaussian", "other_trials_eeg": "other EEG"}
 
 
@@ -19,28 +22,6 @@ BASIC = {"class_prior": "class prior", "gaussian_eeg": "Gaussian", "other_trials
 def words() -> dict[str, dict[str, str]]:
     """All names and sentences of the page: `rows`, `scores`, `verdict`, `class`, `design`, `instance`."""
     return json.loads((Path(__file__).parent / "results_page.json").read_text())
-
-
-def percent(value: float) -> str:
-    """A share as text."""
-    return f"{100 * value:.1f} %"
-
-
-def interval(ci95: list[float]) -> str:
-    """The interval of a share as text, in percent."""
-    low, high = ci95
-    return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _cells(found: dict) -> tuple[Callable[[float | None], str], str]:
-    """How the numbers of a score read, and its interval: in percent, or as they are where lower is better."""
-    if not found.get("lower_better"):
-        return percent, interval(found["ci95"])
-    return _plain, " to ".join(map(_plain, found["ci95"] or ()))
 
 
 def score_name(score: str) -> str:
@@ -75,111 +56,169 @@ def verdict_html(metrics: dict) -> str:
     )
 
 
-def _plot_row(label: str, entry: dict, top: float, kind: str = "") -> str:
-    """One line of a plot; positions are shares of the width, so that text keeps its size on a phone."""
-    values = (entry["value"], *entry["ci95"], entry["chance"])
-    x, low, high, chance = (f"{100 * min(v, top) / top:.2f}%" for v in values)
-    return (
-        f'<li class="{kind}"><span>{escape(label)}</span><svg aria-hidden="true">'
-        '<line class="rail" x1="0" x2="100%" y1="50%" y2="50%"/>'
-        f'<line class="chance" x1="{chance}" x2="{chance}" y1="0" y2="100%"/>'
-        f'<line class="bar" x1="0" x2="{x}" y1="50%" y2="50%"/>'
-        f'<line class="interval" x1="{low}" x2="{high}" y1="50%" y2="50%"/>'
-        f'<circle class="dot" cx="{x}" cy="50%" r="6"/></svg>'
-        f'<span class="number">{percent(entry["value"])} <small>{interval(entry["ci95"])}</small></span></li>'
-    )
+def band(run: dict) -> str:
+    """The band of a run's EEG in words, such as "5 to 95 Hz"."""
+    found = run.get("band")
+    found = found.split("_") if isinstance(found, str) and "_" in found else found
+    return f"{' to '.join(map(str, found))} Hz" if isinstance(found, list) else str(found or "not recorded")
 
 
-def figure(title: str, about: str, rows: dict[str, dict], kind: str) -> str:
-    """Dot plot of scores by their label, the first of them the run's; chance is a dashed line, the axis in percent."""
-    highest = min(max(max(entry["ci95"][1], entry["chance"]) for entry in rows.values()), 1.0)
-    top = next(t for t in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if t >= highest)
-    ticks = "".join(
-        f'<text x="{share}%" y="1em" text-anchor="{anchor}">{share * top:g} %</text>'
-        for share, anchor in ((0, "start"), (50, "middle"), (100, "end"))
-    )
-    lines = "".join(_plot_row(label, entry, top, "" if n else "real") for n, (label, entry) in enumerate(rows.items()))
-    return (
-        f'<figure class="plot {kind}"><figcaption><strong>{escape(title)}</strong><br>{escape(about)}</figcaption>'
-        f'<ul>{lines}<li class="axis" aria-hidden="true"><span>share of hits</span><svg>{ticks}</svg></li></ul>'
-        "</figure>"
-    )
-
-
-def _plot(metrics: dict, score: str) -> str:
-    """One score: the run, the controls and baselines that have it."""
-    real, kind = metrics["scores"][score], metrics["verdict"]["class"]
-    others = metrics["controls"] | metrics["baselines"]
-    rows = {_title(metrics): real}
-    for name in sorted(others, key=[*words()["rows"], *others].index):
-        if score in others[name]:
-            note = others[name][score].get("note")
-            rows[words()["rows"].get(name, name) + (f" ({note})" if note else "")] = others[name][score]
-    about = (
-        f"Share of hits, mean over {real['n']} {real['unit']}s with 95 % interval; the dashed line is chance, "
-        f"{percent(real['chance'])}."
-    )
-    warning = " Time can explain this score." if kind == "explained_by_time" else ""
-    return figure(score_name(score), about + warning, rows, kind)
-
-
-def _groups(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
-    """The deciding score by class and, where onsets are known, by distance in time to the training trials."""
-    score = metrics["verdict"]["score"]
-    real = metrics["scores"][score]
-
-    def rows(group: np.ndarray, labels: list[str]) -> dict[str, dict]:
-        parts = [values[group == n] for n in range(len(labels))]
-        named = {f"{label} ({len(part)})": part for label, part in zip(labels, parts, strict=True) if len(part)}
-        return {label: entry(part, real["chance"], real["unit"]) for label, part in named.items()}
-
-    kinds, kind = np.unique([row["class_name"] for row in trials], return_inverse=True)
-    classes = dict(sorted(rows(kind, kinds.tolist()).items(), key=lambda row: -row[1]["value"]))
-    bars = figure(f"{score_name(score)}, by class", words()["about"]["class"], classes, "bars")
-    page = f"<details><summary>Each class by itself, {len(kinds)} classes</summary>{bars}</details>"
-    gap = np.array([float(row.get("gap") or "nan") for row in trials])
-    edges = np.unique(np.nanquantile(gap, np.linspace(0, 1, 7))) if np.isfinite(gap).any() else gap[:0]
-    if len(edges) > 2:
-        part = np.where(np.isfinite(gap), np.clip(np.searchsorted(edges, gap, "right"), 1, len(edges) - 1) - 1, -1)
-        spans = [f"{low:.3g} to {high:.3g} s" for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        about = words()["about"]["distance"]
-        page = figure(f"{score_name(score)}, by distance in time", about, rows(part, spans), "even") + page
-    return page
-
-
-def _uncontrolled(metrics: dict) -> str:
+def uncontrolled(metrics: dict) -> str:
+    """What every title says where no control with EEG was run."""
     return "" if set(metrics["controls"]) - {"class_prior"} else ", WITHOUT CONTROLS (controls=none)"
 
 
-def _table(metrics: dict) -> str:
-    """All scores: the run and its interval, chance, every control, marked where the run does not beat it."""
+def _row_name(name: str) -> str:
+    return words()["rows"].get(name, name.replace("_", " "))
+
+
+def _ordered(names: dict) -> list[str]:
+    return sorted(names, key=[*words()["rows"], *names].index)
+
+
+def _plot(metrics: dict, score: str) -> str:
+    """One score: the run, then controls, baselines, ceilings and floor that have it."""
+    real, controls, baselines = metrics["scores"][score], metrics["controls"], metrics["baselines"]
+    rows: dict[str, dict] = {_title(metrics): real}
+    groups = {
+        "Controls: they know nothing of the trial": {n: c for n, c in controls.items() if n not in BOUNDS},
+        "Baselines, without any picture": baselines,
+        "Ceilings and floor: pictures made without EEG, from what was shown": {
+            n: c for n, c in controls.items() if n in BOUNDS
+        },
+    }
+    for heading, others in groups.items():
+        found = {name: others[name][score] for name in _ordered(others) if score in others[name]}
+        rows |= {heading: {}} if found else {}
+        for name, one in found.items():
+            note = f" ({one['note']})" if "note" in one else ""
+            tested = one if name not in BOUNDS else {k: v for k, v in one.items() if k != "p_real_above"}
+            rows[_row_name(name) + note] = tested
+    about = words()["about"]["plot"].format(
+        counted=counted(real), chance=percent(real["chance"]), band=band(metrics["run"]), eeg=_eeg(metrics)
+    )
+    warning = " Time can explain this score." if metrics["verdict"]["class"] == "explained_by_time" else ""
+    return figure(score_name(score) + uncontrolled(metrics), about + warning, rows, metrics["verdict"]["class"])
+
+
+def _by_distance(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
+    """The deciding score by distance in time to the training trials, in bins of about as many trials each."""
+    score, about = metrics["verdict"]["score"], words()["about"]
+    real, name = metrics["scores"][score], f"{score_name(score)}, by distance in time"
+    gap = np.array([float(row.get("gap") or "nan") for row in trials])
+    known = np.isfinite(gap) & np.isfinite(values)
+    edges = np.unique(np.quantile(gap[known], np.linspace(0, 1, 7)).round(1)) if known.any() else gap[:0]
+    if len(edges) < 3:
+        why = about["one_distance"].format(gap[known].min(), gap[known].max()) if known.any() else about["no_distance"]
+        return f'<figure class="plot"><figcaption><strong>{escape(name)}</strong><br>{why}</figcaption></figure>'
+    part = np.clip(np.searchsorted(edges, gap[known], "right") - 1, 0, len(edges) - 2)
+    full = [k for k in range(len(edges) - 1) if (part == k).any()]
+    entries = [entry(values[known][part == k], real["chance"], real["unit"]) for k in full]
+    ends = [edges[0], *(edges[k + 1] for k in full)]
+    return columns(name, about["distance"].format(band=band(metrics["run"])), ends, entries, about["across"])
+
+
+def _by_class(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
+    """The deciding score of each class, best first."""
+    score = metrics["verdict"]["score"]
+    real = metrics["scores"][score]
+    kinds, kind = np.unique([row["class_name"] for row in trials], return_inverse=True)
+    rows = {}
+    for k, name in enumerate(kinds):
+        part = values[(kind == k) & np.isfinite(values)]
+        if len(part):
+            rows[f"{name} ({len(part)})"] = entry(part, real["chance"], real["unit"])
+    rows = dict(sorted(rows.items(), key=lambda row: -row[1]["value"]))
+    bars = figure(f"{score_name(score)}, by class", words()["about"]["class"], rows, "bars")
+    shown = " open" * (len(kinds) <= 10)
+    return f"<details{shown}><summary>Each class by itself, {len(kinds)} classes</summary>{bars}</details>"
+
+
+def _by_subject(metrics: dict) -> str:
+    """The deciding score of each subject as a figure, all scores as a table; nothing for a single subject."""
+    score, subjects = metrics["verdict"]["score"], metrics.get("subjects", {})
+    if len(subjects) < 2:
+        return ""
+    page = ""
+    if score:
+        rows = {f"Subject {name} ({found[score]['n']})": found[score] for name, found in subjects.items()}
+        page = figure(f"{score_name(score)}, by subject", words()["about"]["subject"], rows, "even")
+    cells = {
+        name: [_cell(found[name], spread(found[name])) if name in found else "" for found in subjects.values()]
+        for name in metrics["scores"]
+        if any(name in found for found in subjects.values())
+    }
+    table = _grid("Every score, by subject, with 95 % intervals.", [f"Subject {name}" for name in subjects], cells)
+    return f"{page}<details><summary>All scores by subject</summary>{table}</details>"
+
+
+def _cell(found: dict, *under: str) -> str:
+    return amount(found, found["value"]) + "".join(f"<small>{text}</small>" for text in under if text)
+
+
+def _grid(caption: str, heads: list[str], rows: dict[str, list[str]], scores: dict | None = None) -> str:
+    """A table of scores by row, which becomes a list of cards on a phone: each cell carries its head."""
+    lines = ""
+    for score, cells in rows.items():
+        lower = "<small>lower is better</small>" if (scores or {}).get(score, {}).get("lower_better") else ""
+        row = "".join(
+            f'<td data-label="{escape(head)}">{cell}</td>' if cell else "<td></td>"
+            for head, cell in zip(heads, cells, strict=True)
+        )
+        lines += f'<tr><th scope="row">{escape(score_name(score))}{lower}</th>{row}</tr>'
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("Score", *heads))
+    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _against(real: dict, control: str, found: dict | None) -> str:
+    """A control's cell: its value, and the paired test of the run against it."""
+    if found is None:
+        return ""
+    if control in BOUNDS or "p_real_above" not in found:
+        return _cell(found)
+    p = found["p_real_above"]
+    return _cell(found, f"{'not beaten, ' * (p >= ALPHA)}p = {p:.2g}")
+
+
+def _tables(metrics: dict) -> str:
+    """All scores: the run, its intervals, chance and basic controls; then the further controls; then the bounds."""
     controls, scores = metrics["controls"], metrics["scores"]
-    order = sorted(controls, key=[*words()["rows"], *controls].index)
+    order = _ordered(controls)
     best = sorted({key for real in scores.values() for key in real if key.startswith("best_of")})
     over_classes = any("ci95_by_class" in real for real in scores.values())
-    names = ["Score", _title(metrics), *["Interval over classes"] * over_classes, "Chance"]
-    names += [*(words()["rows"].get(name, name) for name in order), *(name.replace("_", " ") for name in best), "n"]
-    rows = []
+    basic = [name for name in order if name in BASIC]
+    heads = [_title(metrics), *["Interval over classes"] * over_classes, "Chance", *map(_row_name, basic)]
+    heads += [*(name.replace("_", " ").capitalize() for name in best), "Scored"]
+    rows = {}
     for score, real in scores.items():
-        number, between = _cells(real)
-        cells = [f"{number(real['value'])}<small>{between}</small>"]
-        if over_classes:
-            cells.append(_cells(real | {"ci95": real["ci95_by_class"]})[1] if "ci95_by_class" in real else "")
-        cells.append(number(real["chance"]))
-        for found, name in ((controls[name].get(score), name) for name in order):
-            marked = found and found.get("p_real_above", 0) >= ALPHA and name not in CEILINGS
-            cells.append(f"{number(found['value'])}<small>{'not beaten' * marked}</small>" if found else "")
-        cells += [number(real[key]) if key in real else "" for key in best] + [f"{real['n']} {real['unit']}s"]
-        row = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{escape(score_name(score))}</th>{row}</tr>')
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    note = words()["about"]["table"].format(without=_uncontrolled(metrics), eeg=_eeg(metrics), alpha=ALPHA)
+        cells = [_cell(real, spread(real)), *[spread(real, "ci95_by_class")] * over_classes]
+        cells += ["none" if real["chance"] is None else percent(real["chance"])]
+        cells += [_against(real, name, controls[name].get(score)) for name in basic]
+        rows[score] = [*cells, *(amount(real, real.get(key)) for key in best), counted(real)]
+    about = words()["about"]
+    note = about["table"].format(
+        without=uncontrolled(metrics), eeg=_eeg(metrics), alpha=ALPHA, band=band(metrics["run"])
+    )
+    note += f" {about['best']}" * bool(best)
     if metrics["verdict"]["class"] == "explained_by_time":
         note += " Time can explain every score here but those within a class."
-    return (
-        '<div class="scroll" role="region" aria-label="All scores" tabindex="0"><table>'
-        f"<caption><span>{note}</span></caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    page = _grid(note, heads, rows, scores)
+    bounds = [name for name in order if name in BOUNDS]
+    for key, names in {"further": [n for n in order if n not in (*basic, *bounds)], "bounds": bounds}.items():
+        if names:
+            rows = {s: [_against(real, n, controls[n].get(s)) for n in names] for s, real in scores.items()}
+            rows = {score: cells for score, cells in rows.items() if any(cells)}
+            page += f"<h3>{about[key + '_title']}</h3>{_grid(about[key], [*map(_row_name, names)], rows, scores)}"
+    return page
+
+
+def _glossary(metrics: dict) -> str:
+    """What each row is, for who meets it first."""
+    present = _ordered(metrics["controls"] | metrics["baselines"])
+    told = "".join(
+        f"<dt>{escape(_row_name(n))}</dt><dd>{words()['meaning'][n]}</dd>" for n in present if n in words()["meaning"]
     )
+    return f"<details><summary>What controls and baselines are</summary><dl>{told}</dl></details>" if told else ""
 
 
 def scores_html(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
@@ -188,15 +227,13 @@ def scores_html(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
     trials: rows of trials.csv.
     """
     shown = dict.fromkeys((metrics["verdict"]["score"], "class_accuracy"))
-    page = "".join(_plot(metrics, score) for score in shown if score in metrics["scores"])
+    page = "".join(_plot(metrics, score) for score in shown if score in metrics["scores"]) + _glossary(metrics)
     if len(values):
-        page += _groups(metrics, trials, values)
-    score, subjects = metrics["verdict"]["score"], metrics.get("subjects", {})
-    if score and len(subjects) > 1:
-        rows = {f"Subject {name} ({found[score]['n']})": found[score] for name, found in subjects.items()}
-        page += figure(f"{score_name(score)}, by subject", "Number of trials in brackets.", rows, "even")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in metrics.get("left_out", ()))
-    return page + _table(metrics) + (f'<ul class="soft">{notes}</ul>' if notes else "")
+        page += _by_distance(metrics, trials, values) + _by_class(metrics, trials, values)
+    page += f"{_by_subject(metrics)}<h3>All scores</h3>{_tables(metrics)}"
+    left_out = dict.fromkeys((*metrics.get("left_out", ()), *metrics["run"].get("notes", ())))
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in left_out)
+    return page + (f'<h3>What is left out, and other notes</h3><ul class="soft">{notes}</ul>' if notes else "")
 
 
 def table(metrics: dict) -> str:
@@ -204,24 +241,27 @@ def table(metrics: dict) -> str:
     run, verdict, controls = metrics["run"], metrics["verdict"], metrics["controls"]
     basic = [name for name in BASIC if name in controls]
     heads = ["95 % interval", "chance", "sample 1", *(BASIC[name] for name in basic)]
-    lines = [f"{'score':38}{'':>6}{heads[0]:>17}" + "".join(f"{h:>12}" for h in heads[1:]) + _uncontrolled(metrics)]
+    title = [f"scores of {run.get('name') or 'pictures'}, EEG band {band(run)}{uncontrolled(metrics)}"]
+    lines = [*title, f"{'score':38}{'':>8}{heads[0]:>17}" + "".join(f"{h:>12}" for h in heads[1:])]
     for score, found in metrics["scores"].items():
-        first = nan if found["first_sample"] is None else found["first_sample"]  # too few for FID, say
-        others = [first, *(controls[n][score]["value"] if score in controls[n] else nan for n in basic)]
-        lines.append(_line(score, found) + "".join(f"{value:12.3f}" for value in others))
+        others = [found.get("first_sample"), *(controls[n].get(score, {}).get("value") for n in basic)]
+        lines.append(_line(score, found) + "".join(_number(v) for v in others))
+        if found.get("lower_better"):
+            lines[-1] += "  lower is better"
     score = verdict["score"]
     lines += [_line(f"{score}: {n}", c[score]) for n, c in controls.items() if n not in basic and score in c]
     for name, scores in metrics["baselines"].items():
         for score, found in scores.items():
-            lines.append(
-                _line(f"{score}: {name.replace('lda', 'lda on EEG')}", found) + f"  {found.get('note', '')}".rstrip()
-            )
+            lines.append(_line(f"{score}: {BASELINES.get(name, name)}", found) + f"  {found.get('note', '')}".rstrip())
     found = ", ".join(f"{key} {verdict[key].replace('_', ' ')}" for key in ("class", "instance", "design"))
     lines.append(f"verdict{' (SIMULATED EEG)' if run.get('simulated') else ''}: {found}")
     return "\n".join([*lines, *(f"  {reason}" for reason in (*verdict["reasons"], *metrics["left_out"]))])
 
 
+def _number(value: float | None) -> str:
+    return f"{'-' if value is None else f'{value:.3f}':>12}"
+
+
 def _line(name: str, entry: dict) -> str:
-    between = "[{:.3f}, {:.3f}]".format(*entry["ci95"]) if entry["ci95"] else ""
-    chance = "low is good" if entry["chance"] is None else f"{entry['chance']:.3f}"
-    return f"{name:38}{entry['value']:6.3f}{between:>17}{chance:>12}"
+    spread = f"[{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]" if entry["ci95"] else ""
+    return f"{name:38}{entry['value']:8.3f}{spread:>17}{_number(entry['chance'])}"

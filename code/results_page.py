@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eval_folder import count_samples, place, read_item_scores, read_trials
-from page_scores import scores_html, verdict_html, words
+from page_scores import band, scores_html, uncontrolled, verdict_html, words
 from runtime.checkpoints import write_bytes, write_text
 from runtime.errors import UserError
 
@@ -120,14 +120,12 @@ def _values(value: object) -> str:
 
 
 def _facts(run: dict) -> str:
-    """What was scored, in a line above the scores: the split, when it was opened, band and commit."""
+    """What was scored, in a line above the scores: when the split was opened, band, commit, and a study of steps."""
     split = run.get("split")
     opened = split.get("opened_at") if isinstance(split, dict) else None
-    band = run.get("band")
-    if isinstance(band, list):
-        band = f"{' to '.join(map(str, band))} Hz"
-    facts = {"Test split opened": opened, "band": band, "commit": run.get("commit")}
-    return "; ".join(f"{name}: {escape(str(value or 'not recorded'))}" for name, value in facts.items())
+    facts = {"Test split opened": opened, "band": band(run), "commit": run.get("commit")}
+    told = "; ".join(f"{name}: {escape(str(value or 'not recorded'))}" for name, value in facts.items())
+    return told + (f'. <a href="{escape(run["study"])}">Accuracy against steps</a>' if run.get("study") else "")
 
 
 def _record(run: dict) -> str:
@@ -203,7 +201,8 @@ def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
     _contact(gallery, trials, metrics)
     items = [_trial(gallery, row) for row in trials]
     extremes = _extremes(items, rank, min(gallery.samples + known + len(controls), 4)) if rank else ""
-    title, verdict = f"Pictures from EEG: {run.get('name', folder.name)}", verdict_html(metrics)
+    title = f"Pictures from EEG: {run.get('name', folder.name)}{uncontrolled(metrics)}"
+    verdict = verdict_html(metrics)
     top = f'<h2 id="scores">Scores</h2><p class="soft">{_facts(run)}.</p>{scores_html(metrics, trials, values)}'
     links = {"verdict": "Verdict", "scores": "Scores", "pictures": "Pictures", "record": "How it was made"}
     template = Template(here.with_suffix(".html").read_text())

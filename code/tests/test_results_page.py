@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from eval_metrics import write_metrics
+from page_scores import table
 from results_page import write_page
 from runtime.errors import UserError
 
@@ -84,7 +85,7 @@ def test_large_pictures_are_made_small(folder, tmp_path):
 def test_nothing_is_fetched(page):
     addresses = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "action", "srcset")]
     assert not [a for a in addresses if ":" in a and not a.startswith("data:image/")]
-    assert "http:" not in page.html and "https:" not in page.html and "@import" not in page.html
+    assert "url(" not in page.html and "@import" not in page.html
     assert not page.all("script") and not page.all("link")
     assert "default-src 'none'" in page.all("meta")[2]["content"]
 
@@ -95,7 +96,8 @@ def test_a_keyboard_and_a_screen_reader_find_their_way(page):
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
     assert levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     assert all(cell.get("scope") for cell in page.all("th"))
-    assert page.all("div")[0]["tabindex"] == "0"  # the table can be scrolled by keys
+    heads = {head.partition("<")[0] for head in page.html.split('<th scope="col">')[1:]}
+    assert {cell["data-label"] for cell in page.all("td") if "data-label" in cell} <= heads - {"Score"}  # on a phone
     assert {i["type"] for i in page.all("input")} == {"radio"}  # sorted by arrow keys, without a script
 
 
@@ -103,8 +105,8 @@ def test_scores_stand_beside_chance_controls_and_baseline(page, folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     for words in ("Chance", "Gaussian noise as EEG", "EEG of other trials", "Class prior", "Linear baseline (LDA)"):
         assert words in page.text
-    for table in (metrics["scores"], *metrics["controls"].values()):
-        for entry in table.values():
+    for scores in (metrics["scores"], *metrics["controls"].values()):
+        for entry in scores.values():
             assert f"{100 * entry['value']:.1f}\u00a0%" in page.html
 
 
@@ -195,13 +197,15 @@ def test_when_what_and_which_stand_above_the_scores(folder, page, tmp_path):
 
 
 def test_scores_by_class_and_by_distance_in_time(folder, page, tmp_path):
-    assert "10-way top-1, classifier, by class" in page.text and "by distance in time" not in page.text
+    assert "10-way top-1, classifier, by class" in page.text
+    assert "by distance in time Not shown: the trials have no onsets" in page.text
     copy = shutil.copytree(folder, tmp_path / "copy")
     lines = (copy / "trials.csv").read_text().splitlines()
     rows = [lines[0] + ",gap"] + [f"{line},{i % 12}.5" for i, line in enumerate(lines[1:])]
     (copy / "trials.csv").write_text("\n".join(rows) + "\n")
     text = Page(write_page(copy)).text
-    assert "by distance in time" in text and "0.5 to 2.33 s (8)" in text
+    for told in ("by distance in time", "0.5 to 2.3 s (8)", "n 8", "seconds to the nearest training trial"):
+        assert told in text
 
 
 def test_a_table_without_controls_says_so(folder, tmp_path, page):
@@ -213,4 +217,50 @@ def test_a_table_without_controls_says_so(folder, tmp_path, page):
         copy / "arrays.safetensors",
     )
     write_metrics(copy, {"simulated": True})
-    assert "WITHOUT CONTROLS (controls=none)" in Page(write_page(copy)).text
+    bare = Page(write_page(copy))
+    assert bare.text.index("WITHOUT CONTROLS (controls=none)") < bare.text.index("Verdict")
+    assert "WITHOUT CONTROLS (controls=none)" in table(json.loads((copy / "metrics.json").read_text())).splitlines()[0]
+
+
+def test_every_control_stands_with_its_test_and_ceilings_apart(folder, tmp_path, page):
+    assert "p = 0.0001" in page.text and "What controls and baselines are" in page.text
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    for name in ("same_class_eeg", "true_class_name"):
+        metrics["controls"][name] = {
+            score: entry | {"p_real_above": 0.25} for score, entry in metrics["controls"]["gaussian_eeg"].items()
+        }
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    text = Page(write_page(copy)).text
+    assert text.index("Controls: they know nothing") < text.index("EEG of the same class p = 0.25")
+    assert "not beaten, p = 0.25" in text and "Ceiling: true class by name p" not in text
+    assert text.index("Ceilings and floor: pictures made without EEG") < text.index("Ceiling: true class by name")
+
+
+def test_distances_and_scores_of_whole_sets_need_no_chance_and_no_interval(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    lower = {"chance": None, "lower_better": True, "n": 48}
+    metrics["scores"]["distance_lpips"] = lower | {
+        "value": 0.4321, "ci95": [0.41, 0.45], "unit": "image", "first_sample": 0.44, "best_of_2_samples": 0.4,
+    }  # fmt: skip
+    metrics["scores"]["fid"] = lower | {"value": 88.12, "ci95": None, "unit": "picture", "first_sample": None}
+    metrics["controls"]["gaussian_eeg"]["fid"] = lower | {"value": 123.4, "ci95": None, "unit": "picture"}
+    metrics["left_out"] = ["SwAV: left out, because no weights."]
+    metrics["run"] |= {"study": "steps.html", "notes": ["Pictures by class name are left out."]}
+    (copy / "steps.html").write_text("")
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(write_page(copy))
+    assert "0.432 0.41 to 0.45 none" in page.text and "88.1 none 123" in page.text
+    assert page.text.count("lower is better") == 2 and "steps.html" in {a["href"] for a in page.all("a")}
+    notes = page.text[page.text.index("What is left out") :]
+    assert "SwAV: left out" in notes and "Pictures by class name" in notes
+    lines = [line for line in table(metrics).splitlines() if line.startswith(("fid", "distance"))]
+    assert len(lines) == 2 and all("lower is better" in line and "nan" not in line for line in lines)
+
+
+def test_the_band_stands_by_every_figure_and_table(tmp_path):
+    folder = make_folder(tmp_path / "known", band="14_70")
+    page = Page(write_page(folder))
+    assert page.text.count("14 to 70 Hz") >= 4
+    assert "EEG band 14 to 70 Hz" in table(json.loads((folder / "metrics.json").read_text()))
