@@ -197,6 +197,8 @@ def stage_b(size: Size, machine: Machine) -> Row:
     items = LatentTrials(eeg, torch.arange(n), moments, torch.randn(n, dim))
     no_context = torch.zeros(77, size.context_dim)
     module = EEGLatentDiffusion(new_conditioner(size), new_unet(size, use_time_cond=True), abar, no_context)
+    if machine.dtype == torch.bfloat16:
+        module.halve_frozen()
     module.to(machine.device)
     optimizer = module.configure_optimizers()
     batch = next(iter(StepBatches(n, n, 0, 0, 1)))
