@@ -1,0 +1,102 @@
+"""The row of `benchmark.py` on scores: 164 trials with 5 pictures each, ours against the straightforward way.
+
+Shapes: N trials, S pictures of a trial, K classes of the classifier, H x H pixels.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmark_sizes import Machine, Row, Size
+from eval_folder import Outcome, Truth
+from eval_metrics import item_scores
+from runtime.errors import UserError
+
+N, S, K, SIDE, WAYS, DRAWS = 164, 5, 1000, 64, 50, 50
+SHARE = 5  # pictures of the N S that the loop is timed on, all their pairs with the N truths
+
+
+class MadeUp(NamedTuple):
+    """Pictures half way between a truth and noise, and logits that lean towards the true class."""
+
+    outcome: Outcome
+    truth: Truth
+
+
+def made_up(seed: int = 0) -> MadeUp:
+    """Always the same for a seed."""
+    g = np.random.default_rng(seed)
+    shown = g.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
+    noise = g.integers(0, 256, (N, S, SIDE, SIDE, 3), dtype=np.uint8)
+    label = g.integers(0, K, N)
+    logits = g.standard_normal((N, S, K)).astype(np.float32)
+    logits[np.arange(N), :, label] += 1
+    pixels = (shown[:, None] // 2 + noise // 2).astype(np.uint8)
+    truth = Truth(label, label, np.array([f"{i:03}" for i in range(N)]), np.eye(K)[label], shown)
+    return MadeUp(Outcome(logits=logits, pixels=pixels), truth)
+
+
+def by_pairs(data: MadeUp, pictures: int = SHARE) -> dict[str, np.ndarray]:
+    """Two-way scores (pictures,) of the first pictures: every pair by itself through torchmetrics."""
+    from torchmetrics.functional import mean_squared_error, pearson_corrcoef
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        # the places where windows fit; its own mean takes in a margin of mirrored pixels
+        _, places = structural_similarity_index_measure(a[None], b[None], data_range=255.0, return_full_image=True)
+        return places[..., 5:-5, 5:-5].mean()
+
+    shown = torch.from_numpy(data.truth.pixels).movedim(-1, 1).float().contiguous()
+    made = torch.from_numpy(data.outcome.pixels).flatten(0, 1).movedim(-1, 1).float()[:pictures].contiguous()
+    measures = {
+        "two_way_mse": lambda a, b: -mean_squared_error(a, b),
+        "two_way_pearson": lambda a, b: pearson_corrcoef(a.flatten(), b.flatten()),
+        "two_way_ssim": ssim,
+    }
+    found = {name: np.zeros(len(made)) for name in measures}
+    for p, picture in enumerate(made):
+        own = p // S
+        for name, measure in measures.items():
+            alike = np.array([float(measure(picture, truth)) for truth in shown])
+            others = np.delete(alike, own)
+            found[name][p] = ((alike[own] > others) + (alike[own] == others) / 2).mean()
+    return found
+
+
+def by_draws(data: MadeUp, pictures: int = N * S) -> np.ndarray:
+    """50-way top-1 scores (pictures,): the mean of 50 random draws of 49 other classes for each picture."""
+    g, found = np.random.default_rng(0), np.zeros(pictures)
+    for p in range(pictures):
+        row, own = data.outcome.logits[p // S, p % S], data.truth.class_index[p // S]
+        others = np.delete(np.arange(K), own)
+        found[p] = np.mean([row[own] > row[g.choice(others, WAYS - 1, replace=False)].max() for _ in range(DRAWS)])
+    return found
+
+
+def check(data: MadeUp) -> None:
+    """Raises UserError where ours and the straightforward way disagree: draws by more than 5 standard errors."""
+    ours = item_scores(data.outcome, data.truth, WAYS)
+    few = 2 * S
+    for name, values in by_pairs(data, few).items():
+        if not np.allclose(ours[name].samples.T.ravel()[:few], values, atol=1e-9):
+            raise UserError(f"{name}: our values and those of the loop over pairs differ; do not trust this benchmark")
+    exact, drawn = ours[f"{WAYS}_way_top1"].samples.T.ravel(), by_draws(data)
+    error = np.sqrt((exact * (1 - exact) / DRAWS).sum()) / len(exact)
+    if abs(drawn.mean() - exact.mean()) > 5 * error:
+        raise UserError(f"{WAYS}-way: {DRAWS} draws give {drawn.mean():.4f}, exact {exact.mean():.4f}")
+
+
+def evaluation(size: Size, machine: Machine) -> Row:
+    """Two-way by MSE, Pearson and SSIM, and 50-way top-1, of 164 x 5 pictures; the loop is timed on a part of them."""
+    data = made_up()
+    check(data)
+
+    def loops() -> None:
+        by_pairs(data)
+        by_draws(data, SHARE)
+
+    ours = partial(item_scores, data.outcome, data.truth, WAYS, device=str(machine.device))
+    name = "torchmetrics by pair, 50 draws"
+    return Row(ours, {name: loops}, {"ours": N * S, name: SHARE}, "picture")
