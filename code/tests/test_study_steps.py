@@ -1,0 +1,67 @@
+"""The study of sampling steps: on a tiny world from command to page, and what it concludes from made-up scores."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+from test_stage_c import arguments, write_world
+
+import study_steps
+from runtime.errors import UserError
+
+
+def run(monkeypatch, world, **changed):
+    """Run the script in this process; returns its folder."""
+    monkeypatch.setattr(sys, "argv", ["study_steps.py", *arguments(world, **({"max_items": 3} | changed))])
+    study_steps.main()
+    return world / "results" / "studies" / changed.get("name", "tiny")
+
+
+def test_the_study_runs_on_validation_trials_and_goes_on_where_it_stopped(monkeypatch, tmp_path):
+    world = write_world(tmp_path)
+    folder = run(monkeypatch, world, steps="2,5")
+    found = json.loads((folder / "study.json").read_text())
+    assert found["split"] == "val" and found["n"] == 3 and found["simulated"] and found["precision"] == "32"
+    settings = [(row["sampler"], row["steps"]) for row in found["rows"]]
+    assert settings == [
+        ("plms", 2),
+        ("plms", 5),
+        ("plms", 250),
+        *((s, n) for s in ("ddim", "dpm_solver") for n in (2, 5)),
+    ]
+    assert [row["forwards"] for row in found["rows"]] == [3, 6, 251, 2, 5, 2, 5]
+    reference = found["rows"][2]["n_way"]
+    assert reference["change"] == 0 and reference["change_ci95"] == [0, 0]
+    rows = list(csv.DictReader((folder / "study.csv").open()))
+    assert [float(row["n_way_value"]) for row in rows] == [row["n_way"]["value"] for row in found["rows"]]
+    page = (folder / "index.html").read_text()
+    assert "SIMULATED" in page and found["conclusion"].split(":")[0] in page and page.count("<figure") == 6
+    kept = folder / "plms-250" / "test0-1.png"
+    stamp = kept.stat().st_mtime_ns
+    (folder / "ddim-2" / "test1-1.png").unlink()
+    before = (folder / "study.csv").read_text()
+    run(monkeypatch, world, steps="2,5")
+    assert kept.stat().st_mtime_ns == stamp and (folder / "study.csv").read_text() == before
+    with pytest.raises(UserError, match="another configuration"):
+        run(monkeypatch, world, steps="2,5", split="test")
+
+
+def test_what_is_worse_is_told_from_what_is_not():
+    truth = np.random.default_rng(0).random(200)
+    found = {("plms", 250): truth, ("plms", 5): truth - 0.3, ("plms", 10): truth + 0.0, ("ddim", 5): truth + 0.1}
+    found |= {("ddim", 10): truth - 0.2, ("ddim", 20): truth[::-1], ("dpm_solver", 5): truth - 0.2}
+    rows = study_steps.study({k: {"n_way": v, "class_accuracy": v} for k, v in found.items()}, 100, 40)
+    told = study_steps.conclusion(rows)
+    assert "PLMS from 10 steps" in told and "DDIM from 20 steps" in told  # a worse setting above voids those below
+    assert "DPM-Solver" not in told
+    worse = next(row for row in rows if (row["sampler"], row["steps"]) == ("plms", 5))["n_way"]
+    assert worse["change"] == pytest.approx(-0.3) and worse["p_lower"] < 0.01
+    assert (rows[0]["n_way"]["chance"], rows[0]["class_accuracy"]["chance"]) == (1 / 50, 1 / 40)
+
+
+@pytest.mark.parametrize(("steps", "said"), [("5,x", "expected numbers"), ("30", "25 and 40"), ("0", "steps")])
+def test_impossible_steps_are_refused_before_any_work(steps, said):
+    with pytest.raises(UserError, match=said):
+        study_steps.asked(steps)
