@@ -175,8 +175,8 @@ def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tens
     trained = sum(n for name, n in counts.items() if name.endswith("trained"))
     memory = {"weights": 4 * sum(counts.values()), "gradients": 4 * trained, "AdamW state": 8 * trained}
     half = is_half(cfg)
-    # factors measured on the CPU: backward keeps some more for a while; half precision halves a part of it only
-    memory["activations (estimate)"] = round((1.0 if half else 1.3) * activations(loss, module))
+    # factors measured on the CPU: backward keeps some more for a while; half precision halves most of it
+    memory["activations (estimate)"] = round((0.65 if half else 1.3) * activations(loss, module))
     memory["16-bit copies"] = 2 * trained if half else 0
     return {"parameters": counts, "memory": memory}
 
