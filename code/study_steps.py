@@ -188,7 +188,9 @@ def page(content: dict, kinds: int) -> str:
     rows, kind = content["rows"], "simulated EEG" if content["simulated"] else "EEG"
     which = "validation" if content["split"] == "val" else "test"
     titles = {"n_way": "50-way top-1, classifier", "class_accuracy": f"Accuracy among the {kinds} classes shown"}
-    body = f'<section class="verdict supported"><h2>{escape(content["conclusion"])}</h2></section>'
+    told, _, which_steps = escape(content["conclusion"]).rstrip(".").partition(": ")
+    items = "".join(f"<li>{item}</li>" for item in which_steps.split("; "))
+    body = f'<section class="verdict supported"><h2>{told}:</h2><ul>{items}</ul></section>'
     for score, title in titles.items():
         for sampler in dict.fromkeys(row["sampler"] for row in rows):
             mine = {f"{row['steps']} steps": row[score] for row in rows if row["sampler"] == sampler}
