@@ -21,7 +21,7 @@ from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP, load_clip
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
 from dc_ldm.published import read_stage_a
-from runtime import ranks
+from runtime import checkpoints, ranks
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device, pick_precision
 from runtime.runs import Run, run_config, train_stage
@@ -94,6 +94,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
 
     # The trained part, with everything needed to build its models again
     info, positions = trials["train"].info, {split: part.position.tolist() for split, part in trials.items()}
+    record = {"config": run_config(cfg)} | about_stage_a(cfg)
     facts = {"epoch": module.state["epoch"], criterion: module.state["score"]}
     content = {
         "format": weights.FORMAT,
@@ -102,10 +103,9 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
         "config": weights.model_config(base, sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": scale} | {k: info[k] for k in INPUT_FACTS},
-        "run": {"config": run_config(cfg), "split": info["split"], "positions": positions, **facts},
+        "run": record | {"split": info["split"], "positions": positions} | facts,
     }
-    summary = f"selected epoch {facts['epoch']}, validation mean {means} {facts[criterion]:.3f}"
-    return content, facts, summary
+    return content, facts, f"selected epoch {facts['epoch']}, validation mean {means} {facts[criterion]:.3f}"
 
 
 def check(cfg: FinetuneConfig) -> None:
@@ -139,6 +139,15 @@ def check_inputs(cfg: FinetuneConfig) -> None:
 def stage_a_path(cfg: FinetuneConfig) -> str:
     """The stage A checkpoint asked for, or that of the same name."""
     return cfg.pretrain_mbm_path or f"pretrains/eeg_pretrain/{cfg.name}.pth"
+
+
+def about_stage_a(cfg: FinetuneConfig) -> dict:
+    """Hash of the stage A checkpoint that training starts from, and what it says of test trials; None if untrained."""
+    if cfg.pretrain_mbm_path == "none":
+        return {"stage_a_sha256": None, "stage_a_excludes_test": None}
+    path = under_root(cfg.root_path, stage_a_path(cfg))
+    known = read_stage_a(path)["input"].get("excludes_test")
+    return {"stage_a_sha256": checkpoints.sha256(path), "stage_a_excludes_test": known}
 
 
 def stage_a(cfg: FinetuneConfig) -> tuple[EEGEncoder, dict, float]:

@@ -214,19 +214,30 @@ def same_trials(folder: Path, test: Trials) -> None:
 
 
 def refuse_trained(test: Trials, model: dict, paths: dict) -> list[str]:
-    """Raises UserError where stage B was trained or selected on trials now to be tested; a note where none can tell."""
-    trained = model.get("run", {})
+    """Raises UserError where stage B was trained or selected on trials now to be tested; notes on what none can tell.
+
+    Stage A's recordings are continuous, so only their manifest can say that no test trial is among them.
+    """
+    trained, notes = model.get("run", {}), []
+    if trained.get("stage_a_sha256"):
+        known = trained.get("stage_a_excludes_test")
+        notes = [
+            f"stage A and the test trials: {known or 'its manifest.json (excludes_test) does not say that it saw none'}"
+        ]
     if "positions" not in trained:
-        return [f"{paths['model_path']} does not say on which trials it was trained"]
+        return [*notes, f"{paths['model_path']} does not say on which trials it was trained"]
     if trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]:
-        return []
+        return [
+            *notes,
+            f"{paths['model_path']} was trained on another file; whether it holds these test trials too is unknown",
+        ]
     both = {i for part in trained["positions"].values() for i in part} & set(test.position.tolist())
     if both:
         raise UserError(
             f"{paths['model_path']}: was trained or selected on {len(both)} of the {len(test)} test trials of "
             f"{paths['splits_path']}; use the splits that it was trained with"
         )
-    return []
+    return notes
 
 
 def agreement(arrays: dict[str, Tensor], classifier: PictureClassifier | None, test: Trials) -> float | None:

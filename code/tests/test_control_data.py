@@ -133,4 +133,5 @@ def test_the_stages_run_on_it_and_say_so(tmp_path, monkeypatch, capsys, kind, wo
     metrics, page = json.loads((folder / "metrics.json").read_text()), (folder / "index.html").read_text()
     assert metrics["run"]["control"]["kind"] == kind and metrics["verdict"]["class"] == "nothing"
     assert words in page and words in capsys.readouterr().out and words in " ".join(metrics["verdict"]["reasons"])
+    assert any("does not say that it saw none" in note for note in metrics["run"]["notes"])  # stage A
     assert metrics["verdict"]["design"] == {"shuffled_labels": "random", "pseudo_categories": "block"}[kind]

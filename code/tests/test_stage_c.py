@@ -302,7 +302,11 @@ def test_trials_that_stage_b_knows_are_never_tested():
     with pytest.raises(UserError, match="trained or selected on 2 of the 3 test trials of splits.pth"):
         gen_eval_eeg.refuse_trained(test, {"run": run | {"positions": {"train": [1, 7], "val": [9]}}}, paths)
     other = {"run": run | {"split": {"eeg_sha256": "b"}, "positions": {"train": [7]}}}
-    assert gen_eval_eeg.refuse_trained(test, other, paths) == []  # positions in another file say nothing
+    (said,) = gen_eval_eeg.refuse_trained(test, other, paths)  # positions in another file say nothing
+    assert "another file" in said
+    for known, words in ((None, "does not say that it saw none"), ("others' recordings", "others' recordings")):
+        trained = {"run": run | {"stage_a_sha256": "a", "stage_a_excludes_test": known}}
+        assert words in gen_eval_eeg.refuse_trained(test, trained, paths)[0]
 
 
 def test_pictures_of_other_trials_are_not_gone_on_with(tmp_path):

@@ -63,7 +63,7 @@ def run_stages(name: str, root: Path) -> dict:
 
 def stored_scores(folder: Path, signals: Path, splits: Path) -> dict[str, np.ndarray]:
     """All that the verdict is read from, of an evaluation folder."""
-    truth, outcomes, _, _ = read_folder(folder)
+    truth, outcomes, *_ = read_folder(folder)
     items = {run: item_scores(outcome, truth)[SCORE] for run, outcome in outcomes.items()}
     kept = {run: items[run].samples[0] for run in ("real", *EEG_CONTROLS)}
     parts = instance_parts(outcomes["real"], truth)
