@@ -124,7 +124,9 @@ def test_the_stages_run_on_it_and_say_so(tmp_path, monkeypatch, capsys, kind, wo
     given = {"eeg_signals_path": "datasets/eeg_5_95_std.pth", "out": f"datasets/{kind}", "subject": 4}
     make(monkeypatch, world, kind, **given, splits_path="datasets/block_splits_by_image_single.pth")
     data = {"eeg_signals_path": f"datasets/{kind}/eeg.pth", "splits_path": f"datasets/{kind}/splits_all.pth"}
-    arguments = stage_b_arguments(world, **data, name=kind, pretrain_mbm_path="pretrains/eeg_pretrain/tiny.pth")
+    arguments = stage_b_arguments(
+        world, **data, name=kind, num_epoch=1, pretrain_mbm_path="pretrains/eeg_pretrain/tiny.pth"
+    )
     monkeypatch.setattr(sys, "argv", ["eeg_ldm.py", *arguments])
     capsys.readouterr()
     eeg_ldm.main()
