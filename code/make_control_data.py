@@ -25,11 +25,10 @@ from design import design_from
 from eeg_signals import read_manifest
 from runtime import checkpoints, draws
 from runtime.errors import UserError, cli
-from splits import SPLITS, read_subject_splits, runs_in_time
+from splits import NOT_VERIFIED, SPLITS, read_subject_splits, runs_in_time
 from trial_cache import OPTIONAL, TrialFile, open_trial_file
 
 KINDS = ("shuffled_labels", "pseudo_categories")
-NOT_VERIFIED = "order of the file, not verified"
 
 
 @dataclass
