@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, under_root
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
 from gen_eval_eeg import identity
+from places import under_root
 from runtime.errors import UserError
 from runtime.runs import begun, run_config
 

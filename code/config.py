@@ -7,7 +7,6 @@ import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -17,6 +16,7 @@ from runtime.errors import UserError
 
 T = TypeVar("T")
 PAPER, PUBLISHED, OURS = "paper", "published code", "ours"
+_OPEN_CLIP = "open_clip:<model>/<tag> or open_clip:<model>:<file>"
 
 
 def setting(default: Any, about: str, source: str = OURS) -> Any:
@@ -54,11 +54,7 @@ class _Pictures(_Run):
     subject: int = setting(4, "subject 1..6; 0: all", PAPER)
     allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
     pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
-    clip: str = setting(
-        "openai/clip-vit-large-patch14",
-        "CLIP: a folder, a hub name, open_clip:<model>/<tag> or open_clip:<model>:<file>",
-        PUBLISHED,
-    )
+    clip: str = setting("openai/clip-vit-large-patch14", f"CLIP: a folder, a hub name, {_OPEN_CLIP}", PUBLISHED)
     classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
     num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED)
     ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
@@ -219,7 +215,7 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     """
     given = _arguments(cls, list(sys.argv[1:] if argv is None else argv))
     config = OmegaConf.structured(cls)
-    if presets := next((PRESETS[kind] for kind in cls.__mro__ if kind in PRESETS), {}):
+    if presets := presets_of(cls):
         chosen = given.get("preset", "paper").split(",")
         for preset in filter(None, chosen):
             if preset not in presets:
@@ -240,6 +236,11 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         if name in _SHARES and not 0 <= value < 1:
             raise UserError(f"{name}={value}: expected a share, from 0 to below 1")
     return OmegaConf.to_object(config)
+
+
+def presets_of(cls: type) -> dict[str, dict[str, Any]]:
+    """The presets of a stage's settings, or of the stage whose settings `cls` extends; none: {}."""
+    return next((PRESETS[kind] for kind in cls.__mro__ if kind in PRESETS), {})
 
 
 def _arguments(cls: type, argv: list[str]) -> dict[str, str]:
@@ -277,29 +278,9 @@ def help_text(cls: type) -> str:
         default = "" if f.default is MISSING else f.default
         source = f.metadata.get("source", OURS)
         lines.append(f"  {f.name + '=' + str(default):44} {f.metadata.get('about', '')} [{source}]")
-    for preset, values in next((PRESETS[kind] for kind in cls.__mro__ if kind in PRESETS), {}).items():
+    for preset, values in presets_of(cls).items():
         shown = " ".join(f"{k}={v}" for k, v in values.items())
         lines.append(f"\npreset={preset}: {shown or 'the defaults above'}")
     if cls in NO_EFFECT:
         lines.append(f"\nAccepted without effect: {', '.join(NO_EFFECT[cls])}")
     return "\n".join(lines)
-
-
-def under_root(root_path: str, path: str) -> Path:
-    """A path of the configuration: absolute as it is, else below `root_path`."""
-    return Path(root_path).expanduser() / Path(path).expanduser()
-
-
-def file_or_name(root_path: str, value: str) -> Path | str:
-    """A setting that is a path or a name known elsewhere (of CLIP, of a classifier): the path where there is one."""
-    local = under_root(root_path, value)
-    return local if local.exists() else value
-
-
-def in_place(cfg: Any, wanted: dict[str, tuple[str, str]]) -> dict[str, Path]:
-    """Where inputs lie, by setting; `wanted`: what each is and its value. UserError names all that is missing."""
-    paths = {name: under_root(cfg.root_path, value) for name, (_, value) in wanted.items()}
-    missing = [f"{what} {paths[name]} ({name}=)" for name, (what, _) in wanted.items() if not paths[name].exists()]
-    if missing:
-        raise UserError(f"missing: {'; '.join(missing)}; see datasets/README.md and pretrains/README.md")
-    return paths

@@ -11,16 +11,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from config import FinetuneConfig, file_or_name, from_cli, in_place, under_root
+from config import FinetuneConfig, from_cli
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.image_cache import clip_embeddings, latent_moments
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, check_finetune, reciprocal_rank, validation_losses
 from dc_ldm.models.samplers import sd_alphas_cumprod
-from dc_ldm.modules.clip import FrozenCLIP, load_clip
+from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP, load_clip
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
 from dc_ldm.published import read_stage_a
+from places import file_or_name, in_place, under_root
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device, pick_precision
@@ -60,12 +61,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
     clip = load_clip(file_or_name(cfg.root_path, cfg.clip), device)
     items = ranks.lead_first(partial(cached_items, cfg, base, clip, trials, device))
-    shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
-    conditioner = EEGConditioner(encoder, **shape)
-    no_context = torch.zeros(CONTEXT_LENGTH, shape["context_dim"])
-    if cfg.text_start:
-        no_context, projection = (made.clone() for made in clip.text_start(CONTEXT_LENGTH))  # DDP writes into them
-        conditioner.start_at_text(no_context, projection)
+    conditioner, no_context, shape = new_conditioner(cfg, encoder, clip, base.sizes.unet["context_dim"])
     del clip  # gigabytes that training has no use for
     module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, **{k: getattr(cfg, k) for k in LEARNING})
     half = pick_precision(cfg.precision, device) == "bf16-mixed"
@@ -106,6 +102,18 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
         "run": record | {"split": info["split"], "positions": positions} | facts,
     }
     return content, facts, f"selected epoch {facts['epoch']}, validation mean {means} {facts[criterion]:.3f}"
+
+
+def new_conditioner(
+    cfg: FinetuneConfig, encoder: EEGEncoder, clip: FrozenCLIP | OpenCLIP, context_dim: int
+) -> tuple[EEGConditioner, torch.Tensor, dict]:
+    """The conditioner as it starts, the condition of no EEG (77, context_dim), and the conditioner's sizes."""
+    shape = {"context_dim": context_dim, "clip_dim": clip.dim, "clip_head": cfg.clip_head}
+    conditioner, no_context = EEGConditioner(encoder, **shape), torch.zeros(CONTEXT_LENGTH, context_dim)
+    if cfg.text_start:
+        no_context, projection = (made.clone() for made in clip.text_start(CONTEXT_LENGTH))  # DDP writes into them
+        conditioner.start_at_text(no_context, projection)
+    return conditioner, no_context, shape
 
 
 def check(cfg: FinetuneConfig) -> None:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from config import GenerateConfig, file_or_name, from_cli, in_place, under_root
+from config import GenerateConfig, from_cli
 from controls import KINDS, Control, cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
@@ -34,6 +34,7 @@ from eval_report import about_trials, baselines, hashes_of, machine, write_trial
 from feature_networks import network_arrays
 from generate import load_generator, pick_dtype
 from page_scores import table
+from places import file_or_name, in_place, under_root
 from results_page import write_page
 from runtime import checkpoints, ranks
 from runtime.errors import UserError

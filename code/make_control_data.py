@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import from_cli, setting, under_root
+from config import from_cli, setting
 from design import design_from
 from eeg_signals import read_manifest
+from places import under_root
 from runtime import checkpoints, draws
 from runtime.errors import UserError, cli
 from splits import NOT_VERIFIED, SPLITS, read_subject_splits, runs_in_time

@@ -11,7 +11,8 @@ import itertools
 import json
 from dataclasses import asdict, dataclass
 
-from config import from_cli, setting, under_root
+from config import from_cli, setting
+from places import under_root
 from runtime import checkpoints, draws
 from runtime.errors import UserError, cli
 from splits import SPLITS, check_splits, runs_in_time, told

@@ -23,9 +23,10 @@ import torch
 from ablation_results import Result
 from ablation_table import STAGES, Job, chain, read_table
 from ablations_page import write_results
-from config import from_cli, setting, under_root
+from config import from_cli, setting
 from controls import KINDS
 from eeg_ldm import check_inputs
+from places import under_root
 from runtime.errors import UserError, cli
 
 

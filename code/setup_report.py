@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import stageA1_eeg_pretrain as stage_a
-from config import FinetuneConfig, GenerateConfig, PretrainConfig, setting, under_root
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, setting
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
@@ -26,6 +26,7 @@ from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.weights import BaseSizes
+from places import under_root
 from runtime import checkpoints
 from runtime.activations import activations
 from runtime.draws import StepBatches, steps_per_epoch

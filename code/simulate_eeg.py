@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from config import from_cli, setting, under_root
+from config import from_cli, setting
 from dataset import FILE_DEFAULTS, open_trials
 from eeg_signals import read_manifest
 from linear_baseline import lda_probabilities, log_power, time_bins
 from miniature.experiment import simulate_experiment, split_by_image, unlabelled_recording
 from miniature.renderer import STIMULI, write_stimuli
 from miniature.simulator import BANDS
+from places import under_root
 from runtime import checkpoints
 from runtime.errors import UserError, cli
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from config import PretrainConfig, from_cli, under_root
+from config import PretrainConfig, from_cli
 from dataset import EEGWindows
+from places import under_root
 from runtime import ranks
 from runtime.draws import rand, steps_per_epoch
 from runtime.errors import UserError

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import GenerateConfig, from_cli, setting, under_root
+from config import GenerateConfig, from_cli, setting
 from dataset import Trials, open_trials
 from dc_ldm.generator import SAMPLERS, check_sampler, to_uint8
 from dc_ldm.published import about_stage_b
@@ -30,6 +30,7 @@ from eval_metrics import n_way_accuracy
 from gen_eval_eeg import identity, input_paths
 from generate import load_generator
 from page_figures import figure
+from places import under_root
 from runtime import checkpoints
 from runtime.errors import UserError, cli
 from runtime.runs import open_run

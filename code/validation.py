@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import FinetuneConfig, file_or_name, under_root
+from config import FinetuneConfig
 from dataset import Trials
 from dc_ldm.generator import EEGImageGenerator, save_grid
 from eval_metrics import n_way_accuracy
+from places import file_or_name, under_root
 from runtime import draws
 from runtime.errors import UserError
 from scorers import PictureClassifier, load_classifier

@@ -230,8 +230,10 @@ def test_the_plan_tells_parameters_memory_and_time(monkeypatch, capsys, world, s
     assert status == 0 and plan["time"]["hours"] > 0
     n = plan["parameters"]
     trained = sum(count for name, count in n.items() if name.endswith("trained"))
-    assert plan["memory"]["weights"] == 4 * sum(n.values())
+    assert stage == "b" or plan["memory"]["weights"] == 4 * sum(n.values())
     if stage == "b":
+        # frozen layers that multiply are held in 16 bits, their norms, and all that trains, in 32
+        assert 2 * sum(n.values()) < plan["memory"]["weights"] < 4 * trained + 2.2 * (sum(n.values()) - trained)
         unet = load_base(world / "pretrains").unet
         assert n["unet, trained"] == sum(p.numel() for p in trained_unet_tensors(unet).values())
         assert n["unet, trained"] + n["unet, frozen"] == sum(p.numel() for p in unet.parameters())
