@@ -20,8 +20,9 @@ MINIATURE = (
     "confirm nor contradict the paper’s."
 )
 ONE_SEED = (
-    "One seed of training: “resolved” is said of the networks that were trained, not of the settings. How far two "
-    "trainings with the same settings differ was not measured here."
+    "Each model was trained once, and here a second training can differ by more than all intervals: the same settings "
+    "and seed on another number of threads have. So “resolved” is said of these networks; to order the settings, train "
+    "with seeds=1,2,3 or more."
 )
 NOISE = (
     "An order of rows is noise where their difference is not resolved. It is resolved if, over the same {n} trials, "
@@ -66,16 +67,18 @@ def _verdict(table: Table, results: dict[str, Result], found: Found, score: str)
     metrics = [m for r in results.values() for m in r.metrics.values()]
     compared = {name: d for name, d in found.items() if isinstance(d, Difference)}
     resolved = sum(d.resolved for d in compared.values())
+    once = len(results[table.reference].metrics) < 2
     body = [MINIATURE] if any(m["run"].get("simulated") for m in metrics) else []
     body += [words()["design"][design] for design in dict.fromkeys(m["verdict"]["design"] for m in metrics)]
     if compared:
         n = (results[table.reference].entry(score) or {})["n"]
         body.append(NOISE.format(n=n, alpha=ALPHA, compared=len(found)))
-        body += [ONE_SEED] if len(results[table.reference].metrics) == 1 else []
+        body += [ONE_SEED] if once else []
     told = {name: str(d) for name, d in found.items()}
     told |= {name: "; ".join(filter(None, (told.get(name), r.problem()))) for name, r in results.items() if r.problem()}
     rows = "".join(f"<li><strong>{escape(name)}</strong>: {escape(said)}</li>" for name, said in told.items())
-    title = f"{resolved} of {len(compared)} models differ from “{table.reference}” by more than noise."
+    title = f"{resolved} of {len(compared)} models differ from “{table.reference}” by more than noise"
+    title += " of the trials. One training of each does not order the settings." if once else "."
     return (
         f'<section class="verdict nothing" aria-labelledby="verdict"><p class="label">{len(metrics)} runs scored</p>'
         f'<h2 id="verdict">{escape(title)}</h2>{"".join(f"<p>{text}</p>" for text in body)}'

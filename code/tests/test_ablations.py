@@ -140,7 +140,10 @@ def test_rows_share_stage_a_and_page_and_csv_tell_noise_from_difference(root, mo
     expected |= {"commit": "abc1234", "design": "random", "50_way_top1_n": "40", "50_way_top1_each": "0.800"}
     assert rows["full"].items() >= expected.items()
     page = (root / "results/ablations/t/index.html").read_text()
-    assert "1 of 3 models differ from “full” by more than noise" in page and "One seed of training" in page
+    assert (
+        "1 of 3 models differ from “full” by more than noise" in page
+        and "One training of each does not order the settings" in page
+    )
     assert "miniature world alone" in page and "45.8&nbsp;%" in page and "&lt;unknown&gt;" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
 
@@ -152,7 +155,7 @@ def test_finished_runs_are_skipped_and_other_seeds_are_added(root, monkeypatch):
     said = calls(root)
     assert len(said) == 3 + 4 and not [line for line in said if line.endswith("full-seed2022")]
     assert rows_of(root)["no-clip"]["seeds"] == "2022 7" and rows_of(root)["no-clip"]["problem"] == ""
-    assert "One seed" not in (root / "results/ablations/t/index.html").read_text()
+    assert "One training" not in (root / "results/ablations/t/index.html").read_text()
     run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
     assert calls(root) == []
     with pytest.raises(UserError, match="row full, seed 7: .*another configuration .controls"):
