@@ -4,7 +4,7 @@ BIN := .venv/bin
 # without this, two torch processes on few cores slow each other about tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo demo-long test test-full bench lint
+.PHONY: setup demo demo-long ablations test test-full bench lint
 setup: .venv/installed
 
 .venv/installed: requirements.txt
@@ -24,6 +24,11 @@ demo-long: setup
 	$(BIN)/python code/simulate_eeg.py
 	$(BIN)/python code/eeg_ldm.py preset=miniature name=long pretrain_mbm_path=none num_epoch=30
 	$(BIN)/python code/gen_eval_eeg.py preset=miniature name=long
+
+# The paper's ablations at miniature size, two models at a time; a page and a CSV.
+ablations: setup
+	$(BIN)/python code/simulate_eeg.py
+	$(BIN)/python code/run_ablations.py preset=miniature workers=2
 
 test: setup
 	$(BIN)/pytest

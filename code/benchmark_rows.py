@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import benchmark_peers as peers
 from benchmark_data import data_batches, data_start
-from benchmark_evaluation import evaluation
+from benchmark_evaluation import evaluation, n_way
 from benchmark_sizes import SIZES, Machine, Row, Size, inputs
 from benchmark_sizes import conditioner as new_conditioner
 from benchmark_sizes import unet as new_unet
@@ -26,11 +26,9 @@ from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import dpm_solver, sd_alphas_cumprod
-from eval_metrics import n_way_accuracy
 from runtime.draws import StepBatches
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
-from similarity import ssim
 
 
 def unet_forward(size: Size, machine: Machine) -> Row:
@@ -252,44 +250,9 @@ def picture(size: Size, machine: Machine) -> Row:
     return Row(mine, {"published protocol, 32": theirs}, per, "picture")
 
 
-def n_way(size: Size, machine: Machine) -> Row:
-    """50-way top-1 of 164 x 5 pictures over 1000 classes, against 50 random draws a picture."""
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(820, 1000, generator=generator, dtype=torch.float64)
-    truth = torch.randint(0, 1000, (820,), generator=generator)
-    others = np.random.default_rng(0)
-
-    def draws() -> float:
-        hits = []
-        table, own = scores.numpy(), truth.numpy()
-        for row, c in zip(table, own, strict=True):
-            for _ in range(50):
-                chosen = others.choice(np.delete(np.arange(1000), c), 49, replace=False)
-                hits.append(row[c] > row[chosen].max())
-        return float(np.mean(hits))
-
-    return Row(lambda: n_way_accuracy(scores, truth, 50), {"50 random draws": draws})
-
-
-def two_way_ssim(size: Size, machine: Machine) -> Row:
-    """SSIM of every picture with every truth, against a loop over pairs in torchmetrics (timed on a tenth of them)."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 64, 64, 3), dtype=np.uint8)
-    tensors = torch.from_numpy(pixels).movedim(-1, 2).float()
-
-    def pairs() -> None:
-        for a in tensors[0][:4]:
-            for b in tensors[1]:
-                structural_similarity_index_measure(a[None], b[None], data_range=255.0)
-
-    per = {"ours": 1600, "torchmetrics, pair by pair": 160}
-    return Row(lambda: ssim(pixels[0], pixels[1]), {"torchmetrics, pair by pair": pairs}, per, "pair")
-
-
 _ALL = (
     data_start, data_batches, encoder, stage_a, unet_forward, unet_training, stage_b, vae_decode, sampling, picture,
-    n_way, two_way_ssim, evaluation, unet_compiled,
+    n_way, evaluation, unet_compiled,
 )  # fmt: skip
 ROWS: dict[str, Callable[[Size, Machine], Row]] = {row.__name__: row for row in _ALL}
 ONLY_IF_ASKED = ("unet_compiled",)

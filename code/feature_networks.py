@@ -84,7 +84,7 @@ def _alexnet(path: Path, device: str) -> See:
     return see
 
 
-def _lpips(path: Path, device: str) -> See:
+def lpips_vectors(path: Path, device: str) -> See:
     """Vectors whose squared distance is LPIPS: of five layers the features of unit length, times the root of the linear
     layer's weight and of 1 / places. Pictures of 64 to 256 pixels are taken as they are, others resized to these.
     """
@@ -168,7 +168,7 @@ class Network(NamedTuple):
 
 NETWORKS = (
     Network("AlexNet 2 and 5", ("alexnet2", "alexnet5"), HUB + "alexnet-owt-7be5be79.pth", _alexnet),
-    Network("LPIPS", ("lpips",), HUB + "alexnet-owt-7be5be79.pth", _lpips),
+    Network("LPIPS", ("lpips",), HUB + "alexnet-owt-7be5be79.pth", lpips_vectors),
     Network("Inception", ("inception",), HUB + "inception_v3_google-0cc3c7bd.pth",
             partial(_pooled, "inception", 342, _inception, ("AuxLogits.", "fc."), "")),
     Network("EfficientNet", ("efficientnet_b1",), HUB + "efficientnet_b1-c27df63c.pth",

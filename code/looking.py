@@ -57,9 +57,7 @@ def look(
         arrays |= {f"truth.{name}": values[row].numpy() for name, values in shown.items()}
         facts |= {"clip": clip} if clip else {}
     if networks:
-        arrays |= {
-            name: values.numpy() for name, values in network_arrays(root, places, truth.image, device).items()
-        }
+        arrays |= {name: values.numpy() for name, values in network_arrays(root, places, truth.image, device).items()}
     if absent:
         print(absent)
     return arrays, facts
