@@ -10,30 +10,41 @@ import numpy as np
 from runtime.errors import UserError
 from verdict import ALPHA, permutation_p
 
+RANDOM = 0.05  # the order is called random from this p on; a smaller one may be chance, but is not trusted
+
 
 def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tuple[float, float, float]:
     """How far labels follow the order of trials: (share of neighbours of one label, power, p).
 
-    Two statistics see blocks: neighbours of equal label (a class in a run), and the spread between classes of their
-    mean place in time (a class early or late). p is the smaller, doubled; power is the p that these labels would
-    have if every class stood in one run: if that is large, so few trials cannot show blocks at all.
+    Three statistics see blocks: neighbours of equal label (a class in a run), and the spread between classes of their
+    mean place in time (a class early or late), among all trials and within recordings. p is the smallest, times their
+    number; power is the p that these labels would have if every class stood in one run: if that is large, so few
+    trials cannot show blocks at all.
     """
     random = np.random.default_rng(0)
     n = len(label)
     linked = recording[1:] == recording[:-1]
-    place = (np.arange(n) - (n - 1) / 2) / n
+    places = [(np.arange(n) - (n - 1) / 2) / n]
+    if len(tapes := np.unique(recording)) > 1:
+        within = np.zeros(n)
+        for own in (recording == tape for tape in tapes):
+            within[own] = (np.arange(own.sum()) - (own.sum() - 1) / 2) / own.sum()
+        places.append(within)
     sizes = np.bincount(label)
 
-    def statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def statistics(rows: np.ndarray) -> list[np.ndarray]:
         flat = (rows + len(sizes) * np.arange(len(rows))[:, None]).ravel()
-        sums = np.bincount(flat, np.tile(place, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
-        return ((rows[:, 1:] == rows[:, :-1]) & linked).sum(1), (sums**2 / np.maximum(sizes, 1)).sum(1)
+        found = [((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)]
+        for place in places:
+            sums = np.bincount(flat, np.tile(place, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
+            found.append((sums**2 / np.maximum(sizes, 1)).sum(1))
+        return found
 
     parts = [statistics(random.permuted(np.tile(label, (100, 1)), axis=1)) for _ in range(n_perm // 100)]
     nulls, observed = [np.concatenate(part) for part in zip(*parts, strict=True)], statistics(label[None])
-    p = min(1.0, *(2 * permutation_p(seen[0], null) for seen, null in zip(observed, nulls, strict=True)))
+    each = [permutation_p(seen[0], null) for seen, null in zip(observed, nulls, strict=True)]
     share = float(observed[0][0] / max(1, linked.sum()))
-    return share, permutation_p(statistics(np.sort(label)[None])[0][0], nulls[0]), p
+    return share, permutation_p(statistics(np.sort(label)[None])[0][0], nulls[0]), min(1.0, len(each) * min(each))
 
 
 def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequence | None = None) -> tuple[str, str]:
@@ -68,6 +79,8 @@ def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequ
         return "unknown", f"too few trials to tell blocks from a random order: {seen}"
     if onset is None:
         return "unknown", f"no onsets, so the order in time is unknown: {seen}"
+    if p < RANDOM:
+        return "unknown", f"the class may follow time: {seen} (p = {p:.2g} against shuffled labels)"
     return "random", f"the class does not follow time: {seen}, as after shuffling (p = {p:.2g})"
 
 

@@ -72,7 +72,7 @@ def test_random_orders_are_seldom_taken_for_blocks():
         design_from(np.random.default_rng(s).permutation(labels(40, 4)), np.arange(160.0), ["a"] * 160)[0]
         for s in range(60)
     ]
-    assert found.count("random") >= 58 and "unknown" not in found
+    assert found.count("random") >= 54 and "block" not in found  # one in twenty is not trusted
 
 
 def halves() -> np.ndarray:
@@ -96,6 +96,15 @@ def test_blocks_of_several_kinds_are_seen(order, recording):
     onset = np.arange(len(order), dtype=float)
     kind, reason = design_from(order[shuffled], onset[shuffled], np.asarray(recording)[shuffled])
     assert kind == "block" and "%" in reason
+
+
+def test_a_class_that_leans_to_the_beginning_of_every_recording_is_never_called_random():
+    read = []
+    for seed in range(10):
+        g = np.random.default_rng(seed)
+        label = np.concatenate([(g.random(60) < np.repeat([0.3, 0.7], 30)).astype(int) for _ in range(6)])
+        read.append(design_from(label, np.tile(np.arange(60.0), 6), np.repeat(list("abcdef"), 60))[0])
+    assert "random" not in read, read
 
 
 def test_the_order_of_a_file_can_show_blocks_but_not_their_absence():
