@@ -68,18 +68,22 @@ def nearest_in_time(
 ) -> tuple[ndarray, ndarray]:
     """A decoder that sees no EEG: it names the class of the training trial nearest in time.
 
-    Looked for in the trial's own recording; where no training trial is of it, in all of them, by the time since the
-    beginning of a recording. Equally near trials share the guess.
+    It asks those training trials whose class is among the tested ones, so that chance is 1 / classes tested. Looked
+    for in the trial's own recording; where none of them is of it, in all, by the time since the beginning of a
+    recording. Equally near trials share the guess.
 
     Args:
         train_time, time: (M,) and (N,) seconds, or places in the file; train_tape, tape: their recordings.
 
     Returns:
-        (N,) share of the guess that is right, and (N,) distance to the nearest trial, NaN outside its recording.
+        (N,) share of the guess that is right, and (N,) distance to the nearest training trial of whatever class, NaN where
+        none is of the recording.
     """
-    same = tape[:, None] == train_tape
-    known = same.any(1)
-    gap = np.where(same | ~known[:, None], np.abs(time[:, None] - train_time), np.inf)
-    nearest = gap == gap.min(1, keepdims=True)
+    same, away = tape[:, None] == train_tape, np.abs(time[:, None] - train_time)
+    able = np.isin(train_label, label)
+    near = same & able
+    asked = np.where(near | (~near.any(1, keepdims=True) & able), away, np.inf)
+    nearest = asked == asked.min(1, keepdims=True)
     hits = (nearest & (train_label == label[:, None])).sum(1) / nearest.sum(1)
-    return hits, np.where(known, gap.min(1), np.nan)
+    gap = np.where(same, away, np.inf).min(1)
+    return hits, np.where(same.any(1), gap, np.nan)

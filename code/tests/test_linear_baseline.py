@@ -69,6 +69,13 @@ def test_time_alone_names_the_class_of_the_nearest_trial():
     np.testing.assert_array_equal(gap, [1, 2, 5, 2, np.nan])
 
 
+def test_time_alone_guesses_among_the_tested_classes():
+    """The nearest training trials are of a class that is not tested; the distance counts them all the same."""
+    train = np.array([1.0, 5, 9, 2]), np.array(["a", "a", "a", "b"]), np.array([7, 0, 1, 7])
+    hits, gap = nearest_in_time(*train, np.array([1.0, 8, 3]), np.array(["a", "a", "b"]), np.array([0, 1, 0]))
+    assert hits.tolist() == [1, 1, 1] and gap.tolist() == [0, 1, 1]
+
+
 def test_time_alone_reads_blocks_and_nothing_else():
     g, time, tape = np.random.default_rng(0), np.arange(400.0), np.repeat(["a"], 400)
     test = g.random(400) < 0.25
