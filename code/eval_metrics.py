@@ -207,7 +207,8 @@ def write_metrics(
     about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
     if truth.image is None:  # the kinds shown are then all there is to tell
         about_class.reverse()
-    design = tuple(run.get("design") or design_of(trials))
+    unseen = ("unknown", "nothing says when the pictures were shown")
+    design = tuple(run.get("design") or (unseen if is_bare(folder) else design_of(trials)))
     shared = (run.get("split") or {}).get("shared", {}).get("train/test")
     score, instance_p = next(iter(about_class), None), within_class_p(parts) if parts else None
     power = power_of(score, real, items, parts)
@@ -242,8 +243,8 @@ def absent(truth: Truth, real: Outcome) -> list[str]:
 class ScoreConfig:
     """Scores of a folder of pictures, test<trial>-<k>.png with k = 0 the truth: python code/eval_metrics.py <folder>"""
 
-    n_way: int = setting(0, "classes to tell apart; 0: as before, else 50, or all where there are fewer")
-    top_k: int = setting(0, "a hit is the true class among the k best; 0: as before, else 1")
+    n_way: int = setting(0, "classes to tell apart; 0: as stage C did; else, and of bare pictures, 50, or all if fewer")
+    top_k: int = setting(0, "a hit is the true class among the k best; 0: as stage C did; else 1")
     classifier: str = setting("", "look at bare pictures with it: folder, ViT-H/14 weights file, vit_h_14; empty: no")
     clip: str = setting("", "look at bare pictures with it: folder, hub name or open_clip:<model>/<tag>; empty: no")
     networks: str = setting("", "auto: look with the networks of the standard set whose weights are at hand")
@@ -264,7 +265,8 @@ def main() -> None:
     if more and not is_bare(folder):
         keep(folder, more)
     path = Path(folder) / "metrics.json"
-    run = json.loads(path.read_text())["run"] if path.is_file() else {}
+    # of a bare folder nothing but its pictures counts: what looked at them before is not known to look now
+    run = json.loads(path.read_text())["run"] if path.is_file() and not is_bare(folder) else {}
     asked = {name: getattr(cfg, name) for name in ("n_way", "top_k") if getattr(cfg, name)}
     print(table(write_metrics(folder, run | facts | asked, device, more)))
     if (Path(folder) / "index.html").is_file():

@@ -297,6 +297,11 @@ def test_a_folder_of_bare_pictures_gets_two_way_scores_alone(folder, tmp_path, m
     assert set(metrics["scores"]) == {f"two_way_{n}" for n in ("mse", "mse_wrapping_uint8", "pearson", "ssim")}
     assert all(score == whole["scores"][name] for name, score in metrics["scores"].items())
     assert metrics["verdict"]["class"] == "nothing" and "no classifier" in capsys.readouterr().out
+    assert metrics["verdict"]["reasons"][-1] == "Design unknown: nothing says when the pictures were shown."
+    metrics["run"] = {"classifier": "vit_h_14", "hashes": {"classifier_sha256": "0" * 64}, "n_way": 7}
+    (bare / "metrics.json").write_text(json.dumps(metrics))  # of a scoring by networks that this one does not ask
+    eval_metrics.main()
+    assert json.loads((bare / "metrics.json").read_text())["run"] == {}
     for i in (5, 9):  # equal truths are one image
         shutil.copy(bare / "test0-0.png", bare / f"test{i}-0.png")
     assert write_metrics(bare, {})["scores"]["two_way_mse"]["unit"] == "trial"
