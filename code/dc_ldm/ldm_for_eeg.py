@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from dc_ldm.weights import TIME_CONDITION, load_trained_state, trained_state, trained_unet_tensors
+from dc_ldm.weights import TIME_CONDITION, is_trained, load_trained_state, trained_state, trained_unet_tensors
 from runtime import draws
 from runtime.errors import UserError
 from runtime.optimizer import adamw
@@ -138,11 +138,10 @@ class EEGLatentDiffusion(pl.LightningModule):
         """Hold the UNet's frozen layers in bfloat16, for training in mixed precision, which multiplies in it anyway.
 
         Otherwise 0.8 billion weights would be rounded anew in every step, and be in memory twice. The answers are the
-        same to the bit. What trains, and the norms, stay in float32.
+        same to the bit. What a checkpoint holds, whether it trains here or not, and the norms stay in float32.
         """
-        for layer in self.unet.modules():
-            frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-            if isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Linear) and frozen:
+        for name, layer in self.unet.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Linear) and not is_trained(f"{name}."):
                 layer.to(torch.bfloat16)
 
     def training_step(self, item: tuple[draws.Batch, LatentBatch], _: int) -> Tensor:

@@ -41,6 +41,16 @@ def test_only_frozen_products_are_halved():
     assert halved > 0.8 * sum(p.numel() for p in module.unet.parameters() if not p.requires_grad)
 
 
+@pytest.mark.parametrize("finetune", ["E", "A", "E+A"])
+def test_a_checkpoint_is_not_rounded_whatever_trains(finetune):
+    module = tiny_module(finetune=finetune)
+    before = module.training_state()
+    module.halve_frozen()
+    after = module.training_state()
+    assert after.keys() == before.keys()
+    assert all(value.dtype == torch.float32 and torch.equal(value, before[name]) for name, value in after.items())
+
+
 def test_the_optimizer_in_one_kernel_steps_as_the_plain_one():
     torch.manual_seed(0)
     weights = [torch.randn(50, requires_grad=True) for _ in range(2)]
