@@ -66,6 +66,8 @@ def generate_missing(
             some = mine[start : start + batch_size]
             trial, sample = torch.tensor(some).T
             pictures = generate(eeg[trial], seeds[trial, sample])
+            if len(pictures) != len(some):
+                raise ValueError(f"{folder}: {len(pictures)} pictures were made where {len(some)} were asked for")
             list(written)  # the batch before: waits for it, raises what went wrong
             written = writer.map(write_picture, [picture_path(folder, i, k + 1) for i, k in some], pictures)
             bar.update(len(some))

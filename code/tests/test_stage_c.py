@@ -204,6 +204,13 @@ def test_a_picture_that_cannot_be_written_stops_the_run_and_the_others_stay(monk
     assert made[3][0] == 3  # what was whole is not made again
 
 
+def test_pictures_that_are_too_few_are_not_lost_silently(tmp_path):
+    with pytest.raises(ValueError, match="1 pictures were made where 2 were asked for"):
+        samples.generate_missing(
+            tmp_path, lambda eeg, seeds: torch.zeros(1, 4, 4, 3), torch.zeros(2, 1, 4), torch.zeros(2, 1), 2
+        )
+
+
 def test_two_processes_share_the_pictures_and_score_once(world, evaluated):
     words = arguments(world, name="two", model_path="pretrains/generation/tiny.pth")
     codes, said = launch("gen_eval_eeg", words, world / "logs")
@@ -313,5 +320,5 @@ def test_pictures_of_other_trials_are_not_gone_on_with(tmp_path):
     test = SimpleNamespace(names=["n1_1", "n1_2"], eeg=torch.zeros(2, 1, 4))
     gen_eval_eeg.same_trials(tmp_path, test)
     gen_eval_eeg.same_trials(tmp_path, test)
-    with pytest.raises(UserError, match="begun with other test trials"):
+    with pytest.raises(UserError, match="begun with other trials"):
         gen_eval_eeg.same_trials(tmp_path, SimpleNamespace(names=["n1_2", "n1_1"], eeg=test.eeg))
