@@ -132,7 +132,8 @@ class EEGImageGenerator:
     @torch.inference_mode()
     def round_trip(self, images: Tensor) -> Tensor:
         """What the VAE makes of images (N, 3, H, W) in [-1, 1]: (N, H, W, 3) uint8, no EEG can give more."""
-        return self._decode(self.vae.encode(images.to(self.device, self.dtype)).mean)
+        parts = images.to(self.device, self.dtype).split(max(1, DECODED_AT_ONCE // images[0, 0].numel()))
+        return torch.cat([self._decode(self.vae.encode(part).mean) for part in parts])
 
     def _sample(self, context: Tensor, seeds: list[int], steps: int, sampler: str, guidance: float) -> Tensor:
         start = torch.stack([draws.randn(self.latent_shape, seed, "starting latent") for seed in seeds])

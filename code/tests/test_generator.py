@@ -147,6 +147,14 @@ def test_batch_is_what_fits_in_the_memory(generator, monkeypatch, guidance):
     assert generator.fitting_batch(guidance, torch.device("cuda")) == 8192
 
 
+def test_a_round_trip_is_made_in_parts_too(generator, monkeypatch):
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    together, encode, seen = generator.round_trip(images), generator.vae.encode, []
+    monkeypatch.setattr(dc_ldm.generator, "DECODED_AT_ONCE", 2 * 32 * 32)
+    monkeypatch.setattr(generator.vae, "encode", lambda part: seen.append(len(part)) or encode(part))
+    assert apart(generator.round_trip(images), together) <= 1 and seen == [2, 2, 1]
+
+
 def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
     cpu = torch.device("cpu")
     alone = dc_ldm.generator.free_memory(cpu)
