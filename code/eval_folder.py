@@ -8,6 +8,8 @@ arrays.safetensors             of run = real and each control (S = 1):
                                <run>.logits (N,S,K), <run>.features (N,S,F), <run>.clip (N,S,D),
                                <run>.embedding (N,D), <run>.alike_<network> (N,S,U), <run>.fid (N,S,2048);
                                truth.logits (N,K), truth.features (N,F), truth.clip (N,D), truth.fid (N,2048);
+                               real.lda, real.lda_power (N,classes of the data set), probabilities that no score
+                               reads, kept so that the linear baselines can be scored otherwise without the EEG;
                                baseline.<name> (N,): share of a trial's guess that is right, among the classes
 scores.csv                     one row a trial: every score of the real run on it
 metrics.json                   DESIGN 4; its `run` comes from gen_eval_eeg.py, the rest from eval_metrics.py

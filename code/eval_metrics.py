@@ -177,8 +177,9 @@ def instance_parts(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.nda
 
 
 def write_metrics(
-    folder: str | Path, run: dict, device: str = "cpu", more: Mapping[str, np.ndarray] | None = None
-) -> dict:
+    folder: str | Path, run: dict, device: str = "cpu", more: Mapping[str, np.ndarray] | None = None,
+    root: str | Path = ".",
+) -> dict:  # fmt: skip
     """Score an evaluation folder; writes its metrics.json and scores.csv.
 
     Args:
@@ -187,6 +188,7 @@ def write_metrics(
             `design` ([design, reason]), where the evaluating command could judge it by more trials.
         device: where pictures are compared.
         more: arrays beside those of the folder's file.
+        root: folder that holds pretrains/features: which networks could look, had they been asked.
 
     Returns:
         The content of metrics.json.
@@ -198,7 +200,7 @@ def write_metrics(
         full, converted = with_pixels(outcome, truth)
         items[name], remarks = item_scores(full, truth, n_way, top_k, device), remarks + converted
     real = items.pop("real")
-    remarks += absent(truth, outcomes["real"])
+    remarks += absent(truth, outcomes["real"], root)
     if not real:
         raise UserError(f"{folder}: nothing can be scored. {' '.join(remarks)}")
     unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
@@ -230,12 +232,12 @@ def write_metrics(
     return metrics
 
 
-def absent(truth: Truth, real: Outcome) -> list[str]:
+def absent(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
     """Which scores an evaluation lacks and why, a sentence each."""
     found = left_out(truth, real)
     if truth.image is None:
         return found
-    found += never_looked(real)
+    found += never_looked(real, root)
     return found + (too_few(real.fid[..., 0].size, len(set(truth.image))) if real.fid is not None else [])
 
 
@@ -268,7 +270,7 @@ def main() -> None:
     # of a bare folder nothing but its pictures counts: what looked at them before is not known to look now
     run = json.loads(path.read_text())["run"] if path.is_file() and not is_bare(folder) else {}
     asked = {name: getattr(cfg, name) for name in ("n_way", "top_k") if getattr(cfg, name)}
-    print(table(write_metrics(folder, run | facts | asked, device, more)))
+    print(table(write_metrics(folder, run | facts | asked, device, more, cfg.root_path)))
     if (Path(folder) / "index.html").is_file():
         write_page(folder)
 

@@ -29,6 +29,8 @@ from scorers import IMAGENET_MEAN, IMAGENET_STD
 from similarity import pearson, pixel_mse
 
 See = Callable[[Tensor], dict[str, Tensor]]  # (n, H, W, 3) uint8 -> features (n, D) by name
+# Part of the cache's key beside the weights; to be changed with whatever else features depend on
+PREPARED = "1: sides 256 (AlexNet), 64 to 256 (LPIPS, torchmetrics' alex.pth), 342, 255, 224; bilinear, antialias"
 HUB = "https://download.pytorch.org/models/"
 
 
@@ -157,9 +159,15 @@ class Network(NamedTuple):
     url: str
     load: Callable[[Path, str], See]  # weights, device
 
-    @property
-    def left_out(self) -> str:
+    def weights(self, root: str | Path) -> Path | None:
+        """Its weights file, in torch hub's cache folder or below `root`; None where neither has it."""
+        folders = Path(torch.hub.get_dir()) / "checkpoints", Path(root) / "pretrains/features"
+        return next((path for f in folders if (path := f / Path(self.url).name).is_file()), None)
+
+    def left_out(self, root: str | Path) -> str:
         """The sentence that stands where its scores would."""
+        if self.weights(root) is not None:
+            return f"{self.scores}: left out, because not asked for (networks=auto)."
         return (
             f"{self.scores}: left out, because {Path(self.url).name} was not at hand "
             f"(from {self.url}, into torch hub's cache folder or pretrains/features)."
@@ -181,10 +189,10 @@ NETWORKS = (
 )  # fmt: skip
 
 
-def never_looked(real: Outcome) -> list[str]:
-    """A sentence for each network whose scores a run lacks."""
+def never_looked(real: Outcome, root: str | Path) -> list[str]:
+    """A sentence for each network whose scores a run lacks. root: folder that holds `pretrains/features`."""
     known = {*real.alike, *(["fid"] if real.fid is not None else [])}
-    return [network.left_out for network in NETWORKS if not known.issuperset(network.names)]
+    return [network.left_out(root) for network in NETWORKS if not known.issuperset(network.names)]
 
 
 @torch.inference_mode()
@@ -234,20 +242,19 @@ def network_arrays(
     Raises:
         UserError: a weights file is damaged or of another network, or a picture is missing.
     """
-    folders = Path(torch.hub.get_dir()) / "checkpoints", Path(root) / "pretrains/features"
     store = Path(root) / "datasets/cache"
     _, first, row = np.unique(image, return_index=True, return_inverse=True)
     shown = [picture_path(places["real"], i, 0) for i in first.tolist()]
     pixels = sha256(b"".join(sha256(read_pictures([path]).numpy().tobytes()).digest() for path in shown)).hexdigest()
     arrays = {}
     for network in NETWORKS:
-        path = next((f / Path(network.url).name for f in folders if (f / Path(network.url).name).is_file()), None)
+        path = network.weights(root)
         if path is None:
             continue
         seen = partial(_seen, network.load(path, device), device=device)
         truths = cache(lambda seen=seen: _joined(seen(paths) for paths in _batches(shown)))
         known = {
-            name: cached(store, name, [], [pixels, checkpoints.sha256(path)], lambda n=name, t=truths: t()[n])
+            name: cached(store, name, [], [PREPARED, pixels, checkpoints.sha256(path)], lambda n=name, t=truths: t()[n])
             for name in network.names
         }
         arrays |= {"truth.fid": known["fid"][row]} if "fid" in known else {}

@@ -70,7 +70,7 @@ def main() -> None:
     if facts is None:
         return
     facts |= {"hashes": facts["hashes"] | hashes, "seconds": round(time.time() - started, 1)}
-    metrics = write_metrics(run.folder, facts, facts["device"])
+    metrics = write_metrics(run.folder, facts, facts["device"], root=cfg.root_path)
     write_page(run.folder)
     run.finish(seconds=round(time.time() - started, 1))
     print(table(metrics), f"stage C done in {time.time() - started:.0f} s -> {page}", sep="\n")

@@ -104,9 +104,12 @@ def test_alexnets_layers_are_correlated_and_truths_kept(root, monkeypatch):
 
 
 def test_missing_weights_are_named_and_damaged_ones_refused(root, tmp_path):
-    found = networks.never_looked(Outcome(alike={"alexnet2": 0, "alexnet5": 0, "lpips": 0}))
+    found = networks.never_looked(Outcome(alike={"alexnet2": 0, "alexnet5": 0, "lpips": 0}), root)
     assert [sentence.split(":")[0] for sentence in found] == ["Inception", "EfficientNet", "SwAV", "FID and KID"]
     assert "swav_800ep_pretrain.pth.tar" in found[2] and "https://dl.fbaipublicfiles.com" in found[2]
+    asked = [sentence for sentence in networks.never_looked(Outcome(), root) if "not asked for" in sentence]
+    assert asked == [f"{n}: left out, because not asked for (networks=auto)." for n in ("AlexNet 2 and 5", "LPIPS")]
+    assert all("was not at hand" in sentence for sentence in networks.never_looked(Outcome(), tmp_path))
     place = tmp_path / "pretrains/features"
     place.mkdir(parents=True)
     for content, words in ((b"PK", "truncated|cannot be read"), ({"features.0.weight": torch.zeros(2)}, "as AlexNet")):
