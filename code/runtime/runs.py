@@ -108,7 +108,7 @@ def hand_on(run: Run, target: Path) -> str:
     digest = checkpoints.sha256(run.checkpoint)
     origin = os.path.relpath(run.folder.resolve(), target.parent.resolve())  # so that the tree may be moved
     # the record first: a run killed between the two is then still known as the file's owner
-    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"run": origin, "sha256": digest}))
+    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"origin": origin, "sha256": digest}))
     with open(run.checkpoint, "rb") as source:
         checkpoints.replace_atomically(target, lambda file: shutil.copyfileobj(source, file))
     return digest
@@ -146,5 +146,11 @@ def train_stage(cfg: Any, letter: str, kind: str, train: Callable[[Any, Run], An
 def _owner(target: Path) -> Path | None:
     """The run folder that a hand-on came from."""
     record = target.with_suffix(".json")
-    run = json.loads(record.read_text()).get("run") if record.exists() else None
-    return (target.parent / run).resolve() if run else None
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if "origin" in known:
+        return (target.parent / known["origin"]).resolve()
+    if "run" not in known:
+        return None
+    # earlier records name the folder as its command saw it: of a relative one, results/<kind>/<name> lies in the root
+    run = Path(known["run"])
+    return (run if run.is_absolute() else target.absolute().parents[2].joinpath(*run.parts[-3:])).resolve()

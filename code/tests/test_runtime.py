@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,20 @@ def test_handing_on_never_replaces_another_runs_checkpoint(tmp_path, monkeypatch
     with pytest.raises(UserError, match="comes from"):
         check_hand_on(target, two)
     assert checkpoints.load(target, ("x-1",), "thing")["who"] == "one"
+
+
+@pytest.mark.parametrize("named", ["results/kind/one", "../root/results/kind/one", "../../results/kind/one", "ROOT"])
+def test_earlier_records_of_a_hand_on_are_understood(tmp_path, named):
+    root = tmp_path / "root"
+    target = root / "pretrains" / "kind" / "a.pth"
+    one, two = (open_run(root / "results" / "kind" / name, {}) for name in ("one", "two"))
+    checkpoints.save(one.checkpoint, {"format": "x-1"})
+    hand_on(one, target)
+    run = str(one.folder) if named == "ROOT" else named
+    target.with_suffix(".json").write_text(json.dumps({"run": run, "sha256": "0"}))
+    check_hand_on(target, one)
+    with pytest.raises(UserError, match="comes from .*one, not from .*two"):
+        check_hand_on(target, two)
+    hand_on(one, target)
+    shutil.move(root, tmp_path / "moved")  # the new record does not name the root
+    check_hand_on(tmp_path / "moved/pretrains/kind/a.pth", open_run(tmp_path / "moved/results/kind/one", {}))
