@@ -139,9 +139,10 @@ def _join() -> dist.Store:
     wait = timedelta(minutes=10)
     try:
         store = next(rendezvous("env://", timeout=wait))[0]
-    except dist.DistError as error:
+    except (dist.DistError, ValueError) as error:
+        place = ":".join(os.environ.get(name) or f"(no {name})" for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise errors.UserError(
-            f"the processes cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"the processes cannot meet at {place} "
             f"({str(error).splitlines()[0]}): on one machine use torchrun --standalone, on several another port"
         ) from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -116,6 +116,17 @@ def test_a_port_in_use_is_one_sentence(monkeypatch, capsys):
     assert stop.value.code == 2 and where["MASTER_PORT"] in line and "torchrun --standalone" in line
 
 
+@pytest.mark.parametrize("lacking", ["MASTER_ADDR", "MASTER_PORT", "RANK"])
+def test_a_meeting_place_that_is_not_given_is_one_sentence(monkeypatch, capsys, lacking):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(lacking)
+    with pytest.raises(SystemExit) as stop:
+        ranks.cli(lambda: None)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and lacking in line and "torchrun --standalone" in line
+
+
 @pytest.mark.parametrize("finetune", FINETUNE)
 @pytest.mark.parametrize("head", CLIP_HEADS)
 @pytest.mark.parametrize(("clip_weight", "use_time_cond"), [(1.0, True), (0.0, False)])
