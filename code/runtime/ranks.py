@@ -5,6 +5,7 @@ Alone, without torchrun, nothing here does anything. Only the first process (ran
 
 import functools
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -55,7 +56,10 @@ def share(value: Any = None, problem: str = "") -> list:
     """
     everyone = [(problem, value)] * world()
     if world() > 1:
-        dist.all_gather_object(everyone, (problem, value), _patient())
+        try:
+            dist.all_gather_object(everyone, (problem, value), _patient())
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise dist.DistError("what another process said broke off") from error
     for said, _ in everyone:
         if said:
             raise SharedError(said)
@@ -163,7 +167,7 @@ def _last_words(error: Exception, store: dist.Store) -> NoReturn:
     except dist.DistError:
         first = True  # the store went with the process that held it
     if first:
-        if any(word in str(error) for word in ("gloo", "NCCL")):
+        if isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL")):
             said = f"another process ended without a word (killed? out of memory?), seen by process {rank()}"
         else:
             traceback.print_exception(error)

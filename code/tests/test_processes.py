@@ -1,5 +1,8 @@
 """Several processes as one: whatever ends one ends all with one message, and torch's command lines start them."""
 
+import os
+import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from test_stage_a import SMALL, slow_waves
 from tiny_diffusion import ENCODER, UNET
 from two_processes import launch
@@ -125,6 +129,29 @@ def test_a_meeting_place_that_is_not_given_is_one_sentence(monkeypatch, capsys, 
         ranks.cli(lambda: None)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and lacking in line and "torchrun --standalone" in line
+
+
+@pytest.mark.parametrize(
+    "fault", [dist.DistNetworkError("Failed to recv, got 0 bytes"), pickle.UnpicklingError("invalid load key")]
+)
+def test_a_broken_conversation_is_not_the_survivors_failure(monkeypatch, capsys, fault):
+    def breaks(*_):
+        raise fault
+
+    def end(status):
+        raise SystemExit(status)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks, "_patient", lambda: None)
+    monkeypatch.setattr(dist, "all_gather_object", breaks)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(dist.DistError) as caught:
+        ranks.share()
+    with pytest.raises(SystemExit):
+        ranks._last_words(caught.value, dist.HashStore())
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "another process ended without a word" in line and "process 0 failed" not in line
 
 
 @pytest.mark.parametrize("finetune", FINETUNE)
