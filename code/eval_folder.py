@@ -155,6 +155,12 @@ def read_trials(folder: str | Path) -> list[dict]:
         return list(reader)
 
 
+def recordings(trials: list[dict]) -> np.ndarray | None:
+    """(N,) subject and recording of the rows of trials.csv; None where those of a trial are unknown."""
+    known = all(row["subject"] and row["recording"] for row in trials)
+    return np.array([f"{row['subject']} {row['recording']}" for row in trials]) if known else None
+
+
 def is_bare(folder: str | Path) -> bool:
     """Whether a folder holds nothing but pictures."""
     return not any((Path(folder) / name).is_file() for name in ("trials.csv", "arrays.safetensors"))

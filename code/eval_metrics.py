@@ -21,7 +21,7 @@ import torch
 from config import from_cli, setting
 from design import design_of
 from distances import distances, set_scores, too_few, turn_distances
-from eval_folder import Outcome, Truth, is_bare, left_out, read_folder, with_pixels, write_item_scores
+from eval_folder import Outcome, Truth, is_bare, left_out, read_folder, recordings, with_pixels, write_item_scores
 from feature_networks import never_looked
 from looking import keep, look
 from page_scores import table
@@ -204,7 +204,8 @@ def write_metrics(
     if not real:
         raise UserError(f"{folder}: nothing can be scored. {' '.join(remarks)}")
     unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
-    scores, controls = score_table(real, items, unit, truth.label)
+    tapes = None if unit == "image" else recordings(trials)  # trials that are no separate images hang together
+    scores, controls = score_table(real, items, unit, truth.label, tapes)
     parts = instance_parts(outcomes["real"], truth) if "retrieval_within_class_two_way" in real else []
     about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
     if truth.image is None:  # the kinds shown are then all there is to tell
@@ -218,9 +219,9 @@ def write_metrics(
     metrics = {
         "scores": scores,
         "controls": controls,
-        "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit),
+        "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit, tapes),
         "verdict": verdict(score, scores, controls, design, instance_p, shared, notes) | {"power": power},
-        "subjects": subject_table(real, [row["subject"] for row in trials], unit),
+        "subjects": subject_table(real, [row["subject"] for row in trials], unit, tapes),
         "left_out": remarks,
         "run": run,
     }

@@ -24,9 +24,11 @@ def amount(entry: dict, value: float | None) -> str:
 
 
 def spread(entry: dict, key: str = "ci95") -> str:
-    """An interval of an entry of metrics.json as text; empty where it has none."""
+    """An interval of an entry of metrics.json as text; empty where it has none. A single item tells of no spread."""
     if not entry.get(key):
         return ""
+    if entry["n"] == 1:
+        return "n = 1"
     low, high = entry[key]
     return f"{low:.3g} to {high:.3g}" if entry["chance"] is None else interval(entry[key])
 
@@ -59,7 +61,7 @@ def _row(label: str, entry: dict, top: float, kind: str) -> str:
         f'<line class="chance" x1="{chance}" x2="{chance}" y1="0" y2="100%"/>'
         f'<line class="interval" x1="{low}" x2="{high}" y1="50%" y2="50%"/>'
         f'<circle class="dot" cx="{x}" cy="50%" r="6"/></svg>'
-        f'<span class="number">{percent(entry["value"])} <small>{interval(entry["ci95"])}</small></span></li>'
+        f'<span class="number">{percent(entry["value"])} <small>{spread(entry)}</small></span></li>'
     )
 
 

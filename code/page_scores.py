@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval_folder import recordings
 from page_figures import amount, columns, counted, figure, interval, percent, spread
 from verdict import ALPHA, entry
 
@@ -101,6 +102,13 @@ def _plot(metrics: dict, score: str) -> str:
     return figure(score_name(score) + uncontrolled(metrics), about + warning, rows, metrics["verdict"]["class"])
 
 
+def _part(real: dict, trials: list[dict], values: np.ndarray, chosen: np.ndarray) -> dict:
+    """Entry of the `chosen` (N,) among the trials of a score, resampled as the whole score `real` was."""
+    whole = real["unit"] == "recording"
+    units = recordings(trials)[chosen] if whole else None
+    return entry(values[chosen], real["chance"], "trial" if whole else real["unit"], units=units)
+
+
 def _by_distance(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
     """The deciding score by distance in time to the training trials, in bins of about as many trials each."""
     score, about = metrics["verdict"]["score"], words()["about"]
@@ -111,9 +119,9 @@ def _by_distance(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
     if len(edges) < 3:
         why = about["one_distance"].format(gap[known].min(), gap[known].max()) if known.any() else about["no_distance"]
         return f'<figure class="plot"><figcaption><strong>{escape(name)}</strong><br>{why}</figcaption></figure>'
-    part = np.clip(np.searchsorted(edges, gap[known], "right") - 1, 0, len(edges) - 2)
+    part = np.where(known, np.clip(np.searchsorted(edges, gap, "right") - 1, 0, len(edges) - 2), -1)
     full = [k for k in range(len(edges) - 1) if (part == k).any()]
-    entries = [entry(values[known][part == k], real["chance"], real["unit"]) for k in full]
+    entries = [_part(real, trials, values, part == k) for k in full]
     ends = [edges[0], *(edges[k + 1] for k in full)]
     return columns(name, about["distance"].format(band=band(metrics["run"])), ends, entries, about["across"])
 
@@ -125,9 +133,9 @@ def _by_class(metrics: dict, trials: list[dict], values: np.ndarray) -> str:
     kinds, kind = np.unique([row["class_name"] for row in trials], return_inverse=True)
     rows = {}
     for k, name in enumerate(kinds):
-        part = values[(kind == k) & np.isfinite(values)]
-        if len(part):
-            rows[f"{name} ({len(part)})"] = entry(part, real["chance"], real["unit"])
+        part = (kind == k) & np.isfinite(values)
+        if part.any():
+            rows[f"{name} ({part.sum()})"] = _part(real, trials, values, part)
     rows = dict(sorted(rows.items(), key=lambda row: -row[1]["value"]))
     bars = figure(f"{score_name(score)}, by class", words()["about"]["class"], rows, "bars")
     shown = " open" * (len(kinds) <= 10)
@@ -150,6 +158,16 @@ def _by_subject(metrics: dict) -> str:
     }
     table = _grid("Every score, by subject, with 95 % intervals.", [f"Subject {name}" for name in subjects], cells)
     return f"{page}<details><summary>All scores by subject</summary>{table}</details>"
+
+
+def _real(found: dict) -> str:
+    """The run's cell: its value and interval; of a score of whole sets, which is biased by their number, that of the
+    first pictures, as many as a control has, and below it that of all.
+    """
+    if found["unit"] != "picture":
+        return _cell(found, spread(found))
+    first, every = found["first_sample"], f"all {found['n']}: {amount(found, found['value'])}"
+    return amount(found, first) + (f"<small>{every}</small>" if first != found["value"] else "")
 
 
 def _cell(found: dict, *under: str) -> str:
@@ -191,7 +209,7 @@ def _tables(metrics: dict) -> str:
     heads += [*(name.replace("_", " ").capitalize() for name in best), "Scored"]
     rows = {}
     for score, real in scores.items():
-        cells = [_cell(real, spread(real)), *[spread(real, "ci95_by_class")] * over_classes]
+        cells = [_real(real), *[spread(real, "ci95_by_class")] * over_classes]
         cells += ["none" if real["chance"] is None else percent(real["chance"])]
         cells += [_against(real, name, controls[name].get(score)) for name in basic]
         rows[score] = [*cells, *(amount(real, real.get(key)) for key in best), counted(real)]
@@ -264,4 +282,5 @@ def _number(value: float | None) -> str:
 
 def _line(name: str, entry: dict) -> str:
     spread = f"[{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]" if entry["ci95"] else ""
+    spread = "n = 1" if entry["n"] == 1 else spread
     return f"{name:38}{entry['value']:8.3f}{spread:>17}{_number(entry['chance'])}"

@@ -14,6 +14,7 @@ EEG_CONTROLS = ("gaussian_eeg", "other_trials_eeg")
 ALPHA = 0.001  # one-sided; every test of the verdict uses it
 DRAWS = 10_000
 CLUSTERS = 20  # classes from which on an interval may resample classes
+RECORDINGS = 5  # recordings from which on intervals resample them, where trials are no separate images
 
 
 class ItemScores(NamedTuple):
@@ -71,39 +72,52 @@ def paired_p(above: np.ndarray, below: np.ndarray | float, n_perm: int = DRAWS, 
     return float(sign_flip_p(np.asarray(above, dtype=np.float64) - below, n_perm, seed))
 
 
-def entry(values: np.ndarray, chance: float, unit: str, label: np.ndarray | None = None) -> dict:
-    """One score of metrics.json from its value on every item, a share between 0 and 1.
+def entry(
+    values: np.ndarray,
+    chance: float | None,
+    unit: str,
+    label: np.ndarray | None = None,
+    units: np.ndarray | None = None,
+) -> dict:
+    """One score of metrics.json from its value on every item: a share, or, of chance None or NaN, a distance.
 
     From 20 classes on (label (n,) of the items) a second interval resamples whole classes: items of a class are
-    alike, so single items say less than their number.
+    alike, so single items say less than their number. From 5 recordings on (units (n,) of the items) the interval
+    resamples whole recordings, for the same reason.
     """
-    low, high = bootstrap_interval(values)
-    # Resampling nothing but misses, or hits, would claim certainty; the exact binomial bound does not
-    bound = 0.025 ** (1 / len(values))
-    if (values == 0).all():
-        high = 1 - bound
-    elif (values == 1).all():
-        low = bound
+    tapes = 0 if units is None else len(np.unique(units))
+    whole = tapes >= RECORDINGS
+    low, high = bootstrap_interval(values, units if whole else None)
+    if chance is not None and not np.isnan(chance):
+        # Resampling nothing but misses, or hits, would claim certainty; the exact binomial bound does not
+        bound = 0.025 ** (1 / (tapes if whole else len(values)))
+        if (values == 0).all():
+            high = 1 - bound
+        elif (values == 1).all():
+            low = bound
     found = {"value": float(values.mean()), "ci95": [low, high], "chance": chance, "n": len(values), "unit": unit}
+    if whole:
+        found |= {"unit": "recording", "recordings": tapes}
     if label is not None and len(np.unique(label)) >= CLUSTERS:
         found["ci95_by_class"] = list(bootstrap_interval(values, label))
     return found
 
 
 def score_table(
-    real: dict[str, ItemScores], controls: dict[str, dict[str, ItemScores]], unit: str, label: np.ndarray | None = None
-) -> tuple[dict, dict]:
+    real: dict[str, ItemScores], controls: dict[str, dict[str, ItemScores]], unit: str,
+    label: np.ndarray | None = None, units: np.ndarray | None = None,
+) -> tuple[dict, dict]:  # fmt: skip
     """The `scores` and `controls` of metrics.json from `item_scores` of the real run and of each control.
 
     The real value is the mean over samples; `first_sample` is that of the sample whose seeds the controls share,
     `best_of_<S>_samples` of the best of each item's, which is no result. `p_real_above` is the paired one-sided test
     of the first sample against a control, `p_above_prior` that of the control against the class prior: every first
-    picture scored against every truth, averaged for each truth. label (N,): class of every trial.
+    picture scored against every truth, averaged for each truth. label, units (N,): class and recording of every trial.
     """
     scores, table = {}, {name: {} for name in (*controls, "class_prior")}
     for name, s in real.items():
-        first = s.samples[0]
-        scores[name] = entry(s.value, s.chance, unit, None if label is None else label[s.trial])
+        first, kinds, tapes = s.samples[0], *(None if of is None else of[s.trial] for of in (label, units))
+        scores[name] = entry(s.value, s.chance, unit, kinds, tapes)
         scores[name]["first_sample"] = float(first.mean())
         if len(s.samples) > 1:
             scores[name][f"best_of_{len(s.samples)}_samples"] = float(s.samples.max(0).mean())
@@ -111,27 +125,38 @@ def score_table(
             if name in items:
                 other = items[name].samples[0]
                 tests = {"p_real_above": paired_p(first, other), "p_above_prior": paired_p(other, s.prior)}
-                table[control][name] = entry(other, s.chance, unit) | tests
-        table["class_prior"][name] = entry(s.prior, s.chance, unit) | {"p_real_above": paired_p(first, s.prior)}
+                table[control][name] = entry(other, s.chance, unit, units=tapes) | tests
+        prior = entry(s.prior, s.chance, unit, units=tapes)
+        table["class_prior"][name] = prior | {"p_real_above": paired_p(first, s.prior)}
     return scores, table
 
 
-def baseline_table(hits: dict[str, np.ndarray], label: np.ndarray, timed: bool, unit: str) -> dict[str, dict]:
-    """The `baselines` of metrics.json: accuracy of each from its hits (N,); `timed`: the trials have onsets."""
+def baseline_table(
+    hits: dict[str, np.ndarray], label: np.ndarray, timed: bool, unit: str, units: np.ndarray | None = None
+) -> dict[str, dict]:
+    """The `baselines` of metrics.json: accuracy of each from its hits (N,); `timed`: the trials have onsets.
+
+    Each chooses among the classes of the N trials. label, units: (N,) class and recording.
+    """
     table = {}
     for name, values in hits.items():
-        found = entry(values.astype(np.float64), 1 / len(np.unique(label)), unit, label)
+        found = entry(values.astype(np.float64), 1 / len(np.unique(label)), unit, label, units)
         note = {} if timed or name != "time_only" else {"note": "order of the file, not verified"}
         table[name] = {"class_accuracy": found | note}
     return table
 
 
-def subject_table(items: dict[str, ItemScores], subjects: Sequence, unit: str) -> dict[str, dict]:
-    """The scores of each subject alone: subject -> score -> entry. subjects: (N,) of every trial."""
+def subject_table(
+    items: dict[str, ItemScores], subjects: Sequence, unit: str, units: np.ndarray | None = None
+) -> dict[str, dict]:
+    """The scores of each subject alone: subject -> score -> entry. subjects, units: (N,) of every trial."""
     subject, table = np.asarray(subjects), {}
     for name in np.unique(subject).tolist():
-        own = {score: s.value[subject[s.trial] == name] for score, s in items.items()}
-        table[name] = {score: entry(v, items[score].chance, unit) for score, v in own.items() if len(v)}
+        table[name] = {}
+        for score, s in items.items():
+            if (own := subject[s.trial] == name).any():
+                tapes = None if units is None else units[s.trial][own]
+                table[name][score] = entry(s.value[own], s.chance, unit, units=tapes)
     return table
 
 

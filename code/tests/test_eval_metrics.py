@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import eval_metrics
 from eval_metrics import Outcome, Truth, item_scores, n_way_accuracy, write_metrics
+from results_page import write_page
 from runtime.errors import UserError
 from similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
 from verdict import bootstrap_interval, entry, paired_p, within_class, within_class_p
@@ -261,6 +262,20 @@ def test_repeated_images_make_trials_the_unit(folder, tmp_path):
     (copy / "trials.csv").write_text(text.replace(",n6,", ",n0,"))
     metrics = write_metrics(copy, {})
     assert metrics["scores"]["10_way_top1"]["unit"] == "trial"
+
+
+@pytest.mark.parametrize(("tapes", "unit"), [(["a", "b", "c", "d", "e"], "recording"), (["a", "b", "c", "d"], "trial"),
+                                             (["", "b", "c", "d", "e", "f"], "trial")])  # fmt: skip
+def test_repeated_images_of_several_recordings_make_these_the_unit(folder, tmp_path, tapes, unit):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    head, *rows = (copy / "trials.csv").read_text().replace(",n6,", ",n0,").splitlines()
+    rows = [row.replace(",tape,", f",{tapes[i % len(tapes)]},") for i, row in enumerate(rows)]
+    (copy / "trials.csv").write_text("\n".join([head, *rows]) + "\n")
+    metrics = write_metrics(copy, {})
+    tables = (metrics["scores"], *(metrics[k][n] for k in ("controls", "baselines", "subjects") for n in metrics[k]))
+    found = [entry for table in tables for entry in table.values()]
+    assert {(e["unit"], e.get("recordings")) for e in found} == {(unit, 5 if unit == "recording" else None)}
+    assert ("48 trials in 5 recordings" in write_page(copy).read_text()) == (unit == "recording")
 
 
 @pytest.mark.parametrize(

@@ -244,19 +244,30 @@ def test_distances_and_scores_of_whole_sets_need_no_chance_and_no_interval(folde
     metrics["scores"]["distance_lpips"] = lower | {
         "value": 0.4321, "ci95": [0.41, 0.45], "unit": "image", "first_sample": 0.44, "best_of_2_samples": 0.4,
     }  # fmt: skip
-    metrics["scores"]["fid"] = lower | {"value": 88.12, "ci95": None, "unit": "picture", "first_sample": None}
+    metrics["scores"]["fid"] = lower | {"value": 88.12, "ci95": None, "unit": "picture", "first_sample": 95.2}
     metrics["controls"]["gaussian_eeg"]["fid"] = lower | {"value": 123.4, "ci95": None, "unit": "picture"}
     metrics["left_out"] = ["SwAV: left out, because no weights."]
     metrics["run"] |= {"study": "steps.html", "notes": ["Pictures by class name are left out."]}
     (copy / "steps.html").write_text("")
     (copy / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_page(copy))
-    assert "0.432 0.41 to 0.45 none" in page.text and "88.1 none 123" in page.text
+    assert "0.432 0.41 to 0.45 none" in page.text and "95.2 all 48: 88.1 none 123" in page.text
     assert page.text.count("lower is better") == 2 and "steps.html" in {a["href"] for a in page.all("a")}
     notes = page.text[page.text.index("What is left out") :]
     assert "SwAV: left out" in notes and "Pictures by class name" in notes
     lines = [line for line in table(metrics).splitlines() if line.startswith(("fid", "distance"))]
     assert len(lines) == 2 and all("lower is better" in line and "nan" not in line for line in lines)
+
+
+def test_a_single_item_has_no_interval(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    one = {"n": 1, "value": 0.3, "ci95": [0.3, 0.3]}
+    metrics["scores"]["class_accuracy"] |= one
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    assert "30.0 % n = 1" in Page(write_page(copy)).text and "30.0 to 30.0" not in Page(write_page(copy)).text
+    line = next(line for line in table(metrics).splitlines() if line.startswith("class_accuracy "))
+    assert "n = 1" in line and "[" not in line
 
 
 def test_the_band_stands_by_every_figure_and_table(tmp_path):

@@ -130,6 +130,17 @@ def test_a_score_without_a_single_hit_or_miss_is_not_certain():
     none, all_ = entry(np.zeros(100), 0.02, "image"), entry(np.ones(100), 0.02, "image")
     assert none["ci95"] == [0.0, pytest.approx(0.0362, abs=1e-4)]
     assert all_["ci95"] == [pytest.approx(0.9638, abs=1e-4), 1.0]
+    assert entry(np.zeros(100), np.nan, "image")["ci95"] == [0.0, 0.0]  # distances: no share of hits
+
+
+def test_recordings_are_resampled_from_five_on():
+    values = np.repeat([0.0, 1, 1, 0, 1, 0, 0, 0, 1, 1], 20)  # a recording is hit or missed as a whole
+    trials, whole = (entry(values, 0.1, "trial", units=u) for u in (None, np.repeat(np.arange(10), 20)))
+    assert np.diff(whole["ci95"])[0] == pytest.approx(np.diff(trials["ci95"])[0] * np.sqrt(20), rel=0.2)
+    assert (whole["unit"], whole["recordings"], whole["n"]) == ("recording", 10, 200)
+    assert entry(values, 0.1, "trial", units=np.arange(200) % 4) == trials
+    none = entry(np.zeros(200), 0.1, "trial", units=np.repeat(np.arange(10), 20))
+    assert none["ci95"] == [0.0, pytest.approx(1 - 0.025**0.1)]  # 0 of 10, not of 200
 
 
 def test_copies_and_shared_pictures_claim_nothing():
