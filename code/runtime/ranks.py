@@ -27,6 +27,13 @@ class SharedError(errors.UserError):
     """An error that every process raises at the same place."""
 
 
+class _Stop:
+    """What `_stopped` knows, of this process."""
+
+    gathering = False  # an error out of the handler would then leave the others in the middle of it
+    number = 0  # of the signal that came
+
+
 def rank() -> int:
     """Number of this process among all, from torchrun's environment."""
     return int(os.environ.get("RANK", 0))
@@ -53,16 +60,21 @@ def share(value: Any = None, problem: str = "") -> list:
 
     Raises:
         SharedError: on every process, where any has a `problem`.
+        UserError: a signal came meanwhile, and none has a problem.
     """
     everyone = [(problem, value)] * world()
     if world() > 1:
+        _Stop.gathering = True
         try:
             dist.all_gather_object(everyone, (problem, value), _patient())
         except (pickle.UnpicklingError, EOFError) as error:
             raise dist.DistError("what another process said broke off") from error
     for said, _ in everyone:
         if said:
-            raise SharedError(said)
+            raise SharedError(said)  # still "gathering": all are about to end
+    _Stop.gathering = False
+    if _Stop.number:
+        raise _stop()
     return [own for _, own in everyone]
 
 
@@ -128,6 +140,9 @@ def _on_all(main: Callable[[], None]) -> NoReturn:
                     errors.cli(together()(main))
                 except SystemExit as end:
                     status = end.code
+        for which in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(which, signal.SIG_IGN)  # nothing is left to stop
+        _Stop.number = 0
         share()  # torchrun ends all when one ends: not before the first has spoken
     except Exception as error:
         _last_words(error, store)
@@ -151,11 +166,19 @@ def _join() -> dist.Store:
         ) from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank(), world_size=world(), timeout=wait)
+    _patient()  # made here, where no signal is caught yet
     return dist.PrefixStore("last words", store)
 
 
-def _stopped(number: int, frame: object) -> NoReturn:
-    raise errors.UserError(f"stopped by {signal.Signals(number).name}; the same command goes on from there")
+def _stopped(number: int, frame: object) -> None:
+    """Stop at once, unless in the middle of a gather or stopping already; `share` raises what is only noted here."""
+    wait, _Stop.number = _Stop.gathering or _Stop.number, number
+    if not wait:
+        raise _stop()
+
+
+def _stop() -> errors.UserError:
+    return errors.UserError(f"stopped by {signal.Signals(_Stop.number).name}; the same command goes on from there")
 
 
 def _last_words(error: Exception, store: dist.Store) -> NoReturn:

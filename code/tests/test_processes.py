@@ -58,6 +58,13 @@ def test_what_ends_one_process_ends_all_with_one_message(words, tmp_path, fault,
     assert ("Traceback" in said[spoke[0]]) == fault.startswith("crash")
 
 
+@pytest.mark.parametrize("told", ["0", "1", "0 1", "0 1 2"])
+def test_a_signal_outside_training_stops_all_with_one_message(tmp_path, told):
+    codes, said = launch("two_processes", told.split(), tmp_path, world=3)
+    assert codes == [2, 2, 2] and not said[1] and not said[2], said
+    assert said[0] == "error: stopped by SIGTERM; the same command goes on from there\n"
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     "launcher",

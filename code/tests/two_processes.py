@@ -76,6 +76,24 @@ def _said(logs: Path, world: int) -> list[str]:
     return [(logs / f"{rank}.log").read_text() for rank in range(world)]
 
 
+def main() -> None:
+    """A script that trains nothing: its first process sends SIGTERM to those named in sys.argv while the others wait.
+
+    They wait in a gather, and it sends the signal to itself last, as it does not go on then.
+    """
+    pids, told = ranks.share(os.getpid()), sorted(map(int, sys.argv[1:]), reverse=True)
+
+    def stop() -> None:
+        time.sleep(0.5)
+        for number in told:
+            os.kill(pids[number], signal.SIGTERM)
+        time.sleep(0.5)
+
+    ranks.from_lead(stop)
+    ranks.from_lead(lambda: print("goes on"))
+    ranks.share()
+
+
 def _process(rank: int, world: int, port: int, script: str, words: list[str], logs: Path, fault: str) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
