@@ -105,12 +105,13 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
 
     # Pictures, and what the frozen networks see in them
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
-    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance)
-    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance, "batch_size": batch_size}
+    settings = {"steps": cfg.ddim_steps, "sampler": cfg.sampler, "guidance": cfg.guidance}
+    settings["batch_size"] = seeds.numel()  # all that `draw` asks for at once
     generate = partial(generator.generate, **settings)
     see = partial(describe, classifier=classifier, embed_images=clip.embed_images)
     size = model["config"]["img_size"]
     controls, absent = plan(cfg.controls, trials, generator, settings, clip, classifier, paths, size, cfg.seed)
+    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance)  # only now: controls may hold a second UNet
     notes += absent
     price = cost(len(test), cfg.num_samples, controls, settings)
     print(*absent, price, sep="\n")
@@ -210,7 +211,7 @@ def same_trials(folder: Path, test: Trials) -> None:
     record = folder / "begun.json"
     now = {"names": test.names, "eeg_sha256": hashlib.sha256(test.eeg.numpy().tobytes()).hexdigest()}
     if record.is_file() and json.loads(record.read_text()) != now:
-        raise UserError(f"{folder}: was begun with other test trials; take another name=, or overwrite=true")
+        raise UserError(f"{folder}: was begun with other trials; take another name=, or overwrite=true")
     checkpoints.write_text(record, json.dumps(now))
 
 

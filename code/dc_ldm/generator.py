@@ -101,7 +101,7 @@ class EEGImageGenerator:
     ) -> Tensor:
         """Pictures (N, H, W, 3) uint8 of conditions (N, 77, 768), seeds (N,), as `generate` makes them of EEG."""
         fitting = self.fitting_batch(guidance)
-        n = batch_size or fitting
+        n = min(batch_size or fitting, len(seeds))
         try:
             parts = zip(context.split(n), seeds.split(n), strict=True)
             return torch.cat([self._sample(some, own.tolist(), steps, sampler, guidance) for some, own in parts])
@@ -120,13 +120,16 @@ class EEGImageGenerator:
         decoding = 16 * self.vae.decoder.conv_out.in_channels * max(64 * h * w, min(DECODED_AT_ONCE, 64 * h * w * n))
         return self.dtype.itemsize * (sampling + decoding)
 
-    def fitting_batch(self, guidance: float = 1.0, device: torch.device | None = None) -> int:
+    def fitting_batch(
+        self, guidance: float = 1.0, device: torch.device | None = None, free: float | None = None
+    ) -> int:
         """How many pictures to sample at once, at least one: as many as fit, up to where more are no faster.
 
-        device: None: where the models are.
+        device: None: where the models are; free: bytes beside the weights, None: what is free there.
         """
         device = device or self.device
-        most, free = MOST_AT_ONCE[device.type] // math.prod(self.latent_shape[1:]), 0.9 * free_memory(device)
+        most = MOST_AT_ONCE[device.type] // math.prod(self.latent_shape[1:])
+        free = 0.9 * (free_memory(device) if free is None else free)
         return next((n for n in range(most, 1, -1) if self.memory(n, guidance) <= free), 1)
 
     @torch.inference_mode()

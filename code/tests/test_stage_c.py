@@ -18,6 +18,7 @@ import gen_eval_eeg
 import samples
 from dataset import Trials
 from dc_ldm import weights
+from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
 from runtime.errors import UserError, cli
@@ -209,6 +210,15 @@ def test_pictures_that_are_too_few_are_not_lost_silently(tmp_path):
         samples.generate_missing(
             tmp_path, lambda eeg, seeds: torch.zeros(1, 4, 4, 3), torch.zeros(2, 1, 4), torch.zeros(2, 1), 2
         )
+
+
+def test_the_batch_is_fitted_when_the_controls_models_are_there(monkeypatch, world):
+    order, plan, fitting = [], gen_eval_eeg.plan, EEGImageGenerator.fitting_batch
+    monkeypatch.setattr(gen_eval_eeg, "plan", lambda *a: order.append("plan") or plan(*a))
+    monkeypatch.setattr(EEGImageGenerator, "fitting_batch", lambda *a: order.append("batch") or fitting(*a))
+    model = "pretrains/generation/tiny.pth"
+    run(monkeypatch, world, name="fitted", model_path=model, batch_size=0, precision="bf16", max_items=6)
+    assert order[:2] == ["plan", "batch"]
 
 
 def test_two_processes_share_the_pictures_and_score_once(world, evaluated):
