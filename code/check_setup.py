@@ -122,7 +122,7 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     if generator:
         judging = sum(p.numel() for p in judge.features.parameters()) if judge else 0
         others = {"clip, frozen": clip[1], "classifier, frozen": judging}
-        r.plan = told.plan_sampling(cfg, generator, others)
+        r.plan = told.plan_sampling(cfg, generator, others, 1e9 * r.asked.memory)
     check_place(r, "eval", config)
     if generator and trials and r.asked.plan and r.ready:
         generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder, generator.dtype)
@@ -231,7 +231,7 @@ def check_place(r: told.Report, kind: str, config: dict | None) -> None:
         memory = dict(r.plan.get("memory", {}))
         total, kept = sum(memory.values()), memory.get("activations (estimate)", 0)
         if total > there:
-            fits = int(r.cfg.batch_size * (there - total + kept) / kept)
+            fits = int(r.plan["batch_size"] * (there - total + kept) / kept)
             advice = (
                 told.smaller(r.cfg, fits) if fits > 0 else "a GPU with more memory, or a smaller encoder, is needed"
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import stageA1_eeg_pretrain as stage_a
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, setting
-from dc_ldm.generator import EEGImageGenerator
+from dc_ldm.generator import EEGImageGenerator, free_memory
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
@@ -179,7 +179,7 @@ def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tens
     # factors measured on the CPU: backward keeps some more for a while; half precision halves most of it
     memory["activations (estimate)"] = round((0.65 if half else 1.3) * activations(loss, module))
     memory["16-bit copies"] = 2 * trained if half else 0
-    return {"parameters": counts, "memory": memory}
+    return {"parameters": counts, "memory": memory, "batch_size": cfg.batch_size}
 
 
 def is_half(cfg: Any) -> bool:
@@ -224,14 +224,16 @@ def plan_finetuning(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: 
         return plan
 
 
-def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int]) -> dict:
-    """Parameters and memory of stage C; others: parameters of CLIP and the classifier."""
+def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int], memory: float) -> dict:
+    """Parameters and memory of stage C; others: parameters of CLIP and the classifier; memory: bytes, 0: as is free."""
     counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
-    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance, pick_device(cfg.device))
-    parts = (generator.conditioner, generator.unet, generator.vae)
+    parts, device = (generator.conditioner, generator.unet, generator.vae), pick_device(cfg.device)
     weights = sum(p.nbytes for part in parts for p in part.parameters()) + 4 * sum(others.values())
+    free = (memory or free_memory(device)) - weights  # the stage asks once its networks are there
+    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance, device, free)
     needed = generator.memory(batch_size, cfg.guidance)
-    return {"parameters": counts, "memory": {"weights": weights, "activations (estimate)": needed}}
+    plan = {"weights": weights, "activations (estimate)": needed}
+    return {"parameters": counts, "memory": plan, "batch_size": batch_size}
 
 
 def time_training(module: Any, items: Any, cfg: Any, accumulate: int) -> dict:

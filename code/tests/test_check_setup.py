@@ -285,6 +285,25 @@ def test_a_run_that_will_not_fit_in_memory_is_told_the_batch_that_would(monkeypa
     assert "batch_size=1 accum_iter=4 would" in text
 
 
+def test_the_batch_that_stage_c_would_take_is_planned_for_the_memory_given(monkeypatch, capsys, world):
+    def plan(*words):
+        status, text = ask(monkeypatch, capsys, "c", world, "--json", *words)
+        stage = json.loads(text)["stages"]["c"]
+        said = [finding["about"] for finding in stage["findings"] if finding["what"] == "memory"]
+        return stage["plan"]["batch_size"], stage["plan"]["memory"], said
+
+    weights, each = plan("batch_size=5")[1].values()
+    each /= 5
+    n, _, said = plan("batch_size=0")
+    assert n > 16 and not said
+    n, parts, said = plan("batch_size=0", f"memory={(weights + 4.5 * each) / 1e9}")
+    assert 1 < n <= 4 and sum(parts.values()) <= weights + 4.5 * each and not said
+    n, _, (said,) = plan("batch_size=0", f"memory={0.5 * weights / 1e9}")
+    assert n == 1 and "a GPU with more memory" in said
+    n, _, (said,) = plan("batch_size=5", f"memory={(weights + 3.5 * each) / 1e9}")
+    assert n == 5 and "batch_size=3 would" in said
+
+
 def test_the_time_is_not_guessed_where_files_are_missing(monkeypatch, capsys, world):
     (world / EEG).unlink()
     status, text = ask(monkeypatch, capsys, "b", world, "--plan")
