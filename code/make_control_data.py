@@ -39,7 +39,7 @@ class ControlDataConfig:
     kind: str = setting("shuffled_labels", "shuffled_labels or pseudo_categories")
     root_path: str = setting(".", "folder that holds datasets/")
     eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "trials to make them of")
-    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "which are for training")
+    splits_path: str = setting("datasets/block_splits_by_image_single.pth", "for shuffled_labels: which trials train")
     subject: int = setting(4, "subject 1..6; 0: all")
     out: str = setting("", "folder that is written; empty: datasets/<kind>")
     seed: int = setting(2022, "of the shuffling, or of pictures and splits within a stretch")
@@ -66,7 +66,7 @@ def tenths(n: int, *place) -> list[str]:
 
 
 def stretches_of(trials: dict[str, list], rows: list[int]) -> list[list[list[int]]]:
-    """For each subject as many equal stretches of the trials `rows`, in order of time, as there are classes."""
+    """For each subject as many equal stretches of the trials `rows` as there are classes, in their order."""
     own = [list(run) for _, run in itertools.groupby(rows, key=lambda i: trials["subject"][i])]
     return [[part.tolist() for part in np.array_split(run, len(set(trials["label"])))] for run in own]
 
@@ -119,6 +119,8 @@ def about_pseudo(trials: dict[str, list], stretches: list, design: tuple[str, st
         f"scores show what time alone gives. In a stretch the commonest true class has {purity:.0%} of the trials"
     )
     about += "." if design[0] == "random" else f" (design {design[0]}), so a stretch may be told by its true class too."
+    if tapes:
+        about += f" {tapes} of {len(parts)} stretches span recordings, taken in the order of the file."
     return {"about": about, "order": order, "purity": float(purity), "stretches_over_recordings": tapes}
 
 
@@ -141,12 +143,17 @@ def write_trials(path: Path, file: TrialFile, given: dict[int, tuple[int, int]],
 def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple[dict, dict, dict]:
     """Picture and label by trial, splits as positions in the file, and what the manifest says. Raises UserError."""
     trials = file.about["trials"]
-    parts, _ = read_subject_splits(splits_path, trials["subject"], cfg.subject, cfg.eeg_signals_path)
-    rows = [i for run in runs_in_time(trials) for i in run if cfg.subject in (0, trials["subject"][i])]
+    # recordings in the order of the file: their names, sorted as text, would put "10" before "2"
+    runs = sorted(runs_in_time(trials), key=lambda run: (trials["subject"][run[0]], min(run)))
+    rows = [i for run in runs for i in run if cfg.subject in (0, trials["subject"][i])]
+    if not rows:
+        there = sorted(set(trials["subject"]))
+        raise UserError(f"{cfg.eeg_signals_path}: no trial of subject {cfg.subject}; it holds {there}")
     tapes = [f"{trials['subject'][i]} {trials['recording'][i]}" for i in rows]
     onset = None if None in trials["onset"] else [trials["onset"][i] for i in rows]
     design = design_from([trials["label"][i] for i in rows], onset, tapes)
     if cfg.kind == "shuffled_labels":
+        parts, _ = read_subject_splits(splits_path, trials["subject"], cfg.subject, cfg.eeg_signals_path)
         return shuffled(cfg, trials, parts), parts, about_shuffled(design)
     stretches = stretches_of(trials, rows)
     return *pseudo(cfg, trials, stretches), about_pseudo(trials, stretches, design)
@@ -163,7 +170,9 @@ def main() -> None:
         raise UserError(f"{out}: is there already; give another folder with out=")
     file = open_trial_file(source)
     given, parts, about = control(cfg, file, splits_path)
-    made_of = {"eeg_sha256": file.about["sha256"], "splits_sha256": checkpoints.sha256(splits_path)}
+    made_of = {"eeg_sha256": file.about["sha256"]}
+    if cfg.kind == "shuffled_labels":  # the other kind makes its own splits
+        made_of["splits_sha256"] = checkpoints.sha256(splits_path)
     manifest = read_manifest(source.with_suffix(".json"))
     manifest["control"] = {"kind": cfg.kind} | about | {"made_of": made_of, "settings": asdict(cfg)}
     checkpoints.write_text(out.with_suffix(".json"), json.dumps(manifest, indent=1))

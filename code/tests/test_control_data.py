@@ -90,9 +90,23 @@ def test_stretches_follow_time_not_the_file(tmp_path, monkeypatch):
     checkpoints.save(tmp_path / "eeg.pth", content | {"dataset": shuffled})
     made = make(monkeypatch, tmp_path, "pseudo_categories", subject=3)
     dataset, about = made["dataset"], made["manifest"]["control"]
-    in_time = sorted(dataset, key=lambda t: (t["recording"], t["onset"]))
+    tapes = list(dict.fromkeys(t["recording"] for t in dataset))  # as they first appear in the file
+    in_time = sorted(dataset, key=lambda t: (tapes.index(t["recording"]), t["onset"]))
     assert [t["label"] for t in in_time] == np.repeat(range(4), 10).tolist()
     assert about["order"] == "in order of onset" and about["purity"] < 0.5 and about["stretches_over_recordings"] == 0
+
+
+def test_recordings_follow_the_file_not_their_names_and_no_splits_are_needed(tmp_path, monkeypatch, capsys):
+    """Ten recordings of four trials, named 1 to 10; four stretches of ten trials span them."""
+    write_experiment(tmp_path)
+    content = checkpoints.read_plain(tmp_path / "eeg.pth", "trials")
+    mine = [t for t in content["dataset"] if t["subject"] == 1]
+    dataset = [t | {"recording": str(i // 4 + 1), "onset": float(i % 4)} for i, t in enumerate(mine)]
+    checkpoints.save(tmp_path / "eeg.pth", content | {"dataset": dataset})
+    made = make(monkeypatch, tmp_path, "pseudo_categories", subject=1, splits_path="absent.pth")
+    assert [t["label"] for t in made["dataset"]] == np.repeat(range(4), 10).tolist()
+    assert "4 of 4 stretches span recordings, taken in the order of the file" in capsys.readouterr().out
+    assert list(made["manifest"]["control"]["made_of"]) == ["eeg_sha256"]
 
 
 def test_what_cannot_be_made_is_said(tmp_path, monkeypatch):
