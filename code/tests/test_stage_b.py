@@ -102,6 +102,8 @@ def tiny_module(**settings) -> EEGLatentDiffusion:
 
 def train(folder, items, module=None, **changed) -> EEGLatentDiffusion:
     module = module or tiny_module()
+    if changed.get("precision") == "bf16":  # as eeg_ldm.py does
+        module.halve_frozen()
     schedule = Schedule(**{"batch_size": 5, "num_epoch": 2, "seed": 1, "clip_grad": 0.5, "device": "cpu"} | changed)
     fit(module, items, open_run(folder, {}), schedule, lambda epoch: {"epoch_seen": epoch})
     return module

@@ -212,13 +212,18 @@ def test_pictures_that_are_too_few_are_not_lost_silently(tmp_path):
         )
 
 
-def test_the_batch_is_fitted_when_the_controls_models_are_there(monkeypatch, world):
+def test_half_precision_and_a_batch_fitted_once_the_controls_models_are_there(monkeypatch, world, evaluated):
     order, plan, fitting = [], gen_eval_eeg.plan, EEGImageGenerator.fitting_batch
     monkeypatch.setattr(gen_eval_eeg, "plan", lambda *a: order.append("plan") or plan(*a))
     monkeypatch.setattr(EEGImageGenerator, "fitting_batch", lambda *a: order.append("batch") or fitting(*a))
     model = "pretrains/generation/tiny.pth"
-    run(monkeypatch, world, name="fitted", model_path=model, batch_size=0, precision="bf16", max_items=6)
+    folder = run(monkeypatch, world, name="half", model_path=model, batch_size=0, precision="bf16")
     assert order[:2] == ["plan", "batch"]
+    metrics, exact = (json.loads((f / "metrics.json").read_text()) for f in (folder, evaluated))
+    assert metrics["run"]["config"]["precision"] == "bf16" and metrics["scores"].keys() == exact["scores"].keys()
+    names = [f"{part}-1.png" for part in ("samples/test0", "samples/test7", "controls/gaussian_eeg/test3")]
+    half, full = (samples.read_pictures([where / name for name in names]).float() for where in (folder, evaluated))
+    assert 0 < (half - full).square().mean() < 0.01 * full.var()
 
 
 def test_two_processes_share_the_pictures_and_score_once(world, evaluated):
