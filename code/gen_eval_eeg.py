@@ -56,10 +56,7 @@ def main() -> None:
         raise UserError(f"controls={cfg.controls}: no such choice; there are {', '.join(KINDS)}")
     paths = input_paths(cfg)
     model = about_stage_b(paths["model_path"], paths["pretrain_gm_path"])
-    hashes = {f"{name}_sha256": checkpoints.sha256(paths[f"{name}_path"]) for name in ("model", "splits")}
-    hashes["eeg_sha256"] = ranks.lead_first(lambda: open_trial_file(paths["eeg_signals_path"])).about["sha256"]
-
-    # Other files behind the same names make another run
+    hashes = input_hashes(paths)
     folder, config = under_root(cfg.root_path, f"results/eval/{cfg.name}"), identity(cfg) | hashes
     run = open_for_all(cfg, folder, config)
     page = run.folder / "index.html"
@@ -80,6 +77,13 @@ def identity(cfg: GenerateConfig) -> dict:
     """The settings that make a run what it is, with what precision=auto means here; the batch does not count."""
     half = pick_dtype(cfg.precision, cfg.device) == torch.bfloat16
     return run_config(cfg, "batch_size") | {"precision": "bf16" if half else "32"}
+
+
+def input_hashes(paths: dict) -> dict[str, str]:
+    """sha256 of the checkpoint, the splits and the EEG: other files behind the same names make another run."""
+    hashes = {f"{name}_sha256": checkpoints.sha256(paths[f"{name}_path"]) for name in ("model", "splits")}
+    file = ranks.lead_first(lambda: open_trial_file(paths["eeg_signals_path"]))
+    return hashes | {"eeg_sha256": file.about["sha256"]}
 
 
 def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dict | None:
@@ -215,7 +219,7 @@ def same_trials(folder: Path, test: Trials) -> None:
     checkpoints.write_text(record, json.dumps(now))
 
 
-def refuse_trained(test: Trials, model: dict, paths: dict) -> list[str]:
+def refuse_trained(test: Trials, model: dict, paths: dict, kind: str = "test") -> list[str]:
     """Raises UserError where stage B was trained or selected on trials now to be tested; notes on what none can tell.
 
     Stage A's recordings are continuous, so only their manifest can say that no test trial is among them.
@@ -231,12 +235,12 @@ def refuse_trained(test: Trials, model: dict, paths: dict) -> list[str]:
     if trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]:
         return [
             *notes,
-            f"{paths['model_path']} was trained on another file; whether it holds these test trials too is unknown",
+            f"{paths['model_path']} was trained on another file; whether it holds these {kind} trials too is unknown",
         ]
     both = {i for part in trained["positions"].values() for i in part} & set(test.position.tolist())
     if both:
         raise UserError(
-            f"{paths['model_path']}: was trained or selected on {len(both)} of the {len(test)} test trials of "
+            f"{paths['model_path']}: was trained or selected on {len(both)} of the {len(test)} {kind} trials of "
             f"{paths['splits_path']}; use the splits that it was trained with"
         )
     return notes

@@ -27,9 +27,10 @@ from dataset import Trials, open_trials
 from dc_ldm.generator import SAMPLERS, check_sampler, to_uint8
 from dc_ldm.published import about_stage_b
 from eval_metrics import n_way_accuracy
-from gen_eval_eeg import identity, input_paths
+from gen_eval_eeg import identity, input_hashes, input_paths, refuse_trained, same_trials
 from generate import load_generator
 from page_figures import figure
+from page_scores import score_name
 from places import under_root
 from runtime import checkpoints
 from runtime.errors import UserError, cli
@@ -58,20 +59,23 @@ def main() -> None:
         raise UserError(f"split={cfg.split}: use val or test")
     paths = input_paths(cfg)
     model = about_stage_b(paths["model_path"], paths["pretrain_gm_path"])
-    trials = read_trials(cfg, paths, model)
+    trials, notes = read_trials(cfg, paths, model)
+    print(*notes, sep="\n")
     generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], cfg.device, cfg.precision)
     classifier, absent = load_classifier(paths["classifier"], str(generator.device))
     if classifier is None:
         raise UserError(f"the study needs a picture classifier, but {absent}")
     judged = own_classes(classifier, trials, paths["imagenet_path"], model["config"]["img_size"])
 
-    config = identity(cfg) | {"model_sha256": checkpoints.sha256(paths["model_path"])}
-    folder = open_run(under_root(cfg.root_path, f"results/studies/{cfg.name}"), config, cfg.overwrite).folder
+    folder, config = under_root(cfg.root_path, f"results/studies/{cfg.name}"), identity(cfg) | input_hashes(paths)
+    open_run(folder, config, cfg.overwrite)
+    same_trials(folder, trials)  # a manifest beside the same file may cut other windows out of it
     seeds, see = (
         picture_seeds(cfg.seed, trials.position, 1),
         partial(describe, classifier=classifier, embed_images=None),
     )
     batch_size, found = cfg.batch_size or generator.fitting_batch(cfg.guidance), {}
+    ways = min(50, len(classifier.classes))
     for sampler, steps in settings:
         make = partial(generator.generate, steps=steps, sampler=sampler, guidance=cfg.guidance, batch_size=batch_size)
         started, place = time.process_time(), folder / f"{sampler}-{steps}"
@@ -79,7 +83,8 @@ def main() -> None:
         found[sampler, steps] = scores(logits, *judged)
         shares = ", ".join(f"{name} {values.mean():.3f}" for name, values in found[sampler, steps].items())
         print(f"{NAMES[sampler]}, {steps} steps: {shares}; {time.process_time() - started:.0f} s of CPU", flush=True)
-        write_study(folder, cfg, trials, study(found, len(classifier.classes), len(judged[1])))
+        about = {"ways": ways, "kinds": len(judged[1]), "notes": notes}
+        write_study(folder, cfg, trials, about, study(found, ways, len(judged[1])))
     print(f"-> {folder / 'index.html'}")
 
 
@@ -95,15 +100,30 @@ def asked(steps: str) -> list[tuple[str, int]]:
     return pairs
 
 
-def read_trials(cfg: StudyConfig, paths: dict, model: dict) -> Trials:
-    """Trials of the split, scaled as the model's training was. Raises UserError."""
+def read_trials(cfg: StudyConfig, paths: dict, model: dict) -> tuple[Trials, list[str]]:
+    """Trials of the split, scaled as the model's training was, and notes on what none can tell of them.
+
+    Raises UserError, also where the model was trained on them, or selected on those of the test split.
+    """
     sizes, given = model["config"]["encoder"], (paths["eeg_signals_path"], paths["splits_path"])
     shape = sizes["n_chans"], sizes["n_times"], model["input"]["scale"]
     trials = open_trials(*given, cfg.subject, (cfg.split,), *shape)
     if not trials[cfg.split].info["image_known"]:
         raise UserError(f"{paths['eeg_signals_path']}: says of no trial which image was shown; the study needs it")
-    trials = leave_out_missing(trials, paths["imagenet_path"], cfg.allow_missing)[0][cfg.split]
-    return trials.select(range(min(cfg.max_items or len(trials), len(trials))))
+    notes = unseen(trials[cfg.split], cfg.split, model, paths)
+    kept, left_out = leave_out_missing(trials, paths["imagenet_path"], cfg.allow_missing)
+    mine = kept[cfg.split]
+    return mine.select(range(min(cfg.max_items or len(mine), len(mine)))), [*left_out, *notes]
+
+
+def unseen(trials: Trials, split: str, model: dict, paths: dict) -> list[str]:
+    """As `gen_eval_eeg.refuse_trained`; but that the model was selected on validation trials is what they are for."""
+    if split == "test":
+        return refuse_trained(trials, model, paths)
+    run = model.get("run", {})
+    if "positions" in run:
+        run = {"split": run["split"], "positions": {"train": run["positions"]["train"]}}
+    return refuse_trained(trials, {"run": run}, paths, "validation")
 
 
 def own_classes(
@@ -129,12 +149,12 @@ def scores(logits: Tensor, seen: Tensor, kinds: Tensor, own: Tensor) -> dict[str
     }
 
 
-def study(found: dict[tuple[str, int], dict[str, np.ndarray]], classes: int, kinds: int) -> list[dict]:
+def study(found: dict[tuple[str, int], dict[str, np.ndarray]], ways: int, kinds: int) -> list[dict]:
     """One row a setting: both scores with intervals, and their difference from the reference over the same trials."""
     rows = []
     for (sampler, steps), scored in found.items():
         row = {"sampler": sampler, "steps": steps, "forwards": steps + (sampler == "plms")}
-        for name, chance in (("n_way", 1 / min(50, classes)), ("class_accuracy", 1 / kinds)):
+        for name, chance in (("n_way", 1 / ways), ("class_accuracy", 1 / kinds)):
             change = scored[name] - found[REFERENCE][name]
             row[name] = entry(scored[name], chance, "trial")
             row[name] |= {"change": float(change.mean()), "change_ci95": list(bootstrap_interval(change))}
@@ -164,10 +184,10 @@ def conclusion(rows: list[dict]) -> str:
     )
 
 
-def write_study(folder: Path, cfg: StudyConfig, trials: Trials, rows: list[dict]) -> None:
-    """study.json, study.csv and index.html."""
+def write_study(folder: Path, cfg: StudyConfig, trials: Trials, about: dict, rows: list[dict]) -> None:
+    """study.json, study.csv and index.html. `about`: classes that each score compares, and notes."""
     simulated, n = trials.info["simulated"], len(trials)
-    about = {"split": cfg.split, "n": n, "simulated": simulated, "guidance": cfg.guidance, "seed": cfg.seed}
+    about |= {"split": cfg.split, "n": n, "simulated": simulated, "guidance": cfg.guidance, "seed": cfg.seed}
     content = about | {"precision": identity(cfg)["precision"], "conclusion": conclusion(rows), "rows": rows}
     checkpoints.write_text(folder / "study.json", json.dumps(content, indent=1) + "\n")
     text = io.StringIO()
@@ -181,17 +201,19 @@ def write_study(folder: Path, cfg: StudyConfig, trials: Trials, rows: list[dict]
         shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in values]
         table.writerow([row["sampler"], row["steps"], row["forwards"], *shown])
     checkpoints.write_text(folder / "study.csv", text.getvalue())
-    checkpoints.write_text(folder / "index.html", page(content, len(trials.label.unique())))
+    checkpoints.write_text(folder / "index.html", page(content))
 
 
-def page(content: dict, kinds: int) -> str:
+def page(content: dict) -> str:
     """The study as a page of the results' look."""
     rows, kind = content["rows"], "simulated EEG" if content["simulated"] else "EEG"
     which = "validation" if content["split"] == "val" else "test"
-    titles = {"n_way": "50-way top-1, classifier", "class_accuracy": f"Accuracy among the {kinds} classes shown"}
+    n_way = score_name(f"{content['ways']}_way_top1")
+    titles = {"n_way": n_way, "class_accuracy": f"Accuracy among the {content['kinds']} classes shown"}
     told, _, which_steps = escape(content["conclusion"]).rstrip(".").partition(": ")
     items = "".join(f"<li>{item}</li>" for item in which_steps.split("; "))
-    body = f'<section class="verdict supported"><h2>{told}:</h2><ul>{items}</ul></section>'
+    notes = "".join(f"<p>{escape(note)}</p>" for note in content["notes"])
+    body = f'<section class="verdict supported"><h2>{told}:</h2><ul>{items}</ul>{notes}</section>'
     for score, title in titles.items():
         for sampler in dict.fromkeys(row["sampler"] for row in rows):
             mine = {f"{row['steps']} steps": row[score] for row in rows if row["sampler"] == sampler}
@@ -206,11 +228,11 @@ def page(content: dict, kinds: int) -> str:
         title=f"Sampling steps, {kind}",
         banner='<p class="simulated">SIMULATED EEG</p>' if content["simulated"] else "",
         ways="",
-        body=body + changes(rows),
+        body=body + changes(rows, n_way),
     )
 
 
-def changes(rows: list[dict]) -> str:
+def changes(rows: list[dict], n_way: str) -> str:
     """All figures as a table: UNet calls, both scores, and the paired difference from the reference."""
 
     def cells(found: dict) -> str:
@@ -223,7 +245,7 @@ def changes(rows: list[dict]) -> str:
         f"{cells(row['n_way'])}{cells(row['class_accuracy'])}</tr>"
         for row in rows
     )
-    heads = ["Sampler", "UNet calls", "50-way top-1", "Change, points", "Class accuracy", "Change, points"]
+    heads = ["Sampler", "UNet calls", n_way, "Change, points", "Class accuracy", "Change, points"]
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
         '<div class="scroll" role="region" aria-label="All settings" tabindex="0"><table><caption><span>Change: paired '
