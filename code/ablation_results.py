@@ -93,6 +93,7 @@ class Difference(NamedTuple):
     ci95: tuple[float, float]
     p: float
     resolved: bool
+    seeds: int  # of training, that both rows have
 
     @property
     def points(self) -> str:
@@ -123,7 +124,7 @@ def difference(values: np.ndarray, reference: np.ndarray, comparisons: int = 1) 
     mean = each.mean(0)
     p = min(1.0, 2 * comparisons * min(paired_p(mean, 0.0), paired_p(-mean, 0.0)))
     agree = len(set(np.sign(each.mean(1)))) == 1
-    return Difference(float(mean.mean()), bootstrap_interval(mean), p, bool(p < ALPHA and agree))
+    return Difference(float(mean.mean()), bootstrap_interval(mean), p, bool(p < ALPHA and agree), len(values))
 
 
 def differences(results: dict[str, Result], reference: str, score: str) -> dict[str, Difference | str]:
@@ -161,8 +162,9 @@ def scores_csv(results: dict[str, Result], found: dict[str, Difference | str], s
         line |= {control: r.mean(score, "controls", control) for control in CONTROLS}
         line["lda_class_accuracy"] = r.mean("class_accuracy", "baselines", "lda")
         d = found.get(name)
-        value, (low, high), p, resolved = d if isinstance(d, Difference) else (None, (None, None), None, d)
+        value, (low, high), p, resolved, seeds = d if isinstance(d, Difference) else (None, (None, None), None, d, None)
         line |= {"difference": value, "difference_low": low, "difference_high": high, "p": p, "resolved": resolved}
+        line["difference_seeds"] = seeds
         line |= {"design": r.designs(), "band": r.band(), "commit": r.fact("commit"), "problem": r.problem()}
         lines.append(line)
     text = io.StringIO()

@@ -14,9 +14,11 @@ from yaml import YAMLError
 
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
 from gen_eval_eeg import identity
-from places import under_root
+from places import in_place, under_root
+from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.runs import begun, run_config
+from trial_cache import open_trial_file
 
 HERE = Path(__file__).parent
 STAGES = {
@@ -79,14 +81,19 @@ class Job:
         return json.loads(record.read_text()) if record.is_file() else {}
 
     def finished(self) -> bool:
-        """Whether the run is done, with these settings and this model. Raises UserError where it is another."""
+        """Whether the run is done, with these settings, this model and these data.
+
+        Raises UserError where it is another, or data are missing by which to tell.
+        """
         if not self.facts():
             return False
         config = run_config(self.cfg)
         if self.stage == "C":  # whose record also holds hashes of its inputs
-            saved = OmegaConf.load(self.folder / "config.yaml")
-            config = identity(self.cfg) | {k: v for k, v in saved.items() if k.endswith("_sha256")}
-            config["model_sha256"] = self.needs.facts().get("sha256")
+            wanted = {"eeg_signals_path": ("EEG of the trials", self.cfg.eeg_signals_path)}
+            paths = in_place(self.cfg, wanted | {"splits_path": ("splits", self.cfg.splits_path)})
+            config = identity(self.cfg) | {"model_sha256": self.needs.facts().get("sha256")}
+            config["eeg_sha256"] = open_trial_file(paths["eeg_signals_path"]).about["sha256"]
+            config["splits_sha256"] = checkpoints.sha256(paths["splits_path"])
         return begun(self.folder, config)
 
 

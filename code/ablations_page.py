@@ -19,15 +19,16 @@ MINIATURE = (
     "The EEG is simulated and the networks are small: these numbers concern the miniature world alone. They neither "
     "confirm nor contradict the paper’s."
 )
-ONE_SEED = (
-    "Each model was trained once, and here a second training can differ by more than all intervals: the same settings "
-    "and seed on another number of threads have. So “resolved” is said of these networks; to order the settings, train "
-    "with seeds=1,2,3 or more."
+ENOUGH_SEEDS = 3  # that an order of settings takes at least
+FEW_SEEDS = (
+    "Not every model shares {enough} seeds or more with “{reference}”: the fewest are {fewest}. Here another training "
+    "can differ by more than all intervals: the same settings and seed on another number of threads have. So "
+    "“resolved” is said of these networks; to order the settings, train with seeds=1,2,3 or more."
 )
 NOISE = (
     "An order of rows is noise where their difference is not resolved. It is resolved if, over the same {n} trials, "
     "the mean difference in the first score has p below {alpha:g} (signs flipped, two-sided, multiplied by {compared}, "
-    "the number of comparisons) and all seeds agree on its sign."
+    "the number of comparisons){agree}."
 )
 SCORES = (
     "Intervals are 95 %, over trials, of the mean over seeds. Differences are percentage points over the same trials. "
@@ -67,18 +68,29 @@ def _verdict(table: Table, results: dict[str, Result], found: Found, score: str)
     metrics = [m for r in results.values() for m in r.metrics.values()]
     compared = {name: d for name, d in found.items() if isinstance(d, Difference)}
     resolved = sum(d.resolved for d in compared.values())
-    once = len(results[table.reference].metrics) < 2
+    fewest = min((d.seeds for d in compared.values()), default=0)
     body = [MINIATURE] if any(m["run"].get("simulated") for m in metrics) else []
     body += [words()["design"][design] for design in dict.fromkeys(m["verdict"]["design"] for m in metrics)]
     if compared:
         n = (results[table.reference].entry(score) or {})["n"]
-        body.append(NOISE.format(n=n, alpha=ALPHA, compared=len(found)))
-        body += [ONE_SEED] if once else []
+        agree = " and all seeds agree on its sign" if fewest > 1 else ""
+        if fewest == 1 < max(d.seeds for d in compared.values()):
+            agree = " and, where both rows have more than one seed, all agree on its sign"
+        body.append(NOISE.format(n=n, alpha=ALPHA, compared=len(found), agree=agree))
+    few = bool(compared) and fewest < ENOUGH_SEEDS
+    body += [FEW_SEEDS.format(enough=ENOUGH_SEEDS, reference=escape(table.reference), fewest=fewest)] if few else []
     told = {name: str(d) for name, d in found.items()}
     told |= {name: "; ".join(filter(None, (told.get(name), r.problem()))) for name, r in results.items() if r.problem()}
     rows = "".join(f"<li><strong>{escape(name)}</strong>: {escape(said)}</li>" for name, said in told.items())
     title = f"{resolved} of {len(compared)} models differ from “{table.reference}” by more than noise"
-    title += " of the trials. One training of each does not order the settings." if once else "."
+    if few:
+        times = "One training of a model does" if fewest == 1 else "Two trainings of a model do"
+        title += f" of the trials. {times} not order the settings."
+    elif not compared:
+        title = f"No model was compared with “{table.reference}”"
+        title += "." if results[table.reference].entry(score) else ", which has no score."
+    else:
+        title += "."
     return (
         f'<section class="verdict nothing" aria-labelledby="verdict"><p class="label">{len(metrics)} runs scored</p>'
         f'<h2 id="verdict">{escape(title)}</h2>{"".join(f"<p>{text}</p>" for text in body)}'

@@ -6,16 +6,20 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import ablation_table
 import run_ablations
-from ablation_results import difference
+from ablation_results import Difference, difference
 from ablation_table import STAGES, chain, read_table
+from ablations_page import _verdict
 from config import GenerateConfig
 from gen_eval_eeg import identity
+from runtime import checkpoints
 from runtime.errors import UserError
 
 TABLE = """
@@ -34,6 +38,7 @@ rows:
   like-full: {about: as full, use: [large], settings: {mask_ratio: 0.75, finetune: A}}
   untrained: {about: no pretraining, paper: 32.3, pretrained: false, use: [large]}
 """
+EEG, SPLITS = "datasets/miniature/eeg_5_95_std.pth", "datasets/miniature/block_splits_by_image_single.pth"
 # Stands for all three stages: a run folder as the real ones leave it, scores by what stage B was told
 FAKE = """
 import csv, json, os, sys, time
@@ -41,7 +46,10 @@ from pathlib import Path
 sys.path.insert(0, {code!r})
 from dataclasses import asdict
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
+from runtime.checkpoints import sha256
 from runtime.errors import UserError, cli
+
+DATA = {{"eeg": {eeg!r}, "splits": {splits!r}}}
 
 def main():
     cfg, root = from_cli({kind}), Path({root!r})
@@ -58,7 +66,8 @@ def main():
     config = asdict(cfg)
     if {stage!r} == "C":
         b = root / "results/generation" / cfg.name
-        config |= {{"model_sha256": json.loads((b / "finished.json").read_text())["sha256"], "eeg_sha256": "x"}}
+        config["model_sha256"] = json.loads((b / "finished.json").read_text())["sha256"]
+        config |= {{f"{{k}}_sha256": sha256(root / v) for k, v in DATA.items()}}
         config["precision"] = {precision!r}
         drop.append("batch_size")
         write(folder, json.loads((b / "config.yaml").read_text()))
@@ -94,14 +103,25 @@ def root(tmp_path, monkeypatch):
     for stage, (kind, script, folder) in list(STAGES.items()):
         fake = tmp_path / f"fake_{stage}.py"
         about = {"kind": kind.__name__, "stage": stage, "folder": folder, "root": str(tmp_path)}
-        about |= {"code": str(script.parent), "precision": identity(GenerateConfig())["precision"]}
+        about |= {
+            "eeg": EEG,
+            "splits": SPLITS,
+            "code": str(script.parent),
+            "precision": identity(GenerateConfig())["precision"],
+        }
         fake.write_text(FAKE.format(**about))
         monkeypatch.setitem(ablation_table.STAGES, stage, (kind, fake, folder))
-    for path in ("eeg_5_95_std.pth", "block_splits_by_image_single.pth", "imageNet_images"):
-        (tmp_path / "datasets/miniature" / path).mkdir(parents=True)
-    (tmp_path / "pretrains/miniature").mkdir(parents=True)
+    for path in ("datasets/miniature/imageNet_images", "pretrains/miniature"):
+        (tmp_path / path).mkdir(parents=True)
+    write_eeg(tmp_path, 0.0)
+    checkpoints.save(tmp_path / SPLITS, {"splits": []})
     (tmp_path / "table.yaml").write_text(TABLE)
     return tmp_path
+
+
+def write_eeg(root, value):
+    trial = {"eeg": torch.full((1, 2), value), "label": 0, "image": 0, "subject": 4}
+    checkpoints.save(root / EEG, {"dataset": [trial], "labels": ["n1"], "images": ["n1_1"]})
 
 
 def run(monkeypatch, root, *words):
@@ -142,7 +162,9 @@ def test_rows_share_stage_a_and_page_and_csv_tell_noise_from_difference(root, mo
     page = (root / "results/ablations/t/index.html").read_text()
     assert (
         "1 of 3 models differ from “full” by more than noise" in page
-        and "One training of each does not order the settings" in page
+        and "One training of a model does not order the settings" in page
+        and "the fewest are 1" in page
+        and "on its sign" not in page  # of one seed, which agrees with itself
     )
     assert "miniature world alone" in page and "45.8&nbsp;%" in page and "&lt;unknown&gt;" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
@@ -155,11 +177,25 @@ def test_finished_runs_are_skipped_and_other_seeds_are_added(root, monkeypatch):
     said = calls(root)
     assert len(said) == 3 + 4 and not [line for line in said if line.endswith("full-seed2022")]
     assert rows_of(root)["no-clip"]["seeds"] == "2022 7" and rows_of(root)["no-clip"]["problem"] == ""
-    assert "One training" not in (root / "results/ablations/t/index.html").read_text()
+    assert rows_of(root)["no-clip"]["difference_seeds"] == "2" and "all seeds agree on its sign" in page(root)
+    assert "Two trainings of a model do not order" in page(root) and "the fewest are 2" in page(root)
     run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
     assert calls(root) == []
     with pytest.raises(UserError, match="row full, seed 7: .*another configuration .controls"):
         run(monkeypatch, root, "only=full", "seeds=7", "controls=all")
+
+
+def test_other_data_behind_the_same_names_are_noticed(root, monkeypatch):
+    run(monkeypatch, root, "only=full")
+    write_eeg(root, 1.0)
+    with pytest.raises(UserError, match="row full, seed 2022: .*another configuration .eeg_sha256"):
+        run(monkeypatch, root, "only=full")
+    assert "eeg_sha256" in rows_of(root)["full"]["problem"] and rows_of(root)["full"]["class_accuracy"] == ""
+    write_eeg(root, 0.0)
+    run(monkeypatch, root, "only=full")
+    checkpoints.save(root / SPLITS, {"splits": [{}]})
+    with pytest.raises(UserError, match="another configuration .splits_sha256"):
+        run(monkeypatch, root, "only=full")
 
 
 def test_a_failing_row_is_reported_and_the_others_go_on(root, monkeypatch):
@@ -245,7 +281,8 @@ def test_a_stop_ends_the_running_stage_and_begins_no_other(root, monkeypatch, ca
     (root / "slow").touch()
 
     def stop():
-        while not (root / "calls.txt").exists():
+        said = root / "calls.txt"
+        while not (said.exists() and said.read_text()):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -257,6 +294,27 @@ def test_a_stop_ends_the_running_stage_and_begins_no_other(root, monkeypatch, ca
     (root / "slow").unlink()
     run(monkeypatch, root)
     assert len(calls(root)) == 9
+
+
+@pytest.mark.parametrize(
+    ("seeds", "title", "told"),
+    [
+        ([3, 5], "2 of 2 models differ from “full” by more than noise.", "and all seeds agree on its sign"),
+        ([3, 2], "noise of the trials. Two trainings of a model do not order the settings.", "and all seeds agree on"),
+        ([3, 1], "noise of the trials. One training of a model does not", "where both rows have more than one seed"),
+        ([1, 1], "noise of the trials. One training of a model does not", "the fewest are 1"),
+        ([], "No model was compared with “full”, which has no score.", "full</strong>: the disk is full"),
+    ],
+)
+def test_the_title_counts_the_seeds_that_compared_models_share(seeds, title, told):
+    found = {f"row{i}": Difference(0.3, (0.2, 0.4), 0.01, True, n) for i, n in enumerate(seeds)}
+    metrics = {"1": {"run": {}, "verdict": {"design": "random"}}} if seeds else {}
+    full = SimpleNamespace(metrics=metrics, entry=lambda score: {"n": 40} if seeds else None)
+    full.problem = lambda: "" if seeds else "the disk is full"
+    said = _verdict(SimpleNamespace(reference="full"), {"full": full}, found, "50_way_top1")
+    assert title in said and told in said
+    assert ("not order" in said) == (seeds not in ([3, 5], [])) and (min(seeds, default=3) < 3) == ("fewest" in said)
+    assert seeds != [1, 1] or "on its sign" not in said  # one seed agrees with itself
 
 
 def test_a_difference_is_resolved_by_many_trials_and_by_seeds_that_agree():
