@@ -120,12 +120,11 @@ def _values(value: object) -> str:
 
 
 def _facts(run: dict) -> str:
-    """What was scored, in a line above the scores: when the split was opened, band, commit, and a study of steps."""
+    """What was scored, in a line above the scores: when the split was opened, band, commit."""
     split = run.get("split")
     opened = split.get("opened_at") if isinstance(split, dict) else None
     facts = {"Test split opened": opened, "band": band(run), "commit": run.get("commit")}
-    told = "; ".join(f"{name}: {escape(str(value or 'not recorded'))}" for name, value in facts.items())
-    return told + (f'. <a href="{escape(run["study"])}">Accuracy against steps</a>' if run.get("study") else "")
+    return "; ".join(f"{name}: {escape(str(value or 'not recorded'))}" for name, value in facts.items())
 
 
 def _record(run: dict) -> str:
