@@ -120,7 +120,8 @@ def fit(
             returns figures for metrics.csv.
 
     Raises:
-        UserError: the loss is not finite, the device is not there, or its memory too small.
+        UserError: the loss is not finite, the device is not there, or its memory too small (of several processes, a
+            ranks.LoneError).
         SystemExit: SIGTERM or SIGINT came; the resume point is written.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -138,7 +139,7 @@ def fit(
     try:
         _trainer(schedule, keeper).fit(module, _Loader(items, batches))
     except torch.OutOfMemoryError as error:
-        raise UserError(_too_large(schedule)) from error
+        raise (UserError if ranks.world() == 1 else ranks.LoneError)(_too_large(schedule)) from error
     if keeper.signal:
         name = signal.Signals(keeper.signal).name
         print(f"stopped by {name} after step {keeper.step} of {keeper.last_step}; the same command resumes there")

@@ -27,6 +27,13 @@ class SharedError(errors.UserError):
     """An error that every process raises at the same place."""
 
 
+class LoneError(Exception):
+    """What the user can mend, of one process alone while the others wait in a sum of gradients, so it ends at once.
+
+    No `errors.UserError`: those are shared by `together`, which the others would not reach.
+    """
+
+
 class _Stop:
     """What `_stopped` knows, of this process."""
 
@@ -192,6 +199,8 @@ def _last_words(error: Exception, store: dist.Store) -> NoReturn:
     if first:
         if isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL")):
             said = f"another process ended without a word (killed? out of memory?), seen by process {rank()}"
+        elif isinstance(error, LoneError):
+            said = str(error)
         else:
             traceback.print_exception(error)
             said = f"process {rank()} failed: {type(error).__name__}: {error}"

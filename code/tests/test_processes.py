@@ -44,6 +44,7 @@ def words(tmp_path_factory):
     ("fault", "codes", "speaker", "message"),
     [
         ("crash 1", [1, 1, 1], 1, "process 1 failed: ValueError: nobody thought of this; all 3 are stopped"),
+        ("memory 1", [1, 1, 1], 1, "batch_size=2 does not fit in the memory of cpu; batch_size=1 should"),
         ("kill 1", [1, -9, 1], None, "another process ended without a word"),
         ("seed=7", [2, 2, 2], 0, "processes 0 and 1 differ in seed 2022 and 7"),
     ],

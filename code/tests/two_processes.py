@@ -28,7 +28,8 @@ def launch(script: str, words: list[str], logs: Path, fault: str = "", world: in
 
     Args:
         fault: what happens to the second process alone: "nan 3", "term 3", "error 3" (one that is foreseen), "crash 3"
-            (one that is not) or "kill 3" in step 3, or a word more on its command line.
+            (one that is not), "kill 3" or "memory 3" (none is left in the backward pass) in step 3, or a word more on
+            its command line.
     """
     logs.mkdir(exist_ok=True, parents=True)
     context = multiprocessing.get_context("forkserver")
@@ -124,6 +125,10 @@ def _process(rank: int, world: int, port: int, script: str, words: list[str], lo
     ranks.cli(importlib.import_module(script).main)
 
 
+def _out_of_memory(*args, **kwargs) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def _inject(script: str, kind: str, step: str) -> None:
     module, name = STAGES[script]
     items = getattr(importlib.import_module(module), name)
@@ -136,6 +141,8 @@ def _inject(script: str, kind: str, step: str) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "memory":
+                torch.Tensor.backward = _out_of_memory
             if kind == "crash":
                 raise ValueError("nobody thought of this")
             if kind == "error":
