@@ -76,8 +76,8 @@ def nearest_in_time(
         train_time, time: (M,) and (N,) seconds, or places in the file; train_tape, tape: their recordings.
 
     Returns:
-        (N,) share of the guess that is right, and (N,) distance to the nearest training trial of whatever class, NaN where
-        none is of the recording.
+        (N,) share of the guess that is right, and (N,) distance to the nearest training trial of any class, NaN
+        where none is of the recording.
     """
     same, away = tape[:, None] == train_tape, np.abs(time[:, None] - train_time)
     able = np.isin(train_label, label)
