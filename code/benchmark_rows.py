@@ -22,31 +22,43 @@ from benchmark_sizes import SIZES, Machine, Row, Size, inputs
 from benchmark_sizes import conditioner as new_conditioner
 from benchmark_sizes import unet as new_unet
 from dataset import EEGWindows
-from dc_ldm.generator import EEGImageGenerator
+from dc_ldm.generator import EEGImageGenerator, in_precision
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
-from dc_ldm.models.samplers import dpm_solver, sd_alphas_cumprod
+from dc_ldm.models.samplers import sd_alphas_cumprod
+from dc_ldm.models.unet import UNet
+from dc_ldm.weights import Base, BaseSizes
 from runtime.draws import StepBatches
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
+
+
+def product(
+    size: Size, machine: Machine, unet: UNet, vae: AutoencoderKL, conditioner: nn.Module | None = None
+) -> EEGImageGenerator:
+    """Our networks, placed and laid out in memory as they are for every user's pictures."""
+    placed = in_precision(Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", ""), *machine)
+    shape, nothing = (4, size.latent, size.latent), torch.zeros(77, size.context_dim)
+    return EEGImageGenerator(conditioner or nn.Identity(), *placed, sd_alphas_cumprod(), nothing, shape)
+
+
+def layouts(network: nn.Module) -> dict[str, nn.Module]:
+    """A peer's network in torch's usual layout and, as a copy, channels last."""
+    last = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    return {"diffusers": network, "diffusers channels_last": last}
 
 
 def unet_forward(size: Size, machine: Machine) -> Row:
     """One prediction of the noise."""
     ours, (x, t, context) = new_unet(size), inputs(size, machine, size.pictures)
     theirs = peers.diffusers_unet(ours, size.unet, size.context_dim).eval().to(*machine)
-    best = (
-        peers.diffusers_unet(ours, size.unet, size.context_dim).eval().to(*machine, memory_format=torch.channels_last)
-    )
-    ours = ours.eval().to(*machine, memory_format=torch.channels_last)
-    fast = x.to(memory_format=torch.channels_last)
+    ours = product(size, machine, ours, AutoencoderKL(**size.vae)).unet
 
-    def call(network: Callable, x: Tensor) -> None:
+    def call(network: Callable) -> None:
         with torch.inference_mode():
             network(x, t, context)
 
-    others = {"diffusers": partial(call, theirs, x), "diffusers channels_last": partial(call, best, fast)}
-    return Row(partial(call, ours, fast), others)
+    return Row(partial(call, ours), {who: partial(call, network) for who, network in layouts(theirs).items()})
 
 
 def unet_compiled(size: Size, machine: Machine) -> Row:
@@ -78,29 +90,22 @@ def unet_training(size: Size, machine: Machine) -> Row:
             answer = network(x, t, context)
         F.mse_loss((answer if isinstance(answer, Tensor) else answer.sample).float(), x).backward()
 
-    return Row(partial(call, ours), {"diffusers": partial(call, theirs)})
+    return Row(partial(call, ours), {who: partial(call, network) for who, network in layouts(theirs).items()})
 
 
 def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
-    """Ten steps of DPM-Solver++(2M) from noise to pixels."""
+    """Ten steps of DPM-Solver++(2M) from noise to pixels; ours also draws the noise and hands over uint8."""
     from diffusers import DPMSolverMultistepScheduler
 
     ours, vae, (x, _, context) = new_unet(size), AutoencoderKL(**size.vae), inputs(size, machine, size.pictures)
     theirs, their_vae = (
-        m.eval().to(*machine)
+        layouts(m.eval().to(*machine))
         for m in (peers.diffusers_unet(ours, size.unet, size.context_dim), peers.diffusers_vae(vae, **size.vae))
     )
-    best, best_vae = (copy.deepcopy(m).to(memory_format=torch.channels_last) for m in (theirs, their_vae))
-    ours, vae = (m.eval().to(*machine, memory_format=torch.channels_last) for m in (ours, vae))
+    generator, condition, seeds = product(size, machine, ours, vae), context.float().cpu(), torch.arange(len(x))
     schedule = DPMSolverMultistepScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="linspace"
     )
-
-    @torch.inference_mode()
-    def mine() -> Tensor:
-        prepared = ours.prepare(context)
-        z = dpm_solver(lambda x, t: ours(x, t, prepared), x, sd_alphas_cumprod(), steps)
-        return vae.decode(z / 0.18215)
 
     @torch.inference_mode()
     def diffusers(network: nn.Module, decoder: nn.Module) -> Tensor:
@@ -110,21 +115,21 @@ def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
             z = schedule.step(network(z, t, context).sample, t, z).prev_sample
         return decoder.decode(z / 0.18215).sample
 
-    others = {"diffusers": (theirs, their_vae), "diffusers channels_last": (best, best_vae)}
-    return Row(mine, {name: partial(diffusers, *parts) for name, parts in others.items()})
+    mine = partial(generator.from_context, condition, seeds, steps, "dpm_solver", 1.0, len(x))
+    return Row(mine, {who: partial(diffusers, network, their_vae[who]) for who, network in theirs.items()})
 
 
 def vae_decode(size: Size, machine: Machine) -> Row:
     """Latents to pixels."""
     ours, (z, _, _) = AutoencoderKL(**size.vae), inputs(size, machine, size.pictures)
     theirs = peers.diffusers_vae(ours, **size.vae).eval().to(*machine)
-    ours = ours.eval().to(*machine, memory_format=torch.channels_last)
+    ours = product(size, machine, new_unet(size), ours).vae
 
     def call(network: nn.Module) -> None:
         with torch.inference_mode():
             network.decode(z)
 
-    return Row(partial(call, ours), {"diffusers": partial(call, theirs)})
+    return Row(partial(call, ours), {who: partial(call, network) for who, network in layouts(theirs).items()})
 
 
 def encoder(size: Size, machine: Machine) -> Row:
@@ -238,8 +243,7 @@ def picture(size: Size, machine: Machine) -> Row:
     for network in parts:
         network.requires_grad_(False).to(machine.device)
     shape, abar = (4, size.latent, size.latent), sd_alphas_cumprod()
-    fast = (copy.deepcopy(part).to(*machine, memory_format=torch.channels_last) for part in parts[1:])
-    generator = EEGImageGenerator(parts[0], *fast, abar, torch.zeros(77, size.context_dim), shape)
+    generator = product(size, machine, *(copy.deepcopy(part) for part in parts[1:]), parts[0])
     eeg = repeat(torch.randn(128, 512), "c t -> n c t", n=size.pictures)
 
     def mine() -> None:
