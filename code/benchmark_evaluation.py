@@ -149,7 +149,7 @@ def n_way(size: Size, machine: Machine) -> Row:
 
     def draws(pictures: int, hit: Callable[[np.ndarray], float]) -> float:
         table, hits = scores.numpy(), []
-        for row, c in zip(table[:pictures], truth.tolist(), strict=False):
+        for row, c in zip(table[:pictures], truth[:pictures].tolist(), strict=True):
             rest = np.delete(row, c)
             hits += [hit(np.append(row[c], others.choice(rest, 49, replace=False))) for _ in range(50)]
         return float(np.mean(hits))
