@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_keyboard_and_a_screen_reader_find_their_way(page):
     assert page.all("html")[0]["lang"] == "en" and page.all("title") and page.all("main") and page.all("caption")
     assert page.all("a")[0]["href"] == "#main"
     levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
-    assert levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert levels.count(1) == 1 and all(b - a <= 1 for a, b in pairwise(levels))
     assert all(cell.get("scope") for cell in page.all("th"))
     heads = {head.partition("<")[0] for head in page.html.split('<th scope="col">')[1:]}
     assert {cell["data-label"] for cell in page.all("td") if "data-label" in cell} <= heads - {"Score"}  # on a phone

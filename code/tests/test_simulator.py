@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_layout_is_the_published_one(experiment):
 
 
 def test_onsets_follow_each_other_and_restart_with_each_recording(experiment):
-    for before, after in zip(experiment["dataset"], experiment["dataset"][1:], strict=False):
+    for before, after in pairwise(experiment["dataset"]):
         gap = after["onset"] - before["onset"]
         if (before["subject"], before["recording"]) == (after["subject"], after["recording"]):
             assert gap >= before["eeg"].shape[1] / 1000 - 1e-9
