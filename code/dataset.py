@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeg_signals import Span, check_signal, fit_channels, fit_length, mapped, read_manifest, spans_of
+from eeg_signals import Span, check_signal, fit_channels, fit_length, mapped, read_manifest, read_span, spans_of
 from runtime import draws
 from runtime.errors import UserError
 from splits import check_splits, read_subject_splits
@@ -89,9 +89,14 @@ class EEGWindows:
 
     def __getitem__(self, batch: draws.Batch) -> Tensor:
         """The batch's windows, (B, n_chans, n_times), cropped by (seed, step, global position) alone."""
+        span, crop, channel = self.places(batch)
+        return self._windows([self.train[i] for i in span.tolist()], crop.tolist(), channel.tolist())
+
+    def places(self, batch: draws.Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each window of a batch: its position in `train`, and crop and channel, in [0, 1), which place it there."""
         crop, channel = batch.mine(draws.rand((batch.total, 2), self.seed, "crop", batch.step).double()).T
-        spans = [self.train[i] for i in np.searchsorted(self.last, batch.index.numpy(), side="right")]
-        return self._windows(spans, crop.tolist(), channel.tolist())
+        span = np.searchsorted(self.last, batch.index.numpy(), side="right")
+        return torch.from_numpy(span), crop, channel
 
     def held_out_windows(self, max_n: int = 512) -> Tensor:
         """At most `max_n` fixed windows of the held-out part, none overlapping, (N, n_chans, n_times)."""
@@ -111,9 +116,9 @@ class EEGWindows:
         """One window of each span; `crop` and `channel`, in [0, 1), place it in time and over channels."""
         out = np.empty((len(spans), self.n_chans, self.n_times), np.float32)
         for row, span, u, v in zip(out, spans, crop, channel, strict=True):
-            array = mapped(span.path) if span.row is None else mapped(span.path)[span.row]
-            start = span.start + int(u * max(span.stop - span.start - self.n_times + 1, 1))
-            piece = array[:, start : min(start + self.n_times, span.stop)]
+            signal = read_span(span)
+            start = int(u * max(signal.shape[1] - self.n_times + 1, 1))
+            piece = signal[:, start : start + self.n_times]
             first = int(v * max(len(piece) - self.n_chans + 1, 1))
             row[:] = fit_channels(fit_length(piece, self.n_times), self.n_chans, first)
         return torch.from_numpy(out).mul_(self.scale)

@@ -13,6 +13,7 @@ import torch
 from config import PretrainConfig, from_cli
 from dataset import EEGWindows
 from places import under_root
+from resident_windows import training_items
 from runtime import ranks
 from runtime.draws import rand, steps_per_epoch
 from runtime.errors import UserError
@@ -73,7 +74,8 @@ def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:
         module.state["figures"] = figures
         return figures
 
-    fit(module, windows, run, Schedule.of(cfg, cfg.accum_iter), validate, cfg.wandb)
+    items = training_items(windows, pick_device(cfg.device))
+    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate, cfg.wandb)
 
     if not ranks.lead():
         return None

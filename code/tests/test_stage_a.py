@@ -11,6 +11,7 @@ import pytest
 import torch
 from two_processes import assert_gradients_agree, keep_gradients, launch
 
+import resident_windows
 import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
 from dataset import EEGWindows
@@ -75,6 +76,26 @@ def test_a_stopped_run_ends_with_the_same_weights(root, monkeypatch, precision):
     assert equal(straight["model"], resumed["model"])
     tables = [(root / f"results/eeg_pretrain/{n}/metrics.csv").read_text() for n in ("straight", "stopped")]
     assert tables[0] == tables[1]
+
+
+def test_a_run_that_goes_on_with_a_resident_corpus_ends_with_the_same_weights(root, monkeypatch, capsys):
+    straight = run(root, monkeypatch, "name=straight", "device=cpu")
+    assert "MB of training EEG in float32: batches are read from the memory-mapped files" in capsys.readouterr().out
+    whole, read = EEGWindows.__getitem__, []
+
+    def get(self, batch):
+        read.append(batch.step)
+        if batch.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(self, batch)
+
+    monkeypatch.setattr(EEGWindows, "__getitem__", get)
+    with pytest.raises(SystemExit):
+        run(root, monkeypatch, "name=other", "device=cpu")
+    monkeypatch.setattr(resident_windows, "is_resident", lambda n_bytes, device: True)
+    resumed = run(root, monkeypatch, "name=other", "device=cpu")
+    assert "held on cpu, batches are cut there" in capsys.readouterr().out
+    assert read == list(range(6)) and equal(straight["model"], resumed["model"])
 
 
 def test_accumulated_batches_train_like_one_large_batch(root, monkeypatch):
