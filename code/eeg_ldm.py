@@ -7,6 +7,7 @@ python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP, load_clip
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
 from dc_ldm.published import read_stage_a
+from memory_plan import check_fits, plan_finetuning
 from places import file_or_name, in_place, under_root
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
@@ -46,8 +48,9 @@ def main() -> None:
 def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     """Train; the first process gets the checkpoint's content, what was selected, a line about it. Raises UserError."""
     device = pick_device(cfg.device)
-    check_inputs(cfg)
+    folder = check_inputs(cfg)["pretrain_gm_path"]
     judge, (encoder, sizes, scale) = load_judge(cfg, device), stage_a(cfg)
+    check_fits(cfg, plan_finetuning(cfg, sizes, weights.read_sizes(weights.base_files(folder)[1])))
     trials = ranks.lead_first(lambda: open_training_data(cfg, sizes, scale))
     criterion, means = "val_clip_mrr", "reciprocal rank"
     if judge:
@@ -57,7 +60,7 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
 
     # Models: Stable Diffusion and CLIP are frozen, but for what EEGLatentDiffusion trains
     torch.manual_seed(cfg.seed)
-    base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
+    base = weights.load_base(folder, cfg.use_time_cond)
     abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
     clip = load_clip(file_or_name(cfg.root_path, cfg.clip), device)
     items = ranks.lead_first(partial(cached_items, cfg, base, clip, trials, device))
@@ -131,8 +134,8 @@ def check(cfg: FinetuneConfig) -> None:
     check_sampler(cfg.sampler, cfg.ddim_steps)
 
 
-def check_inputs(cfg: FinetuneConfig) -> None:
-    """Raises UserError that names every file and folder that is missing."""
+def check_inputs(cfg: FinetuneConfig) -> dict[str, Path]:
+    """Where the inputs lie, by setting. Raises UserError that names every file and folder that is missing."""
     wanted = {
         "eeg_signals_path": ("EEG of the trials", cfg.eeg_signals_path),
         "splits_path": ("splits", cfg.splits_path),
@@ -141,7 +144,7 @@ def check_inputs(cfg: FinetuneConfig) -> None:
     }
     if cfg.pretrain_mbm_path != "none":
         wanted["pretrain_mbm_path"] = ("stage A checkpoint", stage_a_path(cfg))
-    in_place(cfg, wanted)
+    return in_place(cfg, wanted)
 
 
 def stage_a_path(cfg: FinetuneConfig) -> str:

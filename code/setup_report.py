@@ -1,7 +1,4 @@
-"""What check_setup.py tells: its findings, and what a run will take (parameters, memory, time from a few real steps).
-
-Models are counted on torch's meta device, which has shapes but no numbers, so that costs no memory.
-"""
+"""What check_setup.py tells: its findings, in words, and how long a run will take, from a few real steps."""
 
 import io
 import time
@@ -15,30 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import stageA1_eeg_pretrain as stage_a
-from config import FinetuneConfig, GenerateConfig, PretrainConfig, setting
-from dc_ldm.generator import EEGImageGenerator, free_memory
-from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials
-from dc_ldm.models.autoencoder import AutoencoderKL
-from dc_ldm.models.samplers import sd_alphas_cumprod
-from dc_ldm.models.unet import UNet
-from dc_ldm.modules.conditioner import EEGConditioner
+from config import FinetuneConfig, GenerateConfig, setting
+from dc_ldm.generator import EEGImageGenerator
+from dc_ldm.ldm_for_eeg import LatentTrials
 from dc_ldm.weights import BaseSizes
+from memory_plan import diffusion, is_half
 from places import under_root
 from runtime import checkpoints
-from runtime.activations import activations
 from runtime.draws import StepBatches, steps_per_epoch
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
-from runtime.loop import pick_device, pick_precision
-from sc_mbm.mae_for_eeg import EEGEncoder
+from runtime.loop import pick_device
 
-INPUT = {"n_chans": 128, "n_times": 512, "patch_size": 4}
-MULT = (1, 2, 4, 4)
-PUBLISHED_BASE = BaseSizes({"channel_mult": MULT}, {"ch_mult": MULT, "z_channels": 4})  # the constructors' defaults
-PUBLISHED_CLIP = (768, 427_616_513)  # width of ViT-L/14's space, parameters of its two towers
 PROBE_STEPS, PROBE_SECONDS = 20, 60
 UNITS = {"parameters": (1e6, "million"), "memory": (1e9, "GB"), "time": (1, "")}
 LARGE = 1 << 30  # bytes; above it a file is read to its end only on demand
@@ -152,88 +139,6 @@ def show(r: Report) -> None:
         print("    time: told from real steps, once all is in place (of a corpus above 1 GiB with hash=true)")
     wrong = sum(finding["state"] == "WRONG" for finding in r.findings)
     print(f"Stage {r.stage.upper()} {'can start' if r.ready else f'cannot start; look for WRONG ({wrong}) above'}")
-
-
-def smaller(cfg: Any, fits: int) -> str:
-    """The settings of a stage that put `fits` items where `cfg.batch_size` are too many, in steps of no fewer."""
-    names = [name for name in ("accum_iter", "accumulate_grad") if hasattr(cfg, name)]
-    steps = [f"{name}={getattr(cfg, name) * -(-cfg.batch_size // fits)}" for name in names]
-    return " ".join([f"batch_size={fits}", *steps, "would"])
-
-
-def count(**parts: nn.Module) -> dict[str, int]:
-    """Parameters of each part, those that train and those that are frozen apart."""
-    counts: dict[str, int] = {}
-    for name, module in parts.items():
-        for p in module.parameters():
-            key = f"{name}, {'trained' if p.requires_grad else 'frozen'}"
-            counts[key] = counts.get(key, 0) + p.numel()
-    return counts
-
-
-def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tensor], cfg: Any) -> dict:
-    """Parameters, and bytes of a training step: fp32 weights, gradients, AdamW's two moments; the rest estimated."""
-    trained = sum(n for name, n in counts.items() if name.endswith("trained"))
-    memory = {"weights": 4 * sum(counts.values()), "gradients": 4 * trained, "AdamW state": 8 * trained}
-    half = is_half(cfg)
-    # factors measured on the CPU: backward keeps some more for a while; half precision halves most of it
-    memory["activations (estimate)"] = round((0.65 if half else 1.3) * activations(loss, module))
-    memory["16-bit copies"] = 2 * trained if half else 0
-    return {"parameters": counts, "memory": memory, "batch_size": cfg.batch_size}
-
-
-def is_half(cfg: Any) -> bool:
-    """Whether training multiplies in bfloat16."""
-    return pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed"
-
-
-def plan_pretraining(cfg: PretrainConfig) -> dict:
-    """Parameters and memory of stage A."""
-    with torch.device("meta"):
-        module = stage_a.build(cfg, 1)
-        eeg = torch.empty(cfg.batch_size, cfg.n_chans, cfg.n_times)
-        noise = torch.empty(cfg.batch_size, module.mae.num_tokens)
-        return plan_step(count(mae=module.mae), module, lambda: module.mae(eeg, cfg.mask_ratio, noise)[0], cfg)
-
-
-def diffusion(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip_dim: int) -> EEGLatentDiffusion:
-    """Stage B's training module with random weights, on torch's default device; encoder: EEGEncoder's arguments."""
-    shape = {"context_dim": sizes.unet.get("context_dim", 768), "clip_dim": clip_dim, "clip_head": cfg.clip_head}
-    conditioner = EEGConditioner(EEGEncoder(**encoder), **shape)
-    unet = UNet(**sizes.unet, use_time_cond=cfg.use_time_cond)
-    abar = sd_alphas_cumprod(sizes.linear_start, sizes.linear_end).to(torch.get_default_device())
-    start = torch.zeros(77, shape["context_dim"])
-    return EEGLatentDiffusion(conditioner, unet, abar, start, cfg.lr, cfg.weight_decay, finetune=cfg.finetune)
-
-
-def plan_finetuning(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: tuple[int, int]) -> dict:
-    """Parameters and memory of stage B; clip: width of its space, number of its parameters."""
-    b, latent = cfg.batch_size, (cfg.batch_size, *sizes.latent_shape(cfg.img_size))
-    shapes = ((b, encoder["n_chans"], encoder["n_times"]), latent, latent, (b,), (b, 1, 1), (b, clip[0]))
-    with torch.device("meta"):
-        module = diffusion(cfg, encoder, sizes, clip[0])
-        data = LatentBatch(*(torch.zeros(shape) for shape in shapes))
-        data = data._replace(t=data.t.long())
-        vae = AutoencoderKL(**sizes.vae).requires_grad_(False)
-        counts = count(conditioner=module.conditioner, unet=module.unet, vae=vae)
-        plan = plan_step(counts, module, lambda: sum(module.losses(data)), cfg)
-        if is_half(cfg):
-            module.halve_frozen()
-        plan["memory"]["weights"] = sum(p.nbytes for part in (module, vae) for p in part.parameters())
-        plan["parameters"] |= {"clip, frozen, before training": clip[1]}
-        return plan
-
-
-def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int], memory: float) -> dict:
-    """Parameters and memory of stage C; others: parameters of CLIP and the classifier; memory: bytes, 0: as is free."""
-    counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
-    parts, device = (generator.conditioner, generator.unet, generator.vae), pick_device(cfg.device)
-    weights = sum(p.nbytes for part in parts for p in part.parameters()) + 4 * sum(others.values())
-    free = (memory or free_memory(device)) - weights  # the stage asks once its networks are there
-    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance, device, free)
-    needed = generator.memory(batch_size, cfg.guidance)
-    plan = {"weights": weights, "activations (estimate)": needed}
-    return {"parameters": counts, "memory": plan, "batch_size": batch_size}
 
 
 def time_training(module: Any, items: Any, cfg: Any, accumulate: int) -> dict:

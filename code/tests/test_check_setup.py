@@ -12,7 +12,9 @@ from test_stage_c import arguments, write_world
 from tiny_diffusion import MAE, stage_b_arguments
 
 import check_setup
+import memory_plan
 import setup_report
+import stageA1_eeg_pretrain
 from config import FinetuneConfig, PretrainConfig, from_cli
 from dc_ldm.weights import load_base, trained_unet_tensors
 from runtime import checkpoints
@@ -243,11 +245,12 @@ def test_the_plan_tells_parameters_memory_and_time(monkeypatch, capsys, world, s
 
 
 def test_the_plan_of_the_papers_run_needs_no_files():
-    plan = setup_report.plan_pretraining(from_cli(PretrainConfig, ["preset=published", "device=cpu", "precision=32"]))
+    cfg = from_cli(PretrainConfig, ["preset=published", "device=cpu", "precision=32"])
+    plan = memory_plan.plan_pretraining(cfg, stageA1_eeg_pretrain.build)
     assert plan["parameters"] == {"mae, trained": 165_181_952, "mae, frozen": 198_144}  # spec 4.1
-    sizes = setup_report.INPUT | {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 1.0}
+    sizes = memory_plan.INPUT | {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 1.0}
     cfg = from_cli(FinetuneConfig, ["preset=published", "batch_size=1", "device=cpu", "precision=32"])
-    n = setup_report.plan_finetuning(cfg, sizes, setup_report.PUBLISHED_BASE, setup_report.PUBLISHED_CLIP)["parameters"]
+    n = memory_plan.plan_finetuning(cfg, sizes, memory_plan.PUBLISHED_BASE, memory_plan.PUBLISHED_CLIP)["parameters"]
     assert n["unet, trained"] == 43_962_560 + 24_960 + 987_323 and n["vae, frozen"] == 83_653_863  # spec 5.4, 1.6
     assert n["unet, trained"] + n["unet, frozen"] == 860_508_287
     constant = 129 * 1024 + 2 * 1024  # position table, class and mask token
@@ -258,9 +261,9 @@ def test_activations_are_what_a_backward_pass_keeps():
     with torch.device("meta"):
         layers = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Tanh(), torch.nn.Linear(20, 5))
         x = torch.empty(7, 10)
-        kept = setup_report.activations(lambda: layers(x).sum(), layers)
+        kept = memory_plan.activations(lambda: layers(x).sum(), layers)
         q = torch.empty(1, 2, 64, 8, requires_grad=True)
-        attention = setup_report.activations(
+        attention = memory_plan.activations(
             lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q).sum(), torch.nn.Identity()
         )
     assert kept == 4 * (7 * 10 + 7 * 20)  # the first layer's input, and the second's, which is tanh's output as well
@@ -299,9 +302,24 @@ def test_the_batch_that_stage_c_would_take_is_planned_for_the_memory_given(monke
     n, parts, said = plan("batch_size=0", f"memory={(weights + 4.5 * each) / 1e9}")
     assert 1 < n <= 4 and sum(parts.values()) <= weights + 4.5 * each and not said
     n, _, (said,) = plan("batch_size=0", f"memory={0.5 * weights / 1e9}")
-    assert n == 1 and "a GPU with more memory" in said
+    assert n == 1 and "more memory is needed" in said
     n, _, (said,) = plan("batch_size=5", f"memory={(weights + 3.5 * each) / 1e9}")
     assert n == 5 and "batch_size=3 would" in said
+
+
+def test_the_second_base_of_all_controls_is_planned(monkeypatch, capsys, world):
+    def planned(*words):
+        return json.loads(ask(monkeypatch, capsys, "c", world, "--json", *words)[1])["stages"]["c"]["plan"]["memory"]
+
+    more = [
+        planned("controls=all", f"precision={p}")["weights"] - planned(f"precision={p}")["weights"]
+        for p in (32, "bf16")
+    ]
+    other_clip = "clip=open_clip:ViT-B-32/openai"
+    assert planned("controls=all", other_clip) == planned(other_clip), "another CLIP cannot name a class"
+    base = load_base(world / "pretrains", use_time_cond=False)
+    own = sum(p.numel() for part in (base.unet, base.vae) for p in part.parameters())
+    assert more == [4 * own, 2 * own]
 
 
 def test_the_time_is_not_guessed_where_files_are_missing(monkeypatch, capsys, world):

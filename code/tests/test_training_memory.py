@@ -1,9 +1,21 @@
-"""What training holds in memory: frozen layers in half precision, batches that do not fit, caches on a full disk."""
+"""What training holds in memory: frozen layers in half precision, batches that cannot fit or do not, full disks."""
 
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from test_stage_a import SMALL, slow_waves
 from test_stage_b import some_trials, tiny_module, whole
+from tiny_diffusion import stage_b_arguments
+from two_processes import launch
 
+import eeg_ldm
+import memory_plan
+import stageA1_eeg_pretrain as stage_a
+from config import PretrainConfig, from_cli
 from dc_ldm import image_cache
 from runtime import checkpoints
 from runtime.errors import UserError
@@ -98,3 +110,63 @@ def test_a_cache_of_pictures_is_whole_or_not_there(tmp_path, monkeypatch):
             cached(depends="another")
     assert len(list(folder.iterdir())) == 1 and torch.equal(cached(interrupted), first), "the earlier one is whole"
     assert torch.equal(cached(lambda: torch.zeros(3), "another"), torch.zeros(3)), "made for what it depends on"
+
+
+def command(stage: str, root: Path) -> tuple[Path, list[str]]:
+    """Command line of a run that takes a second, and the folder of stage B's caches below `root`."""
+    if stage == "eeg_ldm":
+        return stage_b_arguments(root)
+    (root / "eeg").mkdir(parents=True)
+    for i in range(5):
+        np.save(root / "eeg" / f"{i}.npy", slow_waves(6, 300, i))
+    return [f"root_path={root}", *SMALL, "device=cpu", "num_epoch=1", "batch_size=6"]
+
+
+@pytest.mark.parametrize("stage", [stage_a, eeg_ldm])
+def test_a_batch_that_cannot_fit_is_refused_before_any_work(tmp_path, monkeypatch, stage):
+    words, plans, plan_step = command(stage.__name__, tmp_path), [], memory_plan.plan_step
+    monkeypatch.setattr(memory_plan, "plan_step", lambda *about: plans.append(plan_step(*about)) or plans[-1])
+
+    def start(*more: str) -> None:
+        monkeypatch.setattr(memory_plan, "free_memory", lambda device: room)
+        monkeypatch.setattr(sys, "argv", ["stage", *words, *more])
+        stage.main()
+
+    def no_work(*_):
+        raise AssertionError("work was begun")
+
+    room = 1.0
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "EEGWindows" if stage is stage_a else "open_training_data", no_work)
+        with pytest.raises(UserError, match="batch_size=6 does not fit .* more memory is needed"):
+            start()
+        memory = plans[-1]["memory"]
+        kept, needed = memory[memory_plan.ESTIMATED], sum(memory.values())
+        room = needed - kept * 3.5 / 6
+        with pytest.raises(UserError, match="batch_size=6 does not fit") as refused:
+            start()
+        room = needed / 1.2
+        with pytest.raises(AssertionError, match="work was begun"):  # an estimate so near is no reason to refuse
+            start()
+    better = re.findall(r"\w+=\d+", str(refused.value))[1:]
+    assert better == ["batch_size=2", f"{'accum_iter' if stage is stage_a else 'accumulate_grad'}=3"]
+    room = needed - kept * 3.5 / 6
+    start(*better)
+    assert list(tmp_path.rglob("finished.json"))
+
+
+def test_several_processes_share_a_batch_and_refuse_alike(tmp_path, monkeypatch):
+    cfg = from_cli(PretrainConfig, ["preset=miniature", "device=cpu", "batch_size=12"])
+    alone = memory_plan.plan_pretraining(cfg, stage_a.build)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    half = memory_plan.plan_pretraining(cfg, stage_a.build)
+    assert half["batch_size"] == 6
+    kept = half["memory"].pop(memory_plan.ESTIMATED)
+    assert kept == pytest.approx(alone["memory"].pop(memory_plan.ESTIMATED) / 2, rel=0.01)
+    assert half["memory"] == alone["memory"]
+    room = sum(half["memory"].values()) + kept * 2.5 / 6  # two items in each of two processes
+    half["memory"][memory_plan.ESTIMATED] = kept
+    assert "batch_size=4 accum_iter=3 would" in memory_plan.smaller(cfg, half, room)
+    monkeypatch.delenv("WORLD_SIZE")
+    codes, said = launch("stageA1_eeg_pretrain", [*command("A", tmp_path), "batch_size=1000000000"], tmp_path / "logs")
+    assert codes == [2, 2] and said[0].count("error: ") == 1 and "each of 2 processes" in said[0] and not said[1], said
