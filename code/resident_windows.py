@@ -62,24 +62,32 @@ def corpus_size(windows: EEGWindows) -> int:
     return int(have @ length)
 
 
-def is_resident(n_bytes: int, device: torch.device) -> bool:
-    """Whether a corpus is to be held on the device: a GPU, of whose free memory it takes at most half.
+def is_resident(n_bytes: int, step_bytes: float, device: torch.device) -> bool:
+    """Whether a corpus is to be held on the device: a GPU, where it takes half of the free memory at most.
+
+    It must also leave `step_bytes` to a step of training, so that no batch that fits is lost to it.
 
     On a CPU the files stay mapped: there a gather is a copy as well, and the slower one. On one thread a batch of 100
     windows of (128, 512) of long recordings takes 10 ms from a resident tensor and 5 ms from files in the page cache
     (32 windows: 3.8 and 1.9 ms). Recordings that have to be interpolated are dearer to read (100: 28 ms, resident
     4 ms), which beside a CPU's step is nothing.
     """
-    return device.type == "cuda" and 2 * n_bytes <= torch.cuda.mem_get_info(device)[0]
+    if device.type != "cuda":
+        return False
+    free = torch.cuda.mem_get_info(device)[0]
+    return n_bytes <= min(free / 2, free - step_bytes)
 
 
-def training_items(windows: EEGWindows, device: torch.device) -> EEGWindows | ResidentWindows:
-    """What stage A reads its batches from, told in one printed line: the device's memory, or the mapped files."""
+def training_items(windows: EEGWindows, device: torch.device, step_bytes: float) -> EEGWindows | ResidentWindows:
+    """What stage A reads its batches from, told in one printed line: the device's memory, or the mapped files.
+
+    step_bytes: what a step of training takes there.
+    """
     n_bytes = 4 * corpus_size(windows)
     size = f"{n_bytes / 1e6:,.1f} MB of training EEG in float32"
-    if is_resident(n_bytes, device):
+    if is_resident(n_bytes, step_bytes, device):
         print(f"{size}: held on {device}, batches are cut there")
         return ResidentWindows(windows, device)
-    more = ", as it is more than half of the free memory of the GPU" if device.type == "cuda" else ""
+    more = ", as the GPU has too little free memory to hold it" if device.type == "cuda" else ""
     print(f"{size}: batches are read from the memory-mapped files{more}")
     return windows

@@ -12,7 +12,7 @@ import torch
 
 from config import PretrainConfig, from_cli
 from dataset import EEGWindows
-from memory_plan import check_fits, plan_pretraining
+from memory_plan import SURELY, check_fits, plan_pretraining
 from places import under_root
 from resident_windows import training_items
 from runtime import ranks
@@ -52,7 +52,8 @@ def check(cfg: PretrainConfig) -> None:
 
 def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:
     """Train; the first process gets the checkpoint's content, the last figures, a line about them. Raises UserError."""
-    check_fits(cfg, plan_pretraining(cfg, build))
+    plan = plan_pretraining(cfg, build)
+    check_fits(cfg, plan)
     windows = EEGWindows(eeg_folder(cfg), cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out)
     held_out = windows.held_out_windows(256)
     print(f"{len(windows)} training windows an epoch, {len(held_out)} held-out windows of {cfg.n_times} samples")
@@ -76,7 +77,7 @@ def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:
         module.state["figures"] = figures
         return figures
 
-    items = training_items(windows, pick_device(cfg.device))
+    items = training_items(windows, pick_device(cfg.device), SURELY * sum(plan["memory"].values()))
     fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate, cfg.wandb)
 
     if not ranks.lead():

@@ -68,5 +68,6 @@ def test_a_gpu_holds_what_fits_half_of_its_free_memory(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (1000, 8000))
     gpu = torch.device("cuda", 1)
-    assert is_resident(500, gpu) and not is_resident(501, gpu) and set(asked) == {gpu}
-    assert not is_resident(1, CPU)
+    assert is_resident(500, 500, gpu) and not is_resident(501, 10, gpu) and set(asked) == {gpu}
+    assert is_resident(100, 900, gpu) and not is_resident(101, 900, gpu), "a step needs the rest"
+    assert not is_resident(1, 1, CPU)
