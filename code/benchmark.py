@@ -3,9 +3,9 @@
 python code/benchmark.py                                     # miniature size, all rows
 python code/benchmark.py size=half rows=unet_forward,sampling
 python code/benchmark.py size=full precision=32 json=full.json markdown=full.md
-python code/benchmark.py size=full rows=unet_compiled device=cuda
+python code/benchmark.py size=full rows=unet_compiled,stage_b_compiled device=cuda
 
-Both sides hold weights of the same size, get the same input and precision, and take turns; the ratio is of medians.
+Both sides hold the same weights, get the same input and precision, and take turns; the ratio is of medians.
 """
 
 import ctypes
@@ -111,43 +111,49 @@ def about_machine(machine: Machine) -> str:
 
 
 def matmul_peak(machine: Machine, n: int = 2048) -> float:
-    """Floating-point operations a second of one large matrix product."""
+    """Floating-point operations a second of one large matrix product, the fastest of ten."""
     a = torch.randn(n, n).to(*machine)
-    return 2 * n**3 / statistics.median(timed(lambda: a @ a, machine.device)[0] for _ in range(5))
+    return 2 * n**3 / min(timed(lambda: a @ a, machine.device) for _ in range(10))
 
 
 def compare(row: Row, repeats: int, device: torch.device) -> tuple[dict[str, Side], str]:
-    """Time all sides in turns; the first call of each, which is not timed, counts its operations. And the unit."""
+    """Time all sides in turns, after two calls of each, for its operations and its memory. And the unit."""
     calls = {"ours": row.ours, **row.peers}
-    flops, found = {}, {who: [] for who in calls}
+    flops, memory, seconds = {}, {}, {who: [] for who in calls}
     for who, call in calls.items():
-        with FlopCounterMode(display=False) as counter:
-            call()
-        flops[who] = counter.get_total_flops()
+        flops[who] = operations(call)
+        memory[who] = memory_rise(call, device)
     for _ in range(repeats):
         for who, call in calls.items():
-            found[who].append(timed(call, device))
+            seconds[who].append(timed(call, device))
     units = row.per or dict.fromkeys(calls, 1)
     sides = {
-        who: Side(
-            statistics.median(seconds for seconds, _ in results) / units[who],
-            max(memory for _, memory in results),
-            flops[who] / units[who],
-        )
-        for who, results in found.items()
+        who: Side(statistics.median(seconds[who]) / units[who], memory[who], flops[who] / units[who]) for who in calls
     }
     return sides, row.unit
 
 
-def timed(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds of one call, and bytes by which memory rose in it."""
-    before = start_memory(device)
+def operations(call: Callable[[], object]) -> int:
+    """Floating-point operations of one call; a compiled network's are counted as it is traced."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
     started = time.perf_counter()
     call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - started
-    return seconds, peak_memory(device) - before
+    return time.perf_counter() - started
+
+
+def memory_rise(call: Callable[[], object], device: torch.device) -> float:
+    """Bytes by which memory rises in one call, at the most; apart from timing, because it empties the allocator."""
+    before = start_memory(device)
+    call()
+    return peak_memory(device) - before
 
 
 def start_memory(device: torch.device) -> float:

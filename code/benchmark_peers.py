@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import plms
 from dc_ldm.models.unet import UNet
+from dc_ldm.modules.attention import GroupNorm
 from dc_ldm.modules.conditioner import EEGConditioner
 from sc_mbm.mae_for_eeg import MAEforEEG
 
@@ -53,11 +54,13 @@ def diffusers_vae(ours: AutoencoderKL, ch: int = 128) -> nn.Module:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     theirs = Theirs(
-        block_out_channels=[ch, 2 * ch, 4 * ch, 4 * ch], layers_per_block=2, norm_num_groups=min(32, ch // 4),
+        block_out_channels=[ch, 2 * ch, 4 * ch, 4 * ch], layers_per_block=2, norm_num_groups=ch // 4,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
     )  # fmt: skip
     weights = {f"first_stage_model.{name}": value for name, value in ours.state_dict().items()}
     theirs.load_state_dict(convert_ldm_vae_checkpoint(weights, theirs.config))
+    for norm in (m for m in theirs.modules() if isinstance(m, nn.GroupNorm)):
+        norm.num_groups = GroupNorm(norm.num_channels, norm.eps).num_groups  # theirs knows one number for all widths
     return theirs
 
 

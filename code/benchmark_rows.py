@@ -1,45 +1,30 @@
 """The rows of `benchmark.py`: for each, our way and its named peers, as calls without arguments.
 
-Shapes: B batch, C electrodes, T samples, h latent side, S = 8 h picture side.
+Shapes: B batch, C electrodes, T samples, h latent side.
 """
 
 import copy
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from PIL import Image
 from torch import Tensor, nn
 
 import benchmark_peers as peers
 from benchmark_data import data_batches, data_start
 from benchmark_evaluation import evaluation, n_way
-from benchmark_sizes import SIZES, Machine, Row, Size, inputs
-from benchmark_sizes import conditioner as new_conditioner
+from benchmark_recipe import picture, stage_a, stage_b
+from benchmark_sizes import Machine, Row, Size, awake, inputs, product
 from benchmark_sizes import unet as new_unet
-from dataset import EEGWindows
-from dc_ldm.generator import EEGImageGenerator, in_precision
-from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
+from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.models.autoencoder import AutoencoderKL
-from dc_ldm.models.samplers import sd_alphas_cumprod
-from dc_ldm.models.unet import UNet
-from dc_ldm.weights import Base, BaseSizes
-from runtime.draws import StepBatches
-from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
-from sc_mbm.trainer import MaskedPretraining
-
-
-def product(
-    size: Size, machine: Machine, unet: UNet, vae: AutoencoderKL, conditioner: nn.Module | None = None
-) -> EEGImageGenerator:
-    """Our networks, placed and laid out in memory as they are for every user's pictures."""
-    placed = in_precision(Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", ""), *machine)
-    shape, nothing = (4, size.latent, size.latent), torch.zeros(77, size.context_dim)
-    return EEGImageGenerator(conditioner or nn.Identity(), *placed, sd_alphas_cumprod(), nothing, shape)
+from dc_ldm.modules.clip import FrozenCLIP
+from runtime.compiling import compile_in_place
+from sc_mbm.mae_for_eeg import EEGEncoder
 
 
 def layouts(network: nn.Module) -> dict[str, nn.Module]:
@@ -48,52 +33,55 @@ def layouts(network: nn.Module) -> dict[str, nn.Module]:
     return {"diffusers": network, "diffusers channels_last": last}
 
 
-def unet_forward(size: Size, machine: Machine) -> Row:
+def sides(call: Callable, ours: nn.Module, theirs: nn.Module, compiled: bool) -> Row:
+    """`call` with our network and with diffusers'; compiled: ours so, beside ours as it is and their fastest."""
+    peer_networks = layouts(theirs)
+    if compiled:
+        fastest = torch.compile(peer_networks["diffusers channels_last"])
+        peer_networks = {"ours, not compiled": ours, "diffusers channels_last, compiled": fastest}
+    mine = torch.compile(ours) if compiled else ours
+    return Row(partial(call, mine), {who: partial(call, network) for who, network in peer_networks.items()})
+
+
+def same_answers(ours: Tensor, theirs: Tensor) -> None:
+    """Refuse to time networks that do not compute the same, rounding aside."""
+    apart = ((ours - theirs).float().norm() / theirs.float().norm()).item()
+    assert apart < 0.05, f"the peer's answer is {apart:.0%} away from ours"
+
+
+def unet_forward(size: Size, machine: Machine, compiled: bool = False) -> Row:
     """One prediction of the noise."""
-    ours, (x, t, context) = new_unet(size), inputs(size, machine, size.pictures)
+    ours, (x, t, context) = awake(new_unet(size)), inputs(size, machine, size.pictures)
     theirs = peers.diffusers_unet(ours, size.unet, size.context_dim).eval().to(*machine)
     ours = product(size, machine, ours, AutoencoderKL(**size.vae)).unet
 
-    def call(network: Callable) -> None:
+    def call(network: Callable) -> Tensor:
         with torch.inference_mode():
-            network(x, t, context)
+            return network(x, t, context)
 
-    return Row(partial(call, ours), {who: partial(call, network) for who, network in layouts(theirs).items()})
-
-
-def unet_compiled(size: Size, machine: Machine) -> Row:
-    """The same by torch.compile's code; a minute or more before the first answer, so in no table unless asked for."""
-    ours, (x, t, context) = new_unet(size).eval(), inputs(size, machine, size.pictures)
-    theirs = peers.diffusers_unet(ours, size.unet, size.context_dim).eval()
-    ours, theirs = (m.to(*machine, memory_format=torch.channels_last) for m in (ours, theirs))
-    x = x.to(memory_format=torch.channels_last)
-
-    def call(network: Callable) -> None:
-        with torch.inference_mode():
-            network(x, t, context)
-
-    others = {"ours, not compiled": ours, "diffusers channels_last, compiled": torch.compile(theirs)}
-    return Row(partial(call, torch.compile(ours)), {who: partial(call, network) for who, network in others.items()})
+    same_answers(call(ours), call(theirs).sample)
+    return sides(call, ours, theirs, compiled)
 
 
-def unet_training(size: Size, machine: Machine) -> Row:
+def unet_training(size: Size, machine: Machine, compiled: bool = False) -> Row:
     """Forward and backward with gradients for the cross-attention alone; autocast on both sides."""
-    ours, (x, t, context) = new_unet(size), inputs(size, Machine(machine.device, torch.float32), size.batch)
+    ours, (x, t, context) = awake(new_unet(size)), inputs(size, Machine(machine.device, torch.float32), size.batch)
     theirs = peers.diffusers_unet(ours, size.unet, size.context_dim)
     for network in (ours, theirs):
         network.to(machine.device)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_("attn2" in name or "transformer_blocks" in name and "norm2" in name)
+    ours.to(memory_format=torch.channels_last)  # as stage B trains
 
     def call(network: Callable) -> None:
         with machine.autocast():
             answer = network(x, t, context)
         F.mse_loss((answer if isinstance(answer, Tensor) else answer.sample).float(), x).backward()
 
-    return Row(partial(call, ours), {who: partial(call, network) for who, network in layouts(theirs).items()})
+    return sides(call, ours, theirs, compiled)
 
 
-def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
+def sampling(size: Size, machine: Machine, compiled: bool = False, steps: int = 10) -> Row:
     """Ten steps of DPM-Solver++(2M) from noise to pixels; ours also draws the noise and hands over uint8."""
     from diffusers import DPMSolverMultistepScheduler
 
@@ -115,8 +103,19 @@ def sampling(size: Size, machine: Machine, steps: int = 10) -> Row:
             z = schedule.step(network(z, t, context).sample, t, z).prev_sample
         return decoder.decode(z / 0.18215).sample
 
-    mine = partial(generator.from_context, condition, seeds, steps, "dpm_solver", 1.0, len(x))
-    return Row(mine, {who: partial(diffusers, network, their_vae[who]) for who, network in theirs.items()})
+    def mine(own: EEGImageGenerator) -> Tensor:
+        return own.from_context(condition, seeds, steps, "dpm_solver", 1.0, len(x))
+
+    if not compiled:
+        both = {who: partial(diffusers, network, their_vae[who]) for who, network in theirs.items()}
+        return Row(partial(mine, generator), both)
+    fast, best = copy.deepcopy(generator), "diffusers channels_last"
+    compile_in_place(fast.unet)
+    others = {
+        "ours, not compiled": partial(mine, generator),
+        f"{best}, compiled": partial(diffusers, torch.compile(theirs[best]), their_vae[best]),
+    }
+    return Row(partial(mine, fast), others)
 
 
 def vae_decode(size: Size, machine: Machine) -> Row:
@@ -125,138 +124,76 @@ def vae_decode(size: Size, machine: Machine) -> Row:
     theirs = peers.diffusers_vae(ours, **size.vae).eval().to(*machine)
     ours = product(size, machine, new_unet(size), ours).vae
 
-    def call(network: nn.Module) -> None:
+    def call(network: nn.Module) -> Tensor:
         with torch.inference_mode():
-            network.decode(z)
+            return network.decode(z)
 
-    return Row(partial(call, ours), {who: partial(call, network) for who, network in layouts(theirs).items()})
+    same_answers(call(ours), call(theirs).sample)
+    return sides(call, ours, theirs, compiled=False)
+
+
+def clip_embedding(size: Size, machine: Machine, n: int = 8) -> Row:
+    """Pictures to CLIP's space, in float32. Ours is transformers' network too, so the ratio is one of preprocessing.
+
+    What stage B saves by doing this once for each picture is in the row stage_b.
+    """
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder, side = tempfile.TemporaryDirectory(), size.clip["image_size"]
+    torch.manual_seed(0)
+    config = CLIPConfig(vision_config=size.clip, projection_dim=size.clip["projection_dim"])
+    CLIPModel(config).save_pretrained(folder.name)
+    crop = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    CLIPImageProcessor(**crop).save_pretrained(folder.name)
+    ours, theirs = FrozenCLIP(folder.name, machine.device), CLIPModel.from_pretrained(folder.name).to(machine.device)
+    processor, random = CLIPImageProcessor.from_pretrained(folder.name), np.random.default_rng(0)
+    folder.cleanup()
+    shape = (8 * size.latent, 8 * size.latent, 3)
+    pictures = [Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)) for _ in range(n)]
+
+    def transformers() -> None:
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(machine.device)
+        with torch.inference_mode():
+            theirs.get_image_features(pixel_values=pixels)
+
+    return Row(partial(ours.embed_images, pictures), {"transformers": transformers})
 
 
 def encoder(size: Size, machine: Machine) -> Row:
-    """EEG to tokens, against timm's blocks of the same width and depth."""
+    """EEG to tokens; the peer is timm's blocks between our first and last layer."""
     from timm.models.vision_transformer import Block
 
     torch.manual_seed(0)
     ours = EEGEncoder(**size.encoder)
     width, heads, ratio = (size.encoder[k] for k in ("embed_dim", "num_heads", "mlp_ratio"))
-    blocks = [Block(width, heads, mlp_ratio=ratio, qkv_bias=True) for _ in ours.blocks]
-    for theirs, block in zip(blocks, ours.blocks, strict=True):
-        theirs.load_state_dict(block.state_dict())
-    theirs = nn.Sequential(*blocks).eval().to(*machine)
-    ours = ours.eval().to(*machine)
+    theirs = copy.deepcopy(ours)
+    theirs.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=ratio, qkv_bias=True) for _ in ours.blocks)
+    for block in theirs.blocks:
+        block.norm1.eps = block.norm2.eps = 1e-5
+    theirs.load_state_dict(ours.state_dict())
+    ours, theirs = (network.eval().to(*machine) for network in (ours, theirs))
     eeg = torch.randn(size.batch, 128, 512).to(*machine)
-    tokens = torch.randn(size.batch, 128, width).to(*machine)
 
-    def call(network: nn.Module, x: Tensor) -> None:
+    def call(network: nn.Module) -> Tensor:
         with torch.inference_mode():
-            network(x)
+            return network(eeg)
 
-    return Row(partial(call, ours, eeg), {"timm (blocks alone)": partial(call, theirs, tokens)})
-
-
-def stage_a(size: Size, machine: Machine) -> Row:
-    """A step of stage A at mask ratio 0.75, batch 32, reading included; the recipe in float32 and in our precision."""
-    folder = tempfile.TemporaryDirectory()
-    rng = np.random.default_rng(0)
-    files = [Path(folder.name) / f"{i}.npy" for i in range(32)]
-    for path in files:
-        np.save(path, rng.standard_normal((64, 400)).astype(np.float32))
-    windows = EEGWindows(folder.name, held_out=0)
-    batch = next(iter(StepBatches(32, 32, 0, 0, 1)))
-    networks = [MAEforEEG(**size.encoder, **size.decoder).to(machine.device) for _ in range(2)]
-    module = MaskedPretraining(networks[0], 0.75, 2.5e-4, 0.0, 0.05, 0, 1, 0)
-    optimizers = [module.configure_optimizers(), torch.optim.AdamW(networks[1].parameters(), lr=2.5e-4)]
-
-    def mine() -> None:
-        with machine.autocast():
-            loss = module.training_step((batch, windows[batch].to(machine.device)), 0)
-        optimizers[0].zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(networks[0].parameters(), 0.8)
-        optimizers[0].step()
-
-    def published(autocast: bool) -> None:
-        assert folder  # the files live as long as this call may be made
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.stage_a_step(networks[1], optimizers[1], files, 0.75)
-
-    return Row(mine, _recipe_peers(published, machine))
-
-
-def _recipe_peers(published: Callable[[bool], object], machine: Machine) -> dict[str, Callable[[], object]]:
-    calls = {"published recipe, 32": partial(published, False)}
-    if machine.dtype != torch.float32:
-        calls["published recipe, bf16"] = partial(published, True)
-    return calls
-
-
-def stage_b(size: Size, machine: Machine) -> Row:
-    """A step of stage B; pictures and their CLIP embeddings come from our cache, and anew in the peers."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    n, abar = size.batch, sd_alphas_cumprod()
-    eeg, dim = torch.randn(n, 128, 512), size.clip["projection_dim"]
-    moments = torch.randn(n, 5, 2, 4, size.latent, size.latent)
-    items = LatentTrials(eeg, torch.arange(n), moments, torch.randn(n, dim))
-    no_context = torch.zeros(77, size.context_dim)
-    module = EEGLatentDiffusion(new_conditioner(size), new_unet(size, use_time_cond=True), abar, no_context)
-    if machine.dtype == torch.bfloat16:
-        module.halve_frozen()
-    module.to(machine.device)
-    optimizer = module.configure_optimizers()
-    batch = next(iter(StepBatches(n, n, 0, 0, 1)))
-
-    conditioner, unet = new_conditioner(size), new_unet(size, use_time_cond=True)
-    vae, clip = AutoencoderKL(**size.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))
-    trained = [p for name, p in unet.named_parameters() if any(k in name for k in ("attn2", "norm2", "condtion"))]
-    their_optimizer = torch.optim.AdamW([*conditioner.parameters(), *trained], lr=5.3e-5)
-    for network in (conditioner, unet, vae, clip):
-        network.to(machine.device)
-    side = 8 * size.latent
-    data = (eeg, torch.rand(n, 3, side, side) * 2 - 1, torch.randn(n, 3, *2 * [size.clip["image_size"]]))
-    data = tuple(value.to(machine.device) for value in data)
-
-    def mine() -> None:
-        with machine.autocast():
-            data = items[batch]
-            loss = module.training_step((batch, type(data)(*(v.to(machine.device) for v in data))), 0)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def published(autocast: bool) -> None:
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.stage_b_step(conditioner, unet, vae, clip, their_optimizer, data, abar)
-
-    return Row(mine, _recipe_peers(published, machine))
-
-
-def picture(size: Size, machine: Machine) -> Row:
-    """A picture from EEG, end to end: 20 DPM-Solver++ steps, trials in one batch, against the published protocol.
-
-    The recipe samples five copies of one trial by PLMS; above the miniature it is timed at 5 of its 250 steps,
-    without decoding.
-    """
-    steps = 250 if size is SIZES["miniature"] else 5
-    parts = new_conditioner(size).eval(), new_unet(size, use_time_cond=True).eval(), AutoencoderKL(**size.vae).eval()
-    for network in parts:
-        network.requires_grad_(False).to(machine.device)
-    shape, abar = (4, size.latent, size.latent), sd_alphas_cumprod()
-    generator = product(size, machine, *(copy.deepcopy(part) for part in parts[1:]), parts[0])
-    eeg = repeat(torch.randn(128, 512), "c t -> n c t", n=size.pictures)
-
-    def mine() -> None:
-        generator.generate(eeg, torch.arange(len(eeg)), 20, "dpm_solver", batch_size=len(eeg))
-
-    theirs = partial(peers.pictures_of_a_trial, *parts, eeg[0].to(machine.device), abar, shape, steps)
-    per = {"ours": size.pictures, "published protocol, 32": 5 * (steps + 1) / 251}
-    return Row(mine, {"published protocol, 32": theirs}, per, "picture")
+    same_answers(call(ours), call(theirs))
+    return Row(partial(call, ours), {"timm": partial(call, theirs)})
 
 
 _ALL = (
-    data_start, data_batches, encoder, stage_a, unet_forward, unet_training, stage_b, vae_decode, sampling, picture,
-    n_way, evaluation, unet_compiled,
+    data_start, data_batches, encoder, clip_embedding, stage_a, unet_forward, unet_training, stage_b, vae_decode,
+    sampling, picture, n_way, evaluation,
 )  # fmt: skip
 ROWS: dict[str, Callable[[Size, Machine], Row]] = {row.__name__: row for row in _ALL}
-ONLY_IF_ASKED = ("unet_compiled",)
+# the same by torch.compile's code: a minute or more before the first answer, so in no table unless asked for
+_COMPILED = {
+    "unet": unet_forward,
+    "training": unet_training,
+    "sampling": sampling,
+    "stage_a": stage_a,
+    "stage_b": stage_b,
+}
+ONLY_IF_ASKED = tuple(f"{name}_compiled" for name in _COMPILED)
+ROWS |= {f"{name}_compiled": partial(row, compiled=True) for name, row in _COMPILED.items()}

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dc_ldm.generator import EEGImageGenerator, in_precision
+from dc_ldm.models.autoencoder import AutoencoderKL
+from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.weights import Base, BaseSizes
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 FULL_UNET = {"model_channels": 320, "attention_resolutions": (4, 2, 1), "channel_mult": (1, 2, 4, 4)}
@@ -81,10 +85,27 @@ def unet(size: Size, **changes) -> UNet:
     return UNet(**size.unet, context_dim=size.context_dim, **{"use_time_cond": False} | changes)
 
 
+def awake(unet: UNet) -> UNet:
+    """The network with small random weights where Stable Diffusion's branches start at zero, so that answers differ."""
+    for parameter in unet.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return unet
+
+
 def inputs(size: Size, machine: Machine, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (n, 4, h, h), time steps (n,), condition (n, 77, W)."""
     x = torch.randn(n, 4, size.latent, size.latent).to(*machine)
     return x, torch.randint(0, 1000, (n,), device=machine.device), torch.randn(n, 77, size.context_dim).to(*machine)
+
+
+def product(
+    size: Size, machine: Machine, unet: UNet, vae: AutoencoderKL, conditioner: nn.Module | None = None
+) -> EEGImageGenerator:
+    """Our networks, placed and laid out in memory as they are for every user's pictures."""
+    placed = in_precision(Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", ""), *machine)
+    shape, nothing = (4, size.latent, size.latent), torch.zeros(77, size.context_dim)
+    return EEGImageGenerator(conditioner or nn.Identity(), *placed, sd_alphas_cumprod(), nothing, shape)
 
 
 def conditioner(size: Size) -> EEGConditioner:
