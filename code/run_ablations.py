@@ -146,7 +146,8 @@ class Runner:
 
     def _process(self, job: Job, slot: int) -> tuple[int, str]:
         """Exit status of a job's process, and the last line that it said, an error if there is one."""
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # spinning threads slow each other on few cores
+        # spinning threads slow each other on few cores; sleeping at once is slower still for a process that is alone
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", **os.environ}
         if self.workers > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
         if self.gpus:
