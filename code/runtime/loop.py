@@ -137,7 +137,8 @@ def fit(
         ranks.rank(), ranks.world(),
     )  # fmt: skip
     try:
-        _trainer(schedule, keeper).fit(module, _Loader(items, batches))
+        with ranks.signals_to(keeper.note_signal):  # also in the set-up, in which one process must not end alone
+            _trainer(schedule, keeper).fit(module, _Loader(items, batches))
     except torch.OutOfMemoryError as error:
         raise (UserError if ranks.world() == 1 else ranks.LoneError)(_too_large(schedule)) from error
     if keeper.signal:
@@ -161,7 +162,7 @@ def _trainer(schedule: Schedule, keeper: pl.Callback) -> pl.Trainer:
     """Lightning's trainer with everything off that writes files, draws numbers or counts epochs."""
     device, world = pick_device(schedule.device), ranks.world()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=local if world > 1 else [device.index or 0] if device.type == "cuda" else 1,
         num_nodes=world // local,
@@ -176,6 +177,9 @@ def _trainer(schedule: Schedule, keeper: pl.Callback) -> pl.Trainer:
         enable_model_summary=False,
         enable_progress_bar=False,
     )
+    # its own handler of SIGTERM sends to the other processes from wherever one of them is, and ends with status 0
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 @dataclass(frozen=True)
@@ -208,12 +212,11 @@ class _Keeper(pl.Callback):
             trainer.optimizers[0].load_state_dict(self.resume["optimizer"])
             print(f"resuming {self.run.folder} after step {self.step}")
             self.resume = {}
-        for which in (signal.SIGTERM, signal.SIGINT):  # Lightning puts the earlier handlers back
-            signal.signal(which, self._note_signal)
         wait = 0.2 if sys.stderr.isatty() else 15
         self.bar = tqdm(total=self.last_step, initial=self.step, desc="training", unit="step", mininterval=wait)
 
-    def _note_signal(self, number: int, frame: object) -> None:
+    def note_signal(self, number: int, frame: object) -> None:
+        """Handler of a signal: the step that comes next is the last one; after the last, training ends as it would."""
         self.noted = number
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:

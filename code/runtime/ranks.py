@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -54,6 +55,17 @@ def world() -> int:
 def lead() -> bool:
     """Whether this process writes and speaks."""
     return rank() == 0
+
+
+@contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call `handler` on SIGTERM and SIGINT, which ask a run to stop; afterwards, whatever was called before."""
+    before = {which: signal.signal(which, handler) for which in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for which, earlier in before.items():
+            signal.signal(which, earlier)
 
 
 @functools.cache
@@ -130,9 +142,18 @@ def cli(main: Callable[[], None]) -> None:
     """`errors.cli` for all processes at once: one speaks, and whatever ends one of them ends all.
 
     An error that nobody foresaw ends its process with a traceback; the others end, silently, when they next wait for
-    it. Where a process ended without a word (killed, out of memory), one of the others says so.
+    it. Where a process ended without a word (killed, out of memory), one of the others says so. A signal that stops
+    the run is an error of one line, too; exit status 128 + its number.
     """
-    errors.cli(main if world() == 1 else functools.partial(_on_all, main))
+    if world() > 1:
+        errors.cli(functools.partial(_on_all, main))
+        return
+    try:
+        with signals_to(_stopped):
+            errors.cli(main)
+    except SystemExit as end:
+        number, _Stop.number = _Stop.number, 0
+        sys.exit(128 + number if number else end.code)
 
 
 def _on_all(main: Callable[[], None]) -> NoReturn:
@@ -149,8 +170,9 @@ def _on_all(main: Callable[[], None]) -> NoReturn:
                     status = end.code
         for which in (signal.SIGTERM, signal.SIGINT):
             signal.signal(which, signal.SIG_IGN)  # nothing is left to stop
-        _Stop.number = 0
-        share()  # torchrun ends all when one ends: not before the first has spoken
+        number, _Stop.number = _Stop.number, 0
+        told = max(share(number))  # torchrun ends all when one ends: not before the first has spoken
+        status = 128 + told if told else status
     except Exception as error:
         _last_words(error, store)
     dist.destroy_process_group()
@@ -177,7 +199,7 @@ def _join() -> dist.Store:
     return dist.PrefixStore("last words", store)
 
 
-def _stopped(number: int, frame: object) -> None:
+def _stopped(number: int, frame: FrameType | None) -> None:
     """Stop at once, unless in the middle of a gather or stopping already; `share` raises what is only noted here."""
     wait, _Stop.number = _Stop.gathering or _Stop.number, number
     if not wait:

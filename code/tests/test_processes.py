@@ -62,8 +62,27 @@ def test_what_ends_one_process_ends_all_with_one_message(words, tmp_path, fault,
 @pytest.mark.parametrize("told", ["0", "1", "0 1", "0 1 2"])
 def test_a_signal_outside_training_stops_all_with_one_message(tmp_path, told):
     codes, said = launch("two_processes", told.split(), tmp_path, world=3)
-    assert codes == [2, 2, 2] and not said[1] and not said[2], said
+    assert codes == [143, 143, 143] and not said[1] and not said[2], said
     assert said[0] == "error: stopped by SIGTERM; the same command goes on from there\n"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("fault", "status", "message"),
+    [
+        ("SIGTERM setup", 143, "stopped by SIGTERM after step 1 of"),
+        ("SIGINT on_fit_start", 130, "stopped by SIGINT after step 1 of"),
+        ("SIGTERM on_train_start", 143, "stopped by SIGTERM after step 1 of"),
+        ("SIGTERM on_train_end", 0, "stage A done"),  # the last resume point is written: what is left takes seconds
+        ("SIGINT teardown", 0, "stage A done"),
+    ],
+)
+def test_a_signal_around_training_stops_after_a_step_or_lets_it_finish(words, tmp_path, world, fault, status, message):
+    words = [*words, f"name={fault.replace(' ', '')}{world}"]
+    codes, said = launch("stageA1_eeg_pretrain", words, tmp_path / "logs", fault, world)
+    assert codes == [status] * world and message in said[0] and "Traceback" not in said[0], said
+    codes, said = launch("stageA1_eeg_pretrain", words, tmp_path / "logs", world=world)
+    assert codes == [0] * world and ("after step 1" if status else "is finished") in said[0], said
 
 
 @pytest.mark.full

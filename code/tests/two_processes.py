@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from torch.distributed import TCPStore
 
@@ -27,9 +28,9 @@ def launch(script: str, words: list[str], logs: Path, fault: str = "", world: in
     The second process also does what `keep_gradients` says, into logs/gradients.pth.
 
     Args:
-        fault: what happens to the second process alone: "nan 3", "term 3", "error 3" (one that is foreseen), "crash 3"
-            (one that is not), "kill 3" or "memory 3" (none is left in the backward pass) in step 3, or a word more on
-            its command line.
+        fault: what happens to the second process alone (or to the only one): "nan 3", "term 3", "error 3" (one that is
+            foreseen), "crash 3" (one that is not), "kill 3" or "memory 3" (none is left in the backward pass) in step
+            3, a signal as in "SIGTERM setup" in Lightning's hook of that name, or a word more on its command line.
     """
     logs.mkdir(exist_ok=True, parents=True)
     context = multiprocessing.get_context("forkserver")
@@ -116,7 +117,7 @@ def _process(rank: int, world: int, port: int, script: str, words: list[str], lo
 
         checkpoints.replace_atomically = pictures_only
     sys.argv = [script, *words]
-    if rank == 1:
+    if rank == min(1, world - 1):
         torch.optim.AdamW.step = keep_gradients(logs / "gradients.pth")
         if "=" in fault:
             sys.argv.append(fault)
@@ -130,6 +131,11 @@ def _out_of_memory(*args, **kwargs) -> None:
 
 
 def _inject(script: str, kind: str, step: str) -> None:
+    if kind.startswith("SIG"):
+        hook = getattr(pl.LightningModule, step)
+        number = signal.Signals[kind]
+        setattr(pl.LightningModule, step, lambda *args, **more: os.kill(os.getpid(), number) or hook(*args, **more))
+        return
     module, name = STAGES[script]
     items = getattr(importlib.import_module(module), name)
     whole = items.__getitem__
