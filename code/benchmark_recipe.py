@@ -87,7 +87,7 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     batch = next(iter(StepBatches(n, n, 0, 0, 1)))
 
     def ours() -> EEGLatentDiffusion:
-        unet = awake(new_unet(size, use_time_cond=True)).to(memory_format=torch.channels_last)
+        unet = awake(new_unet(size, use_time_cond=True))
         module = EEGLatentDiffusion(new_conditioner(size), unet, abar, torch.zeros(77, size.context_dim))
         if machine.dtype == torch.bfloat16:
             module.halve_frozen()

@@ -41,6 +41,7 @@ class _Training(_Run):
     """What stages A and B share."""
 
     precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
+    compile: bool = setting(False, "torch.compile: a minute or more at the first step, then faster (README, Speed)")
     wandb: bool = setting(False, "also log to wandb")
 
 
@@ -130,6 +131,7 @@ class GenerateConfig(_Pictures):
     max_items: int = setting(0, "score only the first test trials; 0: all")
     controls: str = setting("basic", "none, basic (Gaussian EEG, other trials' EEG) or all (cost is printed)")
     precision: str = setting("auto", "of sampling: 32, bf16, or auto: bf16 where the device computes in it")
+    compile: bool = setting(False, "torch.compile: a minute or more at the first picture, then faster")
     batch_size: int = setting(0, "pictures sampled at once; 0: as many as memory takes")
 
 

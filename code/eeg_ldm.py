@@ -25,6 +25,7 @@ from dc_ldm.published import read_stage_a
 from memory_plan import check_fits, plan_finetuning
 from places import file_or_name, in_place, under_root
 from runtime import checkpoints, ranks
+from runtime.compiling import compile_in_place
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device, pick_precision
 from runtime.runs import Run, run_config, train_stage
@@ -70,6 +71,8 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     half = pick_precision(cfg.precision, device) == "bf16-mixed"
     if half:
         module.halve_frozen()
+    if cfg.compile:
+        compile_in_place(module.unet)
     generator = EEGImageGenerator(
         conditioner, base.unet, base.vae, abar, no_context, base.sizes.latent_shape(cfg.img_size),
         base.sizes.scale_factor, cfg.cond_drop > 0,

@@ -37,6 +37,7 @@ from page_scores import table
 from places import file_or_name, in_place, under_root
 from results_page import write_page
 from runtime import checkpoints, ranks
+from runtime.compiling import compile_in_place
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_B, file_kind
 from runtime.loop import pick_device
@@ -99,6 +100,8 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
 
     # Models
     generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], str(device), cfg.precision)
+    if cfg.compile:
+        compile_in_place(generator.unet)
     classifier, absent = load_classifier(paths["classifier"], str(device))
     clip = load_clip(paths["clip"], device)
     notes += [absent] if absent else []

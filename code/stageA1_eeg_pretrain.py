@@ -16,6 +16,7 @@ from memory_plan import SURELY, check_fits, plan_pretraining
 from places import under_root
 from resident_windows import training_items
 from runtime import ranks
+from runtime.compiling import compile_in_place
 from runtime.draws import rand, steps_per_epoch
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device, pick_precision
@@ -68,6 +69,8 @@ def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:
     print(f"masked share of variance: 1.0 predicts the mean, {linear:.4f} is the best linear prediction")
 
     module = build(cfg, steps_per_epoch(len(windows), cfg.batch_size, cfg.accum_iter))
+    if cfg.compile:
+        compile_in_place(module.mae)
 
     def validate(epoch: int) -> dict[str, float]:
         figures = held_out_figures(module.mae, held_out, masks)

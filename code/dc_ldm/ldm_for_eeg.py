@@ -128,7 +128,7 @@ class EEGLatentDiffusion(pl.LightningModule):
         self.register_buffer("no_context", no_context, persistent=False)
         self.lr, self.weight_decay, self.clip_weight = lr, weight_decay, clip_weight
         self.state: dict[str, Any] = {}  # survives a stop: plain values and tensors only
-        unet.requires_grad_(False)
+        unet.to(memory_format=torch.channels_last).requires_grad_(False)  # the layout of the fast convolutions
         for name, parameter in trained_unet_tensors(unet).items():
             parameter.requires_grad_("A" in finetune or name.startswith(TIME_CONDITION))
         if "E" not in finetune:

@@ -254,3 +254,15 @@ def test_clip_sees_pictures_as_transformers_prepares_them(tmp_path):
         agrees("CLIP's pixels", "resize, crop and scale by hand", found, by_hand, atol=1e-5)
         embedding = clip.model.get_image_features(pixel_values=wanted).pooler_output
         agrees("CLIP's embedding", "transformers CLIPModel", clip.embed_images([picture]), embedding, atol=1e-2)
+
+
+@pytest.mark.parametrize("side", [4, 31, 32])
+def test_group_norm_is_the_same_in_both_layouts(side):
+    # below 1024 pixels channels last takes a way of its own in bfloat16
+    norm, x = unet_attention.GroupNorm(64, 1e-5), 3 + 2 * torch.randn(2, 64, side, side).bfloat16()
+    nn.init.normal_(norm.weight)
+    last = norm(x.to(memory_format=torch.channels_last))
+    exact = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), 1e-5)
+    assert last.dtype == torch.bfloat16 and last.is_contiguous(memory_format=torch.channels_last)
+    for found in (norm(x), last):
+        assert (found - exact).abs().max() < 0.02 * exact.abs().max()
