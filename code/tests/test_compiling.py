@@ -21,7 +21,6 @@ def test_names_of_parameters_stay():
     assert list(network.state_dict()) == before
 
 
-@pytest.mark.full
 def test_a_compiled_network_answers_and_learns_the_same():
     torch.manual_seed(0)
     from sc_mbm.mae_for_eeg import MAEforEEG
