@@ -59,16 +59,22 @@ def open_trial_file(path: str | Path) -> TrialFile:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a file of EEG trials (layout of eeg_5_95_std.pth)")
     samples, index = (path.parent / "cache" / f"{path.stem}.trials{suffix}" for suffix in (".npy", ".json"))
-    seen = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+    seen = _seen(path)
     about = _read_index(samples, index)
     if about.get("seen") != seen:
         digest = checkpoints.sha256(path)
         if about.get("sha256") != digest:
             about = _convert(path, samples, index)
+        if _seen(path) != seen:
+            raise UserError(f"{path}: changed while it was read; give the same command again when it is whole")
         about |= {"format": FORMAT, "sha256": digest, "seen": seen}
         checkpoints.write_text(index, json.dumps(about))
     size = np.array(about["trials"]["shape"], dtype=np.int64).reshape(-1, 2).prod(1)
     return TrialFile(samples, np.load(samples, mmap_mode="r").offset, np.cumsum(size) - size, about)
+
+
+def _seen(path: Path) -> dict[str, int]:
+    return {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
 
 
 def _read_index(samples: Path, index: Path) -> dict:
@@ -108,9 +114,7 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
 
     if index.is_file():  # else, interrupted here, the earlier file's index would stand beside these samples
         index.unlink(missing_ok=True)
-    for part in samples.parent.glob(f".{samples.name}.*.part"):
-        if time.time() - part.stat().st_mtime > 3600:  # left by a conversion that was killed
-            part.unlink()
+    checkpoints.sweep(samples)
     checkpoints.replace_atomically(samples, write)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -42,6 +42,7 @@ def cached(
             return load_file(file)[kind]
         except safetensors.SafetensorError:
             print(f"{file} is damaged; computing it again")
+    checkpoints.sweep(file)
     result = compute().contiguous()
     checkpoints.write_bytes(file, save({kind: result}))
     return result

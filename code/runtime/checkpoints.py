@@ -1,8 +1,11 @@
 """Checkpoints as plain dicts: written whole or not at all, read without executing anything."""
 
+import glob
 import hashlib
 import os
 import pickle
+import secrets
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,19 +20,29 @@ def replace_atomically(path: Path, write) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # two machines may share disk and process id
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its zip writer
-        raise UserError(f"{path}: could not be written ({error}); the earlier file, if any, is untouched") from error
+        raise UserError(
+            f"{path}: could not be written ({error}); the earlier file, if any, is untouched: make room on that disk, "
+            "or the folder writable, and give the same command again"
+        ) from error
     finally:
         if part.exists():
+            part.unlink()
+
+
+def sweep(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left beside it, unless one may still be at work."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if time.time() - part.stat().st_mtime > 3600:
             part.unlink()
 
 
@@ -39,6 +52,7 @@ def save(path: str | Path, content: dict) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
+    sweep(Path(path))
     replace_atomically(Path(path), lambda file: torch.save(content, file))
 
 

@@ -128,7 +128,9 @@ def fit(
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     keeper = _Keeper(run, schedule, validate, steps_per_epoch(len(items), schedule.batch_size, schedule.accumulate))
     keeper.log_to_wandb = log_to_wandb
-    ranks.agree({"training items": len(items), "steps done": keeper.step})
+    device = pick_device(schedule.device)
+    kind = {"device": device.type, "precision": pick_precision(schedule.precision, device)}
+    ranks.agree({"training items": len(items), "steps done": keeper.step} | kind)
     if keeper.resume:  # here, because Lightning calls no hook where nothing is left to train
         module.load_training_state(keeper.resume["module"])
         module.state = keeper.resume["state"]
@@ -141,6 +143,8 @@ def fit(
             _trainer(schedule, keeper).fit(module, _Loader(items, batches))
     except torch.OutOfMemoryError as error:
         raise (UserError if ranks.world() == 1 else ranks.LoneError)(_too_large(schedule)) from error
+    finally:
+        keeper.bar.close()  # so that an error begins a line
     if keeper.signal:
         name = signal.Signals(keeper.signal).name
         print(f"stopped by {name} after step {keeper.step} of {keeper.last_step}; the same command resumes there")
@@ -206,6 +210,7 @@ class _Keeper(pl.Callback):
         self.losses: list[float] = self.resume.get("losses", [])
         self.micro_losses: list[float] = []
         self.noted = self.signal = 0  # of this process, and agreed on by all
+        self.bar = tqdm(disable=True)
 
     def on_train_start(self, trainer, module) -> None:
         if self.resume:
@@ -291,6 +296,3 @@ class _Keeper(pl.Callback):
             "time": time.time(),
         }
         checkpoints.save(self.run.last, content)
-
-    def on_train_end(self, trainer, module) -> None:
-        self.bar.close()

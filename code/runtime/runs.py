@@ -84,7 +84,7 @@ def open_for_all(cfg: Any, folder: Path, config: dict) -> Run:
     Raises:
         UserError: as `open_run`, or the processes differ.
     """
-    ranks.agree(asdict(cfg))
+    ranks.agree(asdict(cfg) | config)  # the latter holds what precision=auto means here, and hashes of files
     run = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite))
     ranks.agree({f"whether {run.folder} is there": run.folder.is_dir()})
     return run

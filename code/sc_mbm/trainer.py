@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from runtime import checkpoints
 from runtime.draws import Batch, rand
 from runtime.optimizer import adamw
 
@@ -123,5 +124,5 @@ def draw_reconstruction(path: Path, mae: torch.nn.Module, eeg: Tensor, mask: Ten
     for axis in axes[-1]:
         axis.set_xlabel("ms" if sfreq else "samples")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    checkpoints.replace_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     plt.close(figure)
