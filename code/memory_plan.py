@@ -50,8 +50,11 @@ def check_fits(cfg: PretrainConfig | FinetuneConfig, plan: dict) -> None:
 
 
 def smaller(cfg: Any, plan: dict, there: float) -> str:
-    """The largest batch that fits in `there` bytes, with the accumulation that leaves the steps of training as they
-    are; or, where none does, what else is needed. Said as the end of a sentence."""
+    """The end of a sentence: the batch that fits in `there` bytes, with the accumulation that leaves the steps of
+    training as they are; or, where none does, what else is needed.
+
+    plan: of one process, the batch that it names is of all. "Might" is a single item within the plan's own error.
+    """
     memory, planned = plan["memory"], plan["batch_size"]
     fixed, each = sum(memory.values()) - memory[ESTIMATED], memory[ESTIMATED] / planned
     fits, verb = int((there - fixed) / each), "would"
@@ -77,7 +80,7 @@ def count(**parts: nn.Module) -> dict[str, int]:
     return counts
 
 
-def share(cfg: PretrainConfig | FinetuneConfig) -> int:
+def own_batch(cfg: PretrainConfig | FinetuneConfig) -> int:
     """How many items of a batch one process gets, at most."""
     return -(-cfg.batch_size // ranks.world())
 
@@ -85,7 +88,7 @@ def share(cfg: PretrainConfig | FinetuneConfig) -> int:
 def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tensor], cfg: Any) -> dict:
     """Parameters, and bytes of a training step: fp32 weights, gradients, AdamW's two moments; the rest estimated.
 
-    Of one process, whose `share` of the batch `loss` is computed on.
+    Of one process, whose `own_batch` the `loss` is of.
     """
     trained = sum(n for name, n in counts.items() if name.endswith("trained"))
     memory = {"weights": 4 * sum(counts.values()), "gradients": 4 * trained, "AdamW state": 8 * trained}
@@ -93,7 +96,7 @@ def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tens
     # factors measured on the CPU: backward keeps some more for a while; half precision halves most of it
     memory[ESTIMATED] = round((0.65 if half else 1.3) * activations(loss, module))
     memory["16-bit copies"] = 2 * trained if half else 0
-    return {"parameters": counts, "memory": memory, "batch_size": share(cfg)}
+    return {"parameters": counts, "memory": memory, "batch_size": own_batch(cfg)}
 
 
 def is_half(cfg: Any) -> bool:
@@ -105,8 +108,8 @@ def plan_pretraining(cfg: PretrainConfig, build: Callable[[PretrainConfig, int],
     """Parameters and memory of stage A; build: stage A's own."""
     with torch.device("meta"):
         module = build(cfg, 1)
-        eeg = torch.empty(share(cfg), cfg.n_chans, cfg.n_times)
-        noise = torch.empty(share(cfg), module.mae.num_tokens)
+        eeg = torch.empty(own_batch(cfg), cfg.n_chans, cfg.n_times)
+        noise = torch.empty(own_batch(cfg), module.mae.num_tokens)
         return plan_step(count(mae=module.mae), module, lambda: module.mae(eeg, cfg.mask_ratio, noise)[0], cfg)
 
 
@@ -124,7 +127,7 @@ def plan_finetuning(
     cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: tuple[int, int] = PUBLISHED_CLIP
 ) -> dict:
     """Parameters and memory of stage B; clip: width of its space, which hardly counts, number of its parameters."""
-    b, latent = share(cfg), (share(cfg), *sizes.latent_shape(cfg.img_size))
+    b, latent = own_batch(cfg), (own_batch(cfg), *sizes.latent_shape(cfg.img_size))
     shapes = ((b, encoder["n_chans"], encoder["n_times"]), latent, latent, (b,), (b, 1, 1), (b, clip[0]))
     with torch.device("meta"):
         module = diffusion(cfg, encoder, sizes, clip[0])
