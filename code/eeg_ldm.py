@@ -19,6 +19,7 @@ from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.image_cache import clip_embeddings, latent_moments
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, check_finetune, reciprocal_rank, validation_losses
 from dc_ldm.models.samplers import sd_alphas_cumprod
+from dc_ldm.models.unet import UNet
 from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP, load_clip
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
 from dc_ldm.published import read_stage_a
@@ -67,12 +68,8 @@ def train(cfg: FinetuneConfig, run: Run) -> tuple[dict, dict, str] | None:
     items = ranks.lead_first(partial(cached_items, cfg, base, clip, trials, device))
     conditioner, no_context, shape = new_conditioner(cfg, encoder, clip, base.sizes.unet["context_dim"])
     del clip  # gigabytes that training has no use for
-    module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, **{k: getattr(cfg, k) for k in LEARNING})
     half = pick_precision(cfg.precision, device) == "bf16-mixed"
-    if half:
-        module.halve_frozen()
-    if cfg.compile:
-        compile_in_place(module.unet)
+    module = new_module(cfg, conditioner, base.unet, abar, no_context, half)
     generator = EEGImageGenerator(
         conditioner, base.unet, base.vae, abar, no_context, base.sizes.latent_shape(cfg.img_size),
         base.sizes.scale_factor, cfg.cond_drop > 0,
@@ -120,6 +117,23 @@ def new_conditioner(
         no_context, projection = (made.clone() for made in clip.text_start(CONTEXT_LENGTH))  # DDP writes into them
         conditioner.start_at_text(no_context, projection)
     return conditioner, no_context, shape
+
+
+def new_module(
+    cfg: FinetuneConfig,
+    conditioner: EEGConditioner,
+    unet: UNet,
+    abar: torch.Tensor,
+    no_context: torch.Tensor,
+    half: bool,
+) -> EEGLatentDiffusion:
+    """What trains, as it starts; half: in mixed precision. abar (1000,), no_context as `new_conditioner` gives it."""
+    module = EEGLatentDiffusion(conditioner, unet, abar, no_context, **{k: getattr(cfg, k) for k in LEARNING})
+    if half:
+        module.halve_frozen()
+    if cfg.compile:
+        compile_in_place(unet)
+    return module
 
 
 def check(cfg: FinetuneConfig) -> None:
