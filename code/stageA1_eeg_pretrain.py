@@ -13,7 +13,7 @@ import torch
 from config import PretrainConfig, from_cli
 from dataset import EEGWindows
 from memory_plan import SURELY, check_fits, plan_pretraining
-from places import under_root
+from places import in_place, under_root
 from resident_windows import training_items
 from runtime import ranks
 from runtime.compiling import compile_in_place
@@ -53,6 +53,7 @@ def check(cfg: PretrainConfig) -> None:
 
 def train(cfg: PretrainConfig, run: Run) -> tuple[dict, dict, str] | None:
     """Train; the first process gets the checkpoint's content, the last figures, a line about them. Raises UserError."""
+    in_place(cfg, {"eeg_path": ("folder of recordings (.npy)", str(eeg_folder(cfg).absolute()))})
     plan = plan_pretraining(cfg, build)
     check_fits(cfg, plan)
     windows = EEGWindows(eeg_folder(cfg), cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out)
