@@ -16,7 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch.distributed import TCPStore
 
-from runtime import checkpoints, ranks
+from dc_ldm.generator import EEGImageGenerator
+from runtime import checkpoints, loop, ranks
 from runtime.errors import UserError
 
 STAGES = {"stageA1_eeg_pretrain": ("dataset", "EEGWindows"), "eeg_ldm": ("dc_ldm.ldm_for_eeg", "LatentTrials")}
@@ -30,7 +31,8 @@ def launch(script: str, words: list[str], logs: Path, fault: str = "", world: in
     Args:
         fault: what happens to the second process alone (or to the only one): "nan 3", "term 3", "error 3" (one that is
             foreseen), "crash 3" (one that is not), "kill 3" or "memory 3" (none is left in the backward pass) in step
-            3, a signal as in "SIGTERM setup" in Lightning's hook of that name, or a word more on its command line.
+            3, a signal as in "SIGTERM setup" in Lightning's hook of that name, "memory sampling" (in stage C), "other
+            machine" (which takes precision=auto for bf16), or a word more on its command line.
     """
     logs.mkdir(exist_ok=True, parents=True)
     context = multiprocessing.get_context("forkserver")
@@ -135,6 +137,12 @@ def _inject(script: str, kind: str, step: str) -> None:
         hook = getattr(pl.LightningModule, step)
         number = signal.Signals[kind]
         setattr(pl.LightningModule, step, lambda *args, **more: os.kill(os.getpid(), number) or hook(*args, **more))
+        return
+    if step == "machine":
+        loop.pick_precision = lambda *_: "bf16-mixed"
+        return
+    if step == "sampling":
+        EEGImageGenerator._sample = _out_of_memory
         return
     module, name = STAGES[script]
     items = getattr(importlib.import_module(module), name)
