@@ -53,7 +53,7 @@ def open_trial_file(path: str | Path) -> TrialFile:
     """Open a file of trials by its cache, which is made first where it is missing, of another file, or damaged.
 
     Raises:
-        UserError: missing, unreadable or incomplete file; the cache cannot be written.
+        UserError: missing, unreadable or incomplete file, or one that changes meanwhile; the cache cannot be written.
     """
     path = Path(path)
     if not path.is_file():
