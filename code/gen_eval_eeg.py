@@ -23,9 +23,9 @@ from config import GenerateConfig, from_cli
 from controls import KINDS, Control, cost, plan
 from dataset import Trials, open_trials
 from dc_ldm import weights
-from dc_ldm.generator import check_sampler
+from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.image_cache import clip_embeddings
-from dc_ldm.modules.clip import load_clip
+from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP, load_clip
 from dc_ldm.published import about_stage_b
 from eeg_signals import read_manifest
 from eval_folder import places
@@ -99,11 +99,7 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
     test, opened_at = trials["test"], datetime.now(UTC).isoformat(timespec="seconds")
 
     # Models
-    generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], str(device), cfg.precision)
-    if cfg.compile:
-        compile_in_place(generator.unet)
-    classifier, absent = load_classifier(paths["classifier"], str(device))
-    clip = load_clip(paths["clip"], device)
+    generator, classifier, clip, absent = load_models(cfg, paths, device)
     notes += [absent] if absent else []
     print(told(test.info["split"]), *notes, f"{len(test)} test trials of {paths['eeg_signals_path']}", sep="\n")
 
@@ -149,6 +145,17 @@ def evaluate(cfg: GenerateConfig, folder: Path, paths: dict, model: dict) -> dic
         "notes": notes,
     }
     return about_trials(trials, opened_at) | machine(device) | facts
+
+
+def load_models(
+    cfg: GenerateConfig, paths: dict, device: torch.device
+) -> tuple[EEGImageGenerator, PictureClassifier | None, FrozenCLIP | OpenCLIP, str]:
+    """Generator, picture classifier, CLIP; why there is no classifier, if there is none. Raises UserError."""
+    generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], str(device), cfg.precision)
+    if cfg.compile:
+        compile_in_place(generator.unet)
+    classifier, absent = load_classifier(paths["classifier"], str(device))
+    return generator, classifier, load_clip(paths["clip"], device), absent
 
 
 def draw_controls(
