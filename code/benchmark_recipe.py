@@ -22,6 +22,7 @@ from dataset import EEGWindows
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
+from resident_windows import ResidentWindows
 from runtime.compiling import compile_in_place
 from runtime.draws import StepBatches
 from sc_mbm.mae_for_eeg import MAEforEEG
@@ -44,6 +45,7 @@ def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
     for path in files:
         np.save(path, rng.standard_normal((64, 400)).astype(np.float32))
     windows = EEGWindows(folder.name, held_out=0)
+    items = ResidentWindows(windows, machine.device) if machine.device.type == "cuda" else windows
     batch = next(iter(StepBatches(32, 32, 0, 0, 1)))
     networks = [MAEforEEG(**size.encoder, **size.decoder).to(machine.device) for _ in range(2)]
     modules = [MaskedPretraining(network, 0.75, 2.5e-4, 0.0, 0.05, 0, 1, 0) for network in networks]
@@ -51,7 +53,7 @@ def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
 
     def mine(module: MaskedPretraining, optimizer: torch.optim.Optimizer) -> None:
         with machine.autocast():
-            loss = module.training_step((batch, windows[batch].to(machine.device)), 0)
+            loss = module.training_step((batch, items[batch]), 0)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 0.8)
