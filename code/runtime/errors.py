@@ -9,9 +9,12 @@ class UserError(Exception):
 
 
 def cli(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a UserError becomes one line on stderr and exit status 2."""
+    """Run a script's `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C one and status 130."""
     try:
         main()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

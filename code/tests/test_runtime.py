@@ -11,7 +11,7 @@ import torch
 
 from runtime import checkpoints
 from runtime.draws import StepBatches, randn
-from runtime.errors import UserError
+from runtime.errors import UserError, cli
 from runtime.runs import check_hand_on, hand_on, open_run
 
 
@@ -133,3 +133,15 @@ def test_earlier_records_of_a_hand_on_are_understood(tmp_path, named):
     hand_on(one, target)
     shutil.move(root, tmp_path / "moved")  # the new record does not name the root
     check_hand_on(tmp_path / "moved/pretrains/kind/a.pth", open_run(tmp_path / "moved/results/kind/one", {}))
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"), [(UserError("a\n b"), 2, "error: a b\n"), (KeyboardInterrupt(), 130, "stopped\n")]
+)
+def test_a_script_ends_with_one_line(capsys, raised, status, said):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as end:
+        cli(main)
+    assert end.value.code == status and capsys.readouterr().err == said
