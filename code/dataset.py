@@ -15,7 +15,7 @@ from eeg_signals import Span, check_signal, fit_channels, fit_length, mapped, re
 from runtime import draws
 from runtime.errors import UserError
 from splits import check_splits, read_subject_splits
-from trial_cache import TrialFile, open_trial_file
+from trial_cache import TrialFile, cached_windows, open_trial_file
 
 # eeg_5_95_std.pth carries no manifest: 1 kHz, the model sees 20..460 ms, odd lengths are left out (spec 3.2)
 FILE_DEFAULTS = {
@@ -126,7 +126,7 @@ class EEGWindows:
 
 @dataclass
 class Trials:
-    """The trials of one split, in the split's order; everything in memory."""
+    """The trials of one split, in the split's order; the EEG mapped from the disk, the rest in memory."""
 
     eeg: Tensor  # (N, C, T) float32, windowed, interpolated, scaled
     label: Tensor  # (N,) int64, index into wnids
@@ -188,16 +188,18 @@ def _trials(
     kept = [i for i in part if shortest <= trials["shape"][i][1] <= longest]
     if not kept:
         raise UserError(f"{what} has no trial of {shortest} to {longest} samples among its {len(part)}")
-    eeg = np.empty((len(kept), n_chans, n_times), np.float32)
-    for i, row in zip(kept, eeg, strict=True):
+
+    def window(i: int) -> np.ndarray:
         signal = file.eeg(i)[:, begin:end]
         if signal.shape[0] > n_chans or 0 in signal.shape:
             raise UserError(f"{what}: trial {i} is {trials['shape'][i]}; the model takes {n_chans} channels")
         check_signal(signal.min(1), signal.max(1), f"{what}: trial {i}")
-        row[:] = fit_channels(fit_length(signal, n_times), n_chans)
+        return fit_channels(fit_length(signal, n_times), n_chans).astype(np.float32) * np.float32(scale)
+
+    eeg = cached_windows(file, [kept, begin, end, scale], (len(kept), n_chans, n_times), map(window, kept))
     column = {k: [trials[k][i] for i in kept] for k in ("label", "image", "subject", "onset", "recording")}
     return Trials(
-        eeg=torch.from_numpy(eeg).mul_(scale),
+        eeg=torch.from_numpy(eeg),
         position=torch.tensor(kept),
         **{k: torch.tensor(column[k]) for k in ("label", "image", "subject")},
         onset=None if None in trials["onset"] else torch.tensor(column["onset"], dtype=torch.float64),

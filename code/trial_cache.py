@@ -3,11 +3,13 @@
 `<folder>/cache/<stem>.trials.npy` holds every trial's samples end to end, float32; `<stem>.trials.json` says where
 each begins and what it is, and which file (size, time of change, sha256) it was made from. A file of the same size
 and time of change is taken for the same one; otherwise its sha256 decides, which costs seconds.
+`<stem>.windows-<key>.npy` holds what a stage cuts out of the trials of a split, ready for the model.
 
 Torch's own loader reads a file of the legacy format whole, 3 GB; here either format is read trial by trial.
 Shapes: C electrodes, L samples of one trial.
 """
 
+import glob
 import hashlib
 import json
 import math
@@ -15,6 +17,7 @@ import pickle
 import resource
 import time
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +76,40 @@ def open_trial_file(path: str | Path) -> TrialFile:
     return TrialFile(samples, np.load(samples, mmap_mode="r").offset, np.cumsum(size) - size, about)
 
 
+def cached_windows(file: TrialFile, facts: list, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> np.ndarray:
+    """An array (N, C, T) float32 that is made of the file's trials once, then mapped from the disk (copy on write).
+
+    rows: N arrays (C, T), asked for only where no earlier run left them; facts: plain values which, with the file and
+    the shape, decide what they are. Raises UserError: the disk is full or the folder cannot be written.
+    """
+    key = hashlib.blake2b(json.dumps([FORMAT, file.about["sha256"], shape, facts]).encode(), digest_size=8).hexdigest()
+    path = _windows_path(file.samples, key)
+
+    def write(out) -> None:
+        np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for row in rows:
+            out.write(np.ascontiguousarray(row, dtype="<f4"))
+
+    found = _mapped_windows(path)
+    if found is None or found.shape != shape:
+        checkpoints.sweep(path)
+        checkpoints.replace_atomically(path, write)
+        found = _mapped_windows(path)
+    return found
+
+
+def _windows_path(samples: Path, key: str) -> Path:
+    return samples.with_name(f"{samples.name.removesuffix('.trials.npy')}.windows-{key}.npy")
+
+
+def _mapped_windows(path: Path) -> np.ndarray | None:
+    """What an earlier run left, or None where it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="c")
+    except (OSError, EOFError, ValueError):
+        return None
+
+
 def _seen(path: Path) -> dict[str, int]:
     return {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
 
@@ -114,6 +151,8 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
 
     if index.is_file():  # else, interrupted here, the earlier file's index would stand beside these samples
         index.unlink(missing_ok=True)
+    for earlier in samples.parent.glob(_windows_path(Path(glob.escape(samples.name)), "*").name):
+        earlier.unlink(missing_ok=True)
     checkpoints.sweep(samples)
     checkpoints.replace_atomically(samples, write)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

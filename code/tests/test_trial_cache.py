@@ -13,7 +13,7 @@ import trial_cache
 from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
-from trial_cache import open_trial_file
+from trial_cache import cached_windows, open_trial_file
 
 FORMATS = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
 
@@ -240,3 +240,52 @@ def test_a_file_that_would_unpack_to_any_size_is_refused(tmp_path):
     with pytest.raises(UserError, match="many trials are copies of one"):
         open_trial_file(path)
     assert not (tmp_path / "cache").exists()
+
+
+def windows(file, facts, made, value=1.0):
+    """Two windows (3, 4) cut out of a file; `made` notes each that is really made."""
+
+    def row(i):
+        made.append(i)
+        return file.eeg(i)[:, :4] * value
+
+    return cached_windows(file, facts, (2, 3, 4), map(row, (0, 1)))
+
+
+def test_windows_are_made_once_for_each_thing_they_depend_on(tmp_path):
+    path, made = write(tmp_path / "eeg.pth", trials(), True), []
+    file = open_trial_file(path)
+    first = windows(file, ["a"], made)
+    assert np.array_equal(first, np.stack([file.eeg(i)[:, :4] for i in (0, 1)])) and first.dtype == np.float32
+    again = windows(file, ["a"], made, value=7)  # taken as they are: the facts say nothing of another value
+    assert np.array_equal(again, first) and made == [0, 1]
+    again[:] = 0  # written to, the array changes, not the file
+    assert np.array_equal(windows(file, ["a"], made), first) and made == [0, 1]
+    assert np.array_equal(windows(file, ["b"], made, value=7), 7 * first) and made == [0, 1] * 2
+    write(path, trials(seed=1), True)
+    os.utime(path, ns=(0, 0))
+    other = windows(open_trial_file(path), ["a"], made)
+    assert not np.array_equal(other, first) and made == [0, 1] * 3
+    left = [p.name for p in (tmp_path / "cache").glob("eeg.windows-*")]
+    assert len(left) == 1, "windows of the earlier file are still there"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.write_bytes(b""), lambda p: p.write_bytes(p.read_bytes()[:-5]), os.remove]
+)
+def test_damaged_windows_are_made_again(tmp_path, damage):
+    file, made = open_trial_file(write(tmp_path / "eeg.pth", trials(), True)), []
+    first = windows(file, [], made).copy()
+    damage(next((tmp_path / "cache").glob("eeg.windows-*")))
+    assert np.array_equal(windows(file, [], made), first) and made == [0, 1] * 2
+
+
+def test_windows_that_cannot_be_cut_leave_no_file(tmp_path):
+    file = open_trial_file(write(tmp_path / "eeg.pth", trials(), True))
+
+    def row(i):
+        raise UserError("trial 1 is flat")
+
+    with pytest.raises(UserError, match="flat"):
+        cached_windows(file, [], (1, 3, 4), map(row, [0]))
+    assert not list((tmp_path / "cache").glob("*windows*"))
