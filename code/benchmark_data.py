@@ -28,7 +28,7 @@ def data_start(size: Size, machine: Machine) -> Row:
 
     def mine() -> Tensor:
         assert folder  # the files live as long as this call may be made
-        return open_trials(path, splits, 4)["train"].eeg[:BATCH]
+        return open_trials(path, splits, 4)["train"].eeg[:BATCH].clone()
 
     def published() -> Tensor:
         loaded = [_load(path, splits, part) for part in ("train", "val")]

@@ -5,6 +5,7 @@ Shapes: N trials or windows, B batch, C electrodes, T time points, L time points
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,7 @@ def _trials(
         check_signal(signal.min(1), signal.max(1), f"{what}: trial {i}")
         return fit_channels(fit_length(signal, n_times), n_chans).astype(np.float32) * np.float32(scale)
 
-    eeg = cached_windows(file, [kept, begin, end, scale], (len(kept), n_chans, n_times), map(window, kept))
+    eeg = cached_windows(file, [kept, begin, end, scale], (len(kept), n_chans, n_times), partial(map, window, kept))
     column = {k: [trials[k][i] for i in kept] for k in ("label", "image", "subject", "onset", "recording")}
     return Trials(
         eeg=torch.from_numpy(eeg),

@@ -33,6 +33,7 @@ from page_figures import figure
 from page_scores import score_name
 from places import under_root
 from runtime import checkpoints
+from runtime.compiling import compile_in_place
 from runtime.errors import UserError, cli
 from runtime.runs import open_run
 from samples import draw, picture_seeds
@@ -62,6 +63,8 @@ def main() -> None:
     trials, notes = read_trials(cfg, paths, model)
     print(*notes, sep="\n")
     generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], cfg.device, cfg.precision)
+    if cfg.compile:
+        compile_in_place(generator.unet)
     classifier, absent = load_classifier(paths["classifier"], str(generator.device))
     if classifier is None:
         raise UserError(f"the study needs a picture classifier, but {absent}")

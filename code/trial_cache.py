@@ -17,7 +17,7 @@ import pickle
 import resource
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -76,26 +76,35 @@ def open_trial_file(path: str | Path) -> TrialFile:
     return TrialFile(samples, np.load(samples, mmap_mode="r").offset, np.cumsum(size) - size, about)
 
 
-def cached_windows(file: TrialFile, facts: list, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> np.ndarray:
+def cached_windows(
+    file: TrialFile, facts: list, shape: tuple[int, ...], rows: Callable[[], Iterable[np.ndarray]]
+) -> np.ndarray:
     """An array (N, C, T) float32 that is made of the file's trials once, then mapped from the disk (copy on write).
 
-    rows: N arrays (C, T), asked for only where no earlier run left them; facts: plain values which, with the file and
-    the shape, decide what they are. Raises UserError: the disk is full or the folder cannot be written.
+    rows: makes N arrays (C, T), asked for only where no earlier run left them; facts: plain values which, with the
+    file and the shape, decide what they are. Where they cannot be kept, they are made in memory, and a line says so.
     """
     key = hashlib.blake2b(json.dumps([FORMAT, file.about["sha256"], shape, facts]).encode(), digest_size=8).hexdigest()
     path = _windows_path(file.samples, key)
 
     def write(out) -> None:
         np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for row in rows:
+        for row in rows():
             out.write(np.ascontiguousarray(row, dtype="<f4"))
 
     found = _mapped_windows(path)
     if found is None or found.shape != shape:
         checkpoints.sweep(path)
-        checkpoints.replace_atomically(path, write)
-        found = _mapped_windows(path)
-    return found
+        try:
+            checkpoints.replace_atomically(path, write)
+            found = _mapped_windows(path)
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):  # then it is about the EEG
+                raise
+            print(f"note: {path} could not be kept ({error.__cause__}): it is made again each time, in memory")
+            found = None
+    # another process may have removed it meanwhile, having found a new file of trials
+    return np.stack([np.asarray(row, "<f4") for row in rows()]) if found is None else found
 
 
 def _windows_path(samples: Path, key: str) -> Path:

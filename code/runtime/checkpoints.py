@@ -1,5 +1,6 @@
 """Checkpoints as plain dicts: written whole or not at all, read without executing anything."""
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -42,8 +43,9 @@ def replace_atomically(path: Path, write) -> None:
 def sweep(path: Path) -> None:
     """Remove what writers of `path` that were killed have left beside it, unless one may still be at work."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if time.time() - part.stat().st_mtime > 3600:
-            part.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, or has just finished it
+            if time.time() - part.stat().st_mtime > 3600:
+                part.unlink()
 
 
 def save(path: str | Path, content: dict) -> None:

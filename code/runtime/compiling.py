@@ -14,7 +14,7 @@ def compile_in_place(*networks: nn.Module) -> None:
     Raises:
         UserError: there is no C++ compiler, without which nothing can be translated.
     """
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++").split()[0], "clang++"))):
         raise UserError("compile=true needs a C++ compiler (g++ or clang++, or one named by CXX), and none was found")
     for network in networks:
         network.compile()

@@ -152,6 +152,10 @@ def cli(main: Callable[[], None]) -> None:
     try:
         with signals_to(_stopped):
             errors.cli(main)
+    except _Halt:
+        number, _Stop.number = _Stop.number, 0
+        print(f"error: {_stop_sentence(number)}", file=sys.stderr)
+        sys.exit(128 + number)
     except SystemExit as end:
         number, _Stop.number = _Stop.number, 0
         sys.exit(128 + number if number else end.code)
@@ -214,11 +218,19 @@ def _stopped(number: int, frame: FrameType | None) -> None:
     """Stop at once, unless in the middle of a gather or stopping already; `share` raises what is only noted here."""
     wait, _Stop.number = _Stop.gathering or _Stop.number, number
     if not wait:
-        raise _stop()
+        raise _Halt if world() == 1 else _stop()
+
+
+class _Halt(BaseException):
+    """A signal in a process that is alone: no Exception, which a library might catch on the way."""
 
 
 def _stop() -> errors.UserError:
-    return errors.UserError(f"stopped by {signal.Signals(_Stop.number).name}; the same command goes on from there")
+    return errors.UserError(_stop_sentence(_Stop.number))
+
+
+def _stop_sentence(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}; the same command goes on from there"
 
 
 def _last_words(error: Exception, store: dist.Store) -> NoReturn:

@@ -39,7 +39,9 @@ class Run:
 
 def run_config(cfg: Any, *without: str) -> dict:
     """The settings that make a run what it is: the dataclass `cfg` without how, where and `without`."""
-    drop = ("overwrite", "wandb", "device", "root_path", *without)
+    drop = ["overwrite", "wandb", "device", "root_path", *without]
+    if not cfg.compile:
+        drop.append("compile")  # so that runs begun before there was this setting go on
     return {name: value for name, value in asdict(cfg).items() if name not in drop}
 
 

@@ -249,7 +249,7 @@ def windows(file, facts, made, value=1.0):
         made.append(i)
         return file.eeg(i)[:, :4] * value
 
-    return cached_windows(file, facts, (2, 3, 4), map(row, (0, 1)))
+    return cached_windows(file, facts, (2, 3, 4), lambda: map(row, (0, 1)))
 
 
 def test_windows_are_made_once_for_each_thing_they_depend_on(tmp_path):
@@ -287,5 +287,18 @@ def test_windows_that_cannot_be_cut_leave_no_file(tmp_path):
         raise UserError("trial 1 is flat")
 
     with pytest.raises(UserError, match="flat"):
-        cached_windows(file, [], (1, 3, 4), map(row, [0]))
+        cached_windows(file, [], (1, 3, 4), lambda: map(row, [0]))
     assert not list((tmp_path / "cache").glob("*windows*"))
+
+
+def test_windows_that_cannot_be_kept_are_made_in_memory_and_a_line_says_so(tmp_path, monkeypatch, capsys):
+    file, made = open_trial_file(write(tmp_path / "eeg.pth", trials(), True)), []
+    kept = windows(file, ["a"], made).copy()
+
+    def full(path, write):
+        raise UserError("no room") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "replace_atomically", full)
+    capsys.readouterr()
+    assert np.array_equal(windows(file, ["b"], made), kept)
+    assert "could not be kept" in capsys.readouterr().out
