@@ -37,11 +37,12 @@ class Run:
         checkpoints.write_text(self.folder / "finished.json", json.dumps(facts, indent=1))
 
 
+LATER = {"compile": False}  # settings younger than runs that may go on, and what those did
+
+
 def run_config(cfg: Any, *without: str) -> dict:
     """The settings that make a run what it is: the dataclass `cfg` without how, where and `without`."""
-    drop = ["overwrite", "wandb", "device", "root_path", *without]
-    if not cfg.compile:
-        drop.append("compile")  # so that runs begun before there was this setting go on
+    drop = ("overwrite", "wandb", "device", "root_path", *without)
     return {name: value for name, value in asdict(cfg).items() if name not in drop}
 
 
@@ -56,7 +57,7 @@ def begun(folder: Path, config: dict) -> bool:
         return False  # new, or never begun: its data were missing, say
     if not saved.exists():
         raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
-    before = OmegaConf.to_container(OmegaConf.load(saved))
+    before = {k: v for k, v in LATER.items() if k in config} | OmegaConf.to_container(OmegaConf.load(saved))
     differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
     if differ:
         shown = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} asked" for k in differ[:4])

@@ -145,3 +145,12 @@ def test_a_script_ends_with_one_line(capsys, raised, status, said):
     with pytest.raises(SystemExit) as end:
         cli(main)
     assert end.value.code == status and capsys.readouterr().err == said
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on_at_its_default(tmp_path):
+    folder = tmp_path / "run"
+    open_run(folder, {"lr": 1.0})
+    (folder / "metrics.csv").write_text("epoch")
+    open_run(folder, {"lr": 1.0, "compile": False})
+    with pytest.raises(UserError, match="compile: False there, True asked"):
+        open_run(folder, {"lr": 1.0, "compile": True})
