@@ -37,11 +37,11 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (B, c, ...)."""
-        # torch's kernels take bfloat16 and sum it in float32; autocast on a GPU makes float32 copies all the same
         half = x.dtype == torch.bfloat16
         if half and x.device.type == "cpu" and x[0, 0].numel() < 1024 and not x.is_contiguous():
             x32 = x.float()  # below 1024 pixels the CPU's kernel for channels last is 4 to 10 times slower in bfloat16
             return F.group_norm(x32, self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        # torch's kernels take bfloat16 and sum it in float32; autocast on a GPU makes float32 copies all the same
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.group_norm(x, self.num_groups, weight, bias, self.eps).to(x.dtype)
 
