@@ -16,21 +16,21 @@ setup: .venv/installed
 
 # From nothing to a page of pictures: simulated EEG, stages A, B and C at miniature size.
 demo: setup
-	$(BIN)/python code/simulate_eeg.py
+	$(BIN)/python code/run.py simulate_eeg
 	$(BIN)/python code/stageA1_eeg_pretrain.py preset=miniature
 	$(BIN)/python code/eeg_ldm.py preset=miniature
 	$(BIN)/python code/gen_eval_eeg.py preset=miniature
 
 # The best that the miniature reaches: stage B three times as long, from an untrained encoder (README, "Does stage A help?").
 demo-long: setup
-	$(BIN)/python code/simulate_eeg.py
+	$(BIN)/python code/run.py simulate_eeg
 	$(BIN)/python code/eeg_ldm.py preset=miniature name=long pretrain_mbm_path=none num_epoch=30
 	$(BIN)/python code/gen_eval_eeg.py preset=miniature name=long
 
 # The paper's ablations at miniature size, two models at a time; a page and a CSV.
 ablations: setup
-	$(BIN)/python code/simulate_eeg.py
-	$(BIN)/python code/run_ablations.py preset=miniature workers=2
+	$(BIN)/python code/run.py simulate_eeg
+	$(BIN)/python code/run.py run_ablations preset=miniature workers=2
 
 test: setup
 	$(BIN)/pytest
@@ -40,7 +40,7 @@ test-full: setup
 	$(BIN)/pytest -m full -s
 
 bench: setup
-	$(BIN)/python code/benchmark.py
+	$(BIN)/python code/run.py benchmark
 
 lint: setup
 	$(BIN)/ruff check code

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeg_signals import Span, check_signal, fit_channels, fit_length, mapped, read_manifest, read_span, spans_of
+from data.signals import Span, check_signal, fit_channels, fit_length, mapped, read_manifest, read_span, spans_of
+from data.splits import check_splits, read_subject_splits
+from data.trials_file import TrialFile, cached_windows, open_trial_file
 from runtime import draws
 from runtime.errors import UserError
-from splits import check_splits, read_subject_splits
-from trial_cache import TrialFile, cached_windows, open_trial_file
 
 # eeg_5_95_std.pth carries no manifest: 1 kHz, the model sees 20..460 ms, odd lengths are left out (spec 3.2)
 FILE_DEFAULTS = {

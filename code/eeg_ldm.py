@@ -13,27 +13,27 @@ import numpy as np
 import torch
 
 from config import FinetuneConfig, from_cli
+from data.splits import told
+from data.stimuli import image_path, image_tensor, leave_out_missing, load_image
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
-from dc_ldm.image_cache import clip_embeddings, latent_moments
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, check_finetune, reciprocal_rank, validation_losses
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
-from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP, load_clip
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
 from dc_ldm.published import read_stage_a
-from memory_plan import check_fits, plan_finetuning
-from places import file_or_name, in_place, under_root
+from evaluation.validation import cost, load_judge, look
 from runtime import checkpoints, ranks
 from runtime.compiling import compile_in_place
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device, pick_precision
+from runtime.memory import check_fits, plan_finetuning
+from runtime.paths import file_or_name, in_place, under_root
 from runtime.runs import Run, run_config, train_stage
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
-from splits import told
-from stimuli import image_path, image_tensor, leave_out_missing, load_image
-from validation import cost, load_judge, look
+from vision.cache import clip_embeddings, latent_moments
+from vision.clip import FrozenCLIP, OpenCLIP, load_clip
 
 ENCODER_SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")

@@ -19,19 +19,27 @@ import numpy as np
 import torch
 
 from config import from_cli, setting
-from design import design_of
-from distances import distances, set_scores, too_few, turn_distances
-from eval_folder import Outcome, Truth, is_bare, left_out, read_folder, recordings, with_pixels, write_item_scores
-from feature_networks import never_looked
-from looking import keep, look
-from page_scores import table
-from power import power_of, told
-from results_page import write_page
+from evaluation.block_design import design_of
+from evaluation.features import keep, look
+from evaluation.fid import distances, set_scores, too_few, turn_distances
+from evaluation.folder import Outcome, Truth, is_bare, left_out, read_folder, recordings, with_pixels, write_item_scores
+from evaluation.page.page import write_page
+from evaluation.page.tables import table
+from evaluation.power import power_of, told
+from evaluation.similarity import cosine, likeness
+from evaluation.verdict import (
+    ItemScores,
+    baseline_table,
+    score_table,
+    subject_table,
+    verdict,
+    within_class,
+    within_class_p,
+)
 from runtime.checkpoints import write_text
 from runtime.errors import UserError, cli
 from runtime.loop import pick_device
-from similarity import cosine, likeness
-from verdict import ItemScores, baseline_table, score_table, subject_table, verdict, within_class, within_class_p
+from vision.networks import never_looked
 
 
 @lru_cache(maxsize=64)

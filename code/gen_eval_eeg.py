@@ -20,33 +20,33 @@ from safetensors.torch import save
 from torch import Tensor
 
 from config import GenerateConfig, from_cli
-from controls import KINDS, Control, cost, plan
+from data.signals import read_manifest
+from data.splits import told
+from data.stimuli import leave_out_missing, load_image
+from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
-from dc_ldm.image_cache import clip_embeddings
-from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP, load_clip
 from dc_ldm.published import about_stage_b
-from eeg_signals import read_manifest
-from eval_folder import places
 from eval_metrics import write_metrics
-from eval_report import about_trials, baselines, hashes_of, machine, write_trials
-from feature_networks import network_arrays
+from evaluation.controls import KINDS, Control, cost, plan
+from evaluation.folder import places
+from evaluation.page.page import write_page
+from evaluation.page.tables import table
+from evaluation.record import about_trials, baselines, hashes_of, machine, write_trials
+from evaluation.sampling import draw, picture_seeds, show
 from generate import load_generator, pick_dtype
-from page_scores import table
-from places import file_or_name, in_place, under_root
-from results_page import write_page
 from runtime import checkpoints, ranks
 from runtime.compiling import compile_in_place
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_B, file_kind
 from runtime.loop import pick_device
+from runtime.paths import file_or_name, in_place, under_root
 from runtime.runs import open_for_all, run_config
-from samples import draw, picture_seeds, show
-from scorers import PictureClassifier, describe, load_classifier
-from splits import told
-from stimuli import leave_out_missing, load_image
-from trial_cache import open_trial_file
+from vision.cache import clip_embeddings
+from vision.classifier import PictureClassifier, describe, load_classifier
+from vision.clip import FrozenCLIP, OpenCLIP, load_clip
+from vision.networks import network_arrays
 
 
 def main() -> None:

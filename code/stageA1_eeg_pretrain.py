@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from config import PretrainConfig, from_cli
+from data.resident_windows import training_items
 from dataset import EEGWindows
-from memory_plan import SURELY, check_fits, plan_pretraining
-from places import in_place, under_root
-from resident_windows import training_items
 from runtime import ranks
 from runtime.compiling import compile_in_place
 from runtime.draws import rand, steps_per_epoch
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit, pick_device, pick_precision
+from runtime.memory import SURELY, check_fits, plan_pretraining
+from runtime.paths import in_place, under_root
 from runtime.runs import Run, run_config, train_stage
 from sc_mbm.linear_reference import linear_share
 from sc_mbm.mae_for_eeg import MAEforEEG, start_local

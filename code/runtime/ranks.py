@@ -167,7 +167,7 @@ def _within_memory(main: Callable[[], None]) -> None:
     except (torch.OutOfMemoryError, MemoryError) as error:  # of a step in training, `loop.fit` says more
         raise errors.UserError(
             f"not enough memory ({error}): ask for smaller batches, pictures or networks, or use another device; "
-            "check_setup.py --plan tells what takes how much"
+            "run.py check_setup --plan tells what takes how much"
         ) from error
 
 

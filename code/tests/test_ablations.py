@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import ablation_table
-import run_ablations
-from ablation_results import Difference, difference
-from ablation_table import STAGES, chain, read_table
-from ablations_page import _verdict
+import commands.ablation.table as ablation_table
+from commands import run_ablations
+from commands.ablation.page import _verdict
+from commands.ablation.results import Difference, difference
+from commands.ablation.table import STAGES, chain, read_table
 from config import GenerateConfig
 from gen_eval_eeg import identity
 from runtime import checkpoints
@@ -26,7 +26,7 @@ TABLE = """
 title: Made-up models
 reference: full
 about: [Some of this is <unknown>.]
-prepare: {miniature: [python code/simulate_eeg.py]}
+prepare: {miniature: [python code/run.py simulate_eeg]}
 presets:
   miniature:
     every: {validate_every: 3}
@@ -232,7 +232,7 @@ def test_a_row_whose_data_are_missing_says_so_and_runs_nothing(root, monkeypatch
     with pytest.raises(UserError, match=r"row band, seed 2022: missing: EEG of the trials .*gone.pth"):
         run(monkeypatch, root)
     assert not [line for line in calls(root) if "gone" in line or "band" in line]
-    assert "gone.pth" in rows_of(root)["band"]["problem"] and "python code/simulate_eeg.py" in page(root)
+    assert "gone.pth" in rows_of(root)["band"]["problem"] and "python code/run.py simulate_eeg" in page(root)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,15 @@ from test_stage_a import SMALL, slow_waves
 from test_trial_cache import assert_holds, trials, write
 from tiny_diffusion import SIZE, write_base, write_clip, write_trials
 
+import data.trials_file as trial_cache
 import stageA1_eeg_pretrain as stage_a
-import trial_cache
-from dc_ldm import image_cache, weights
-from dc_ldm.modules.clip import FrozenCLIP
+from data.stimuli import image_tensor, load_image
+from data.trials_file import open_trial_file
+from dc_ldm import weights
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
-from stimuli import image_tensor, load_image
-from trial_cache import open_trial_file
+from vision import cache as image_cache
+from vision.clip import FrozenCLIP
 
 
 @contextmanager

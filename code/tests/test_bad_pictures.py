@@ -10,9 +10,9 @@ from PIL import Image
 from test_scorers import write_classifier
 
 import eval_metrics
-import looking
-from eval_folder import read_pictures
+import evaluation.features as looking
 from eval_metrics import item_scores, write_metrics
+from evaluation.folder import read_pictures
 from runtime.errors import UserError
 
 
@@ -64,7 +64,7 @@ def test_truths_that_are_equal_tie_and_one_image_alone_is_refused(bare, tmp_path
 
 
 def test_a_bare_folder_is_looked_at_by_classifier_and_clip(bare, tmp_path, monkeypatch, capsys):
-    from scorers import load_classifier
+    from vision.classifier import load_classifier
 
     copy = shutil.copytree(bare, tmp_path / "copy")
     folder, _ = write_classifier(tmp_path / "classifier")

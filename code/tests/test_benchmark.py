@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-import benchmark
-import benchmark_data
-from benchmark_sizes import Row
+import commands.bench.data as benchmark_data
+from commands import benchmark
+from commands.bench.sizes import Row
 from runtime.errors import UserError
 
 CPU = torch.device("cpu")

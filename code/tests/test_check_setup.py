@@ -11,10 +11,10 @@ import torch
 from test_stage_c import arguments, write_world
 from tiny_diffusion import MAE, stage_b_arguments
 
-import check_setup
-import memory_plan
-import setup_report
+import runtime.memory as memory_plan
 import stageA1_eeg_pretrain
+from commands import check_setup
+from commands.setup import report as setup_report
 from config import FinetuneConfig, PretrainConfig, from_cli
 from dc_ldm.weights import load_base, trained_unet_tensors
 from runtime import checkpoints
@@ -333,4 +333,4 @@ def test_the_miniature_world_is_made_here(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli(check_setup.main)
     text = capsys.readouterr().out
-    assert text.count("code/simulate_eeg.py makes it") == 2 and "git checkout -- pretrains/miniature" in text, text
+    assert text.count("code/run.py simulate_eeg makes it") == 2 and "git checkout -- pretrains/miniature" in text, text

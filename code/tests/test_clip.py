@@ -8,8 +8,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_diffusion import write_clip
 
-from dc_ldm.modules.clip import FrozenCLIP, OpenCLIP, load_clip
 from runtime.errors import UserError
+from vision.clip import FrozenCLIP, OpenCLIP, load_clip
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from test_stage_c import run, write_world
 from tiny_diffusion import stage_b_arguments
 
 import eeg_ldm
-import make_control_data
+from commands import make_control_data
 from dataset import open_trials
 from runtime import checkpoints
 from runtime.errors import UserError

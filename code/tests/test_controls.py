@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_stage_c import run, write_world
 
-import controls
-import samples
+import evaluation.sampling as samples
+from evaluation import controls
 from runtime.errors import UserError
 
 

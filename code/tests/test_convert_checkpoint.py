@@ -9,11 +9,11 @@ import tiny_diffusion as tiny
 import torch
 from safetensors.torch import load_file
 
-import convert_checkpoint
+from commands import convert_checkpoint
 from dc_ldm import weights
+from dc_ldm.diffusers_names import MIXERS
 from dc_ldm.generator import load_generator
 from dc_ldm.published import read_stage_a, read_stage_b
-from diffusers_layout import MIXERS
 from runtime import checkpoints, file_kinds
 from runtime.errors import UserError
 from runtime.file_kinds import file_kind

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-import eeg_signals
-import stimuli
+import data.signals as eeg_signals
+from data import stimuli
 from dataset import EEGWindows, open_trials
 from runtime.draws import Batch
 from runtime.errors import UserError

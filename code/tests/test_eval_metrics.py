@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 import eval_metrics
 from eval_metrics import Outcome, Truth, item_scores, n_way_accuracy, write_metrics
-from results_page import write_page
+from evaluation.page.page import write_page
+from evaluation.similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
+from evaluation.verdict import bootstrap_interval, entry, paired_p, within_class, within_class_p
 from runtime.errors import UserError
-from similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
-from verdict import bootstrap_interval, entry, paired_p, within_class, within_class_p
 
 # N-way accuracy
 

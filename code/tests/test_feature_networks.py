@@ -7,12 +7,12 @@ from fidelity import agrees
 from made_up_eval import make_arrays, pictures, random
 from PIL import Image
 
-import feature_networks as networks
-from distances import distances, set_scores, too_few
-from eval_folder import Outcome, Truth
+import vision.networks as networks
 from eval_metrics import item_scores
+from evaluation.fid import distances, set_scores, too_few
+from evaluation.folder import Outcome, Truth
+from evaluation.similarity import ssim
 from runtime.errors import UserError
-from similarity import ssim
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from linear_baseline import lda_probabilities, log_power, nearest_in_time, time_bins
+from evaluation.baselines import lda_probabilities, log_power, nearest_in_time, time_bins
 from runtime.errors import UserError
 
 

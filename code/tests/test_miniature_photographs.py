@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-import make_miniature
-from dc_ldm.modules.clip import FrozenCLIP
+from commands import make_miniature
 from dc_ldm.weights import load_base
 from miniature.photographs import divide, find_photographs, photographs
 from runtime.errors import UserError
-from scorers import load_folder
+from vision.classifier import load_folder
+from vision.clip import FrozenCLIP
 
 
 @pytest.fixture

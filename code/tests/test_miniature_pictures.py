@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from commands.make_miniature import Maker, MiniatureConfig
 from dc_ldm.weights import load_base
-from make_miniature import Maker, MiniatureConfig
 from miniature import check, classifier, renderer, towers
 from miniature.training import Pictures, rendered
 

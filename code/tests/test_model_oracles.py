@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules import attention as unet_attention
-from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime.errors import UserError
 from sc_mbm import mae_for_eeg
 from sc_mbm.mae_for_eeg import Block, EEGEncoder, MAEforEEG
+from vision.clip import FrozenCLIP
 
 TINY = {"n_chans": 6, "n_times": 32, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 4}
 MINIATURE = {"model_channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1, "context_dim": 64}

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-import photograph_page
+from commands import photograph_page
 from runtime.errors import UserError
 
 BROWSER = """#!{python}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-import prepare_eeg
-import recordings
-import trial_files
+import data.epochs as trial_files
+from commands import prepare_eeg
+from data import recordings
 from dataset import EEGWindows, open_trials
 from runtime.errors import UserError
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import resident_windows
+from data import resident_windows
+from data.resident_windows import ResidentWindows, corpus_size, is_resident
 from dataset import EEGWindows
-from resident_windows import ResidentWindows, corpus_size, is_resident
 from runtime.draws import StepBatches
 
 CPU = torch.device("cpu")

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from eval_metrics import write_metrics
-from page_scores import table
-from results_page import write_page
+from evaluation.page.page import write_page
+from evaluation.page.tables import table
 from runtime.errors import UserError
 
 VOID = {"meta", "img", "line", "circle", "br", "input"}

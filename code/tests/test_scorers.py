@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import scorers
+import vision.classifier as scorers
 from runtime.errors import UserError
 
 ARCHITECTURE, SIZE, K = "test_resnet", 32, 5

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import simulate_eeg
+from commands import simulate_eeg
 from dataset import EEGWindows, open_trials
-from linear_baseline import lda_probabilities, log_power
+from evaluation.baselines import lda_probabilities, log_power
 from miniature import head
 from miniature.experiment import presentations, simulate_experiment, split_by_image, unlabelled_recording
 from miniature.simulator import Subject, bandpass, standardise

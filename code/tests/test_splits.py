@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-import make_splits
+from commands import make_splits
+from data.splits import check_splits, read_splits, runs_in_time, told
 from dataset import open_trials
 from runtime.errors import UserError
-from splits import check_splits, read_splits, runs_in_time, told
 
 N_CLASSES, N_IMAGES, N_SUBJECTS = 4, 40, 3
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from two_processes import assert_gradients_agree, keep_gradients, launch
 
-import resident_windows
 import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
+from data import resident_windows
 from dataset import EEGWindows
 from runtime import checkpoints
 from runtime.draws import steps_per_epoch

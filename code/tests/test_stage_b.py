@@ -14,12 +14,12 @@ from torch.testing import assert_close
 from two_processes import assert_gradients_agree, keep_gradients, launch
 
 import eeg_ldm
-import scorers
-from dc_ldm import image_cache, weights
+import vision.classifier as scorers
+from data.stimuli import image_tensor, load_image
+from dc_ldm import weights
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, add_noise, losses, reciprocal_rank
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
-from dc_ldm.modules.clip import FrozenCLIP
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
 from runtime.draws import Batch, StepBatches
@@ -27,7 +27,8 @@ from runtime.errors import UserError
 from runtime.loop import Schedule, fit
 from runtime.runs import open_run
 from sc_mbm.mae_for_eeg import EEGEncoder
-from stimuli import image_tensor, load_image
+from vision import cache as image_cache
+from vision.clip import FrozenCLIP
 
 
 def some_trials(n: int = 24, n_crops: int = 2, std: float = 0.1, **settings) -> LatentTrials:

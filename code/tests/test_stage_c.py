@@ -13,9 +13,10 @@ from test_scorers import write_classifier
 from tiny_diffusion import MAE, SIZE, stage_b_arguments
 from two_processes import launch
 
-import eval_report
+import evaluation.record as eval_report
+import evaluation.sampling as samples
 import gen_eval_eeg
-import samples
+from data.stimuli import image_path, image_tensor, load_image
 from dataset import Trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator
@@ -23,7 +24,6 @@ from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
 from runtime.errors import UserError, cli
 from sc_mbm.mae_for_eeg import EEGEncoder
-from stimuli import image_path, image_tensor, load_image
 
 TEST_TRIALS = 8
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_stage_c import arguments, write_world
 
-import study_steps
+from commands import study_steps
 from dataset import Trials
 from runtime import checkpoints
 from runtime.errors import UserError

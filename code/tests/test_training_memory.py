@@ -13,15 +13,15 @@ from tiny_diffusion import stage_b_arguments
 from two_processes import launch
 
 import eeg_ldm
-import memory_plan
+import runtime.memory as memory_plan
 import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
-from dc_ldm import image_cache
 from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit
 from runtime.optimizer import adamw
 from runtime.runs import open_run
+from vision import cache as image_cache
 
 
 def loss_and_gradients(halved: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

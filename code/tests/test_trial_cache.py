@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import trial_cache
+import data.trials_file as trial_cache
+from data.trials_file import cached_windows, open_trial_file
 from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
-from trial_cache import cached_windows, open_trial_file
 
 FORMATS = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
 

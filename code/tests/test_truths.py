@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from dataset import open_trials
-from design import design_from
-from eval_folder import read_folder
 from eval_metrics import instance_parts, item_scores
-from eval_report import clock
-from power import paired_power, within_class_power
-from verdict import EEG_CONTROLS, ItemScores, score_table, verdict, within_class_p
+from evaluation.block_design import design_from
+from evaluation.folder import read_folder
+from evaluation.power import paired_power, within_class_power
+from evaluation.record import clock
+from evaluation.verdict import EEG_CONTROLS, ItemScores, score_table, verdict, within_class_p
 
 CODE = Path(__file__).parents[1]
 SCORE = "50_way_top1"

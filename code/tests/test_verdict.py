@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from design import design_from
+from evaluation.block_design import design_from
+from evaluation.verdict import EEG_CONTROLS, ItemScores, entry, score_table, verdict
 from runtime.errors import UserError
-from verdict import EEG_CONTROLS, ItemScores, entry, score_table, verdict
 
 RANDOM, BLOCK, UNKNOWN = (("random", "shuffled"), ("block", "in blocks"), ("unknown", "no onsets"))
 

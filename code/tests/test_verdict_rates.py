@@ -11,16 +11,16 @@ import torch
 from scipy.stats import binom, rankdata
 from sklearn.linear_model import RidgeCV
 
-from controls import gaussian_eeg, other_trial
-from design import design_from
-from eval_folder import Outcome, Truth
 from eval_metrics import item_scores
-from linear_baseline import lda_probabilities, log_power, time_bins
+from evaluation.baselines import lda_probabilities, log_power, time_bins
+from evaluation.block_design import design_from
+from evaluation.controls import gaussian_eeg, other_trial
+from evaluation.folder import Outcome, Truth
+from evaluation.similarity import cosine
+from evaluation.verdict import ALPHA, EEG_CONTROLS, score_table, verdict, within_class, within_class_p
 from miniature.evoked import picture_codes
 from miniature.experiment import simulate_experiment
 from miniature.renderer import STIMULI
-from similarity import cosine
-from verdict import ALPHA, EEG_CONTROLS, score_table, verdict, within_class, within_class_p
 
 IMAGES = 8  # of each class; every other one is tested on
 SEEDS = range(910_000, 910_020)

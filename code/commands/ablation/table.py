@@ -1,0 +1,157 @@
+"""A table of models to train and score, from YAML to the command lines of the three stages."""
+
+import json
+import os
+import shlex
+from concurrent.futures import Future
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
+from data.trials_file import open_trial_file
+from gen_eval_eeg import identity
+from runtime import checkpoints
+from runtime.errors import UserError
+from runtime.paths import in_place, under_root
+from runtime.runs import begun, run_config
+
+HERE = Path(__file__).parent
+CODE = HERE.parents[1]
+STAGES = {
+    "A": (PretrainConfig, CODE / "stageA1_eeg_pretrain.py", "eeg_pretrain"),
+    "B": (FinetuneConfig, CODE / "eeg_ldm.py", "generation"),
+    "C": (GenerateConfig, CODE / "gen_eval_eeg.py", "eval"),
+}
+NAMES = {stage: {f.name for f in fields(kind)} for stage, (kind, _, _) in STAGES.items()}  # of the settings
+TABLE_KEYS = {"title", "reference", "about", "prepare", "presets", "rows"}
+
+
+@dataclass
+class Row:
+    """A model of the table."""
+
+    name: str
+    about: str
+    paper: float | None = None  # the paper's 50-way top-1, percent
+    use: list[str] = field(default_factory=list)  # groups of settings
+    pretrained: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)  # its own
+    shared: dict[str, Any] = field(default_factory=dict)  # those of its groups
+
+
+@dataclass
+class Table:
+    """What a YAML file in the format of code/commands/ablation/ablations.yaml holds, for one preset."""
+
+    title: str
+    reference: str  # name of the row that all are compared with
+    about: list[str]
+    prepare: list[str]  # commands that make the data
+    rows: dict[str, Row]
+
+
+@dataclass
+class Job:
+    """A run of one stage. `needs` must finish before it; `future` answers what went wrong, "" if nothing."""
+
+    stage: str
+    name: str
+    words: list[str]
+    cfg: Any
+    needs: "Job | None" = None
+    future: Future = field(default_factory=Future)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return under_root(self.cfg.root_path, f"results/{STAGES[self.stage][2]}/{self.name}")
+
+    @property
+    def command(self) -> str:
+        """What a user would type to run it alone."""
+        return shlex.join(["python", os.path.relpath(STAGES[self.stage][1]), *self.words])
+
+    def facts(self) -> dict:
+        """What the run wrote down when it finished; nothing before."""
+        record = self.folder / "finished.json"
+        return json.loads(record.read_text()) if record.is_file() else {}
+
+    def finished(self) -> bool:
+        """Whether the run is done, with these settings, this model and these data.
+
+        Raises UserError where it is another, or data are missing by which to tell.
+        """
+        if not self.facts():
+            return False
+        config = run_config(self.cfg)
+        if self.stage == "C":  # whose record also holds hashes of its inputs
+            wanted = {"eeg_signals_path": ("EEG of the trials", self.cfg.eeg_signals_path)}
+            paths = in_place(self.cfg, wanted | {"splits_path": ("splits", self.cfg.splits_path)})
+            config = identity(self.cfg) | {"model_sha256": self.needs.facts().get("sha256")}
+            config["eeg_sha256"] = open_trial_file(paths["eeg_signals_path"]).about["sha256"]
+            config["splits_sha256"] = checkpoints.sha256(paths["splits_path"])
+        return begun(self.folder, config)
+
+
+def read_table(table: str, preset: str) -> Table:
+    """The YAML file `table`, or that of this name beside this file, for a preset. Raises UserError."""
+    path = Path(table) if table.endswith((".yaml", ".yml")) else HERE / f"{table}.yaml"
+    try:
+        content: dict = OmegaConf.to_container(OmegaConf.load(path))
+        presets, reference, title = content["presets"], content["reference"], content["title"]
+        rows = {name: Row(name, **about) for name, about in content["rows"].items()}
+    except (OSError, YAMLError, OmegaConfBaseException, AttributeError) as error:
+        raise UserError(f"table={table}: cannot be read ({error}); see {HERE / 'ablations.yaml'}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: an entry is missing or unknown ({error}); see {HERE / 'ablations.yaml'}") from error
+    if unknown := content.keys() - TABLE_KEYS:
+        raise UserError(f"{path}: {min(unknown)} is no entry of a table; there are {', '.join(sorted(TABLE_KEYS))}")
+    if reference not in rows:
+        raise UserError(f"{path}: the reference {reference} is none of its rows: {', '.join(rows)}")
+    if preset not in presets:
+        raise UserError(f"preset={preset}: {path.name} is for {' and '.join(presets)}")
+    groups = {"every": {}} | presets[preset]
+    for row in rows.values():
+        if absent := [group for group in row.use if group not in groups]:
+            raise UserError(f"{path}: row {row.name} uses {absent[0]}, which the preset {preset} does not have")
+        for group in ("every", *row.use):
+            row.shared |= groups[group]
+        if wrong := (row.settings | row.shared).keys() - set().union(*NAMES.values()):
+            raise UserError(f"{path}: row {row.name}: no stage has a setting {min(wrong)}")
+    return Table(title, reference, content.get("about", []), content.get("prepare", {}).get(preset, []), rows)
+
+
+def chain(given: list[str], name: str, row: Row, seed: str, scoring: dict, stage_a: dict[tuple, Job]) -> list[Job]:
+    """The runs that a row takes, in order: stage A unless it is not pretrained, stage B, stage C.
+
+    Args:
+        given: words of every command line.
+        name: first word of the runs' names.
+        scoring: settings of stage C.
+        stage_a: runs of stage A by seed and settings; rows with the same share one. Added to.
+
+    Raises:
+        UserError: a setting's value is refused.
+    """
+
+    def job(stage: str, run: str, settings: dict, needs: Job | None = None) -> Job:
+        own = [f"{k}={v}" for k, v in settings.items() if k in NAMES[stage]]
+        words = [*given, f"name={run}", f"seed={seed}", *own]
+        return Job(stage, run, words, from_cli(STAGES[stage][0], words), needs)
+
+    settings, first = row.shared | row.settings, None
+    if row.pretrained:
+        key = (seed, *sorted((k, str(v)) for k, v in settings.items() if k in NAMES["A"]))
+        told = "-".join([*row.use, *(f"{k}{v}" for k, v in row.settings.items() if k in NAMES["A"])])
+        first = stage_a.setdefault(key, job("A", f"{name}-stage-a-{told}-seed{seed}", settings))
+        source = {"pretrain_mbm_path": f"pretrains/eeg_pretrain/{first.name}.pth"}
+    else:
+        source = {f"encoder_{k}": v for k, v in settings.items()} | {"pretrain_mbm_path": "none"}
+    second = job("B", f"{name}-{row.name}-seed{seed}", settings | source, first)
+    third = job("C", second.name, settings | scoring, second)
+    return [*([first] if first else []), second, third]

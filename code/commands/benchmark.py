@@ -1,0 +1,203 @@
+"""How fast we are: every row is a ratio against a named peer, measured side by side in this process.
+
+python code/run.py benchmark                                     # miniature size, all rows
+python code/run.py benchmark size=half rows=unet_forward,sampling
+python code/run.py benchmark size=full precision=32 json=full.json markdown=full.md
+python code/run.py benchmark size=full rows=unet_compiled,stage_b_compiled device=cuda
+
+Both sides hold the same weights, get the same input and precision, and take turns; the ratio is of medians.
+"""
+
+import ctypes
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from commands.bench.rows import ONLY_IF_ASKED, ROWS
+from commands.bench.sizes import SIZES, Machine, Row
+from config import from_cli, setting
+from runtime import checkpoints
+from runtime.errors import UserError
+from runtime.loop import pick_device
+
+PRECISIONS = {"bf16": torch.bfloat16, "32": torch.float32}
+
+
+@dataclass
+class BenchmarkConfig:
+    """Ratios of speed and memory against named peers."""
+
+    size: str = setting("miniature", f"of the networks: {', '.join(SIZES)}")
+    rows: str = setting("all", f"which, by comma: {', '.join(ROWS)}")
+    precision: str = setting("bf16", "bf16 or 32; the published recipe is shown in 32 as well")
+    repeats: int = setting(5, "timed calls of each side, after one that warms up; at least 5 for a figure to quote")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    json: str = setting("", "file for the figures; empty: none")
+    markdown: str = setting("", "file for the table; empty: none")
+
+
+class Side(NamedTuple):
+    """What one way of doing the work takes, each for one unit of work."""
+
+    seconds: float
+    memory: float  # bytes above what was there before the call, at the most
+    flops: float
+
+
+def main() -> None:
+    cfg = from_cli(BenchmarkConfig)
+    names = [name for name in ROWS if name not in ONLY_IF_ASKED] if cfg.rows == "all" else cfg.rows.split(",")
+    if unknown := [name for name in names if name not in ROWS]:
+        raise UserError(f"rows={cfg.rows}: there is no row {unknown[0]}; there are {', '.join(ROWS)}")
+    if cfg.size not in SIZES or cfg.precision not in PRECISIONS:
+        raise UserError(f"size={cfg.size} precision={cfg.precision}: use size={'|'.join(SIZES)}, precision=bf16|32")
+    machine = Machine(pick_device(cfg.device), PRECISIONS[cfg.precision])
+    peaks = {p: matmul_peak(Machine(machine.device, d)) for p, d in PRECISIONS.items()}
+    reached = " and ".join(f"{flops / 1e12:.3g} TFLOP/s in {p}" for p, flops in peaks.items())
+    title = f"{about_machine(machine)}; size {cfg.size}, {cfg.precision}; matrix products reach {reached}"
+    print(title, in_columns(HEAD), sep="\n")
+    table, figures = [], {}
+    for name in names:
+        try:
+            with within_memory(machine.device):
+                sides, unit = compare(ROWS[name](SIZES[cfg.size], machine), cfg.repeats, machine.device)
+        except (MemoryError, RuntimeError) as error:
+            if not any(words in str(error).lower() for words in ("memory", "bad_alloc")):
+                raise
+            print(f"{name:14} does not fit: {str(error).splitlines()[0][:200]}", flush=True)
+            continue
+        figures[name] = {who: side._asdict() for who, side in sides.items()} | {"unit": unit}
+        rows = lines(name, sides, unit, peaks[cfg.precision])
+        table += rows
+        print(*map(in_columns, rows), sep="\n", flush=True)
+    if cfg.json:
+        content = {"config": asdict(cfg), "machine": about_machine(machine), "matmul_flops": peaks, "rows": figures}
+        checkpoints.write_text(cfg.json, json.dumps(content, indent=1) + "\n")
+    if cfg.markdown:
+        cells = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *table)]
+        checkpoints.write_text(cfg.markdown, "\n".join([f"{title}.", "", *cells]) + "\n")
+
+
+@contextmanager
+def within_memory(device: torch.device) -> Iterator[None]:
+    """Let a row that needs more memory than is free now fail at once, instead of the system killing the benchmark."""
+    old = resource.getrlimit(resource.RLIMIT_DATA)
+    if device.type == "cpu":
+        limit = _kilobytes("/proc/self/status", "VmData") + _kilobytes("/proc/meminfo", "MemAvailable")
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, old)
+
+
+def about_machine(machine: Machine) -> str:
+    """Processor or GPU, threads, torch, date."""
+    if machine.device.type == "cuda":
+        name = torch.cuda.get_device_name(machine.device)
+    else:
+        name = f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+
+
+def matmul_peak(machine: Machine, n: int = 2048) -> float:
+    """Floating-point operations a second of one large matrix product, the fastest of ten."""
+    a = torch.randn(n, n).to(*machine)
+    return 2 * n**3 / min(timed(lambda: a @ a, machine.device) for _ in range(10))
+
+
+def compare(row: Row, repeats: int, device: torch.device) -> tuple[dict[str, Side], str]:
+    """Time all sides in turns, after two calls of each, for its operations and its memory. And the unit."""
+    calls = {"ours": row.ours, **row.peers}
+    flops, memory, seconds = {}, {}, {who: [] for who in calls}
+    for who, call in calls.items():
+        flops[who] = operations(call)
+        memory[who] = memory_rise(call, device)
+    for _ in range(repeats):
+        for who, call in calls.items():
+            seconds[who].append(timed(call, device))
+    units = row.per or dict.fromkeys(calls, 1)
+    sides = {
+        who: Side(statistics.median(seconds[who]) / units[who], memory[who], flops[who] / units[who]) for who in calls
+    }
+    return sides, row.unit
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Floating-point operations of one call; a compiled network's are counted as it is traced."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def memory_rise(call: Callable[[], object], device: torch.device) -> float:
+    """Bytes by which memory rises in one call, at the most; apart from timing, because it empties the allocator."""
+    before = start_memory(device)
+    call()
+    return peak_memory(device) - before
+
+
+def start_memory(device: torch.device) -> float:
+    """Bytes in use now; the record of the peak starts anew."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide the rise
+    Path("/proc/self/clear_refs").write_text("5")
+    return _kilobytes("/proc/self/status", "VmRSS")
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes in use since `start_memory`."""
+    return (
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _kilobytes("/proc/self/status", "VmHWM")
+    )
+
+
+def _kilobytes(file: str, field: str) -> float:
+    """A field of one of Linux's own files, in bytes."""
+    line = next(line for line in Path(file).read_text().splitlines() if line.startswith(field))
+    return 1024.0 * int(line.split()[1])
+
+
+HEAD = ["row", "peer", "ours, s", "peer, s", "a", "ratio", "memory, GB", "TFLOP", "of peak"]
+WIDTH = (-14, -32, 9, 9, -8, 7, 15, 17, 7)
+
+
+def lines(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[list[str]]:
+    """A row of cells for each peer: seconds a unit, ratio, memory and operations of both, our share of the peak."""
+    ours = sides["ours"]
+    return [
+        [
+            name, who, f"{ours.seconds:.4g}", f"{side.seconds:.4g}", unit, f"{side.seconds / ours.seconds:.2f}",
+            f"{ours.memory / 1e9:.2f} / {side.memory / 1e9:.2f}", f"{ours.flops / 1e12:.3g} / {side.flops / 1e12:.3g}",
+            f"{ours.flops / ours.seconds / peak:.0%}",
+        ]
+        for who, side in sides.items()
+        if who != "ours"
+    ]  # fmt: skip
+
+
+def in_columns(cells: list[str]) -> str:
+    """A line for the terminal."""
+    return " ".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in zip(cells, WIDTH, strict=True))

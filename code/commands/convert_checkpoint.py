@@ -1,0 +1,183 @@
+"""Turn a checkpoint of stage A or B into another format; every tensor stays as it is, to the bit.
+
+python code/run.py convert_checkpoint checkpoint=<published .pth> to=ours out=pretrains/generation/published.pth
+python code/run.py convert_checkpoint checkpoint=pretrains/generation/paper.pth to=safetensors out=paper.safetensors
+python code/run.py convert_checkpoint checkpoint=paper.safetensors to=ours out=paper.pth  # and paper.json
+python code/run.py convert_checkpoint checkpoint=pretrains/generation/paper.pth to=v1 out=paper.ckpt
+python code/run.py convert_checkpoint checkpoint=pretrains/generation/paper.pth to=diffusers out=paper-diffusers
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from config import from_cli, setting
+from dc_ldm import weights
+from dc_ldm.diffusers_names import MIXERS, unet_config, unet_tensors, vae_config, vae_tensors
+from dc_ldm.published import load_base_of, read_stage_a, read_stage_b
+from generate import find_base
+from runtime import checkpoints, file_kinds
+from runtime.errors import UserError
+
+FACTS = "eeg_ldm"  # the entry of a v1-layout file that holds what makes it ours again
+
+
+@dataclass
+class ConvertConfig:
+    """Convert a checkpoint of stage A or B between formats."""
+
+    checkpoint: str = setting(
+        "", "file to convert: ours, published, safetensors with its .json beside it, or v1 layout"
+    )
+    to: str = setting(
+        "ours", "ours; safetensors; v1: one .ckpt with the base, as Stable Diffusion 1.x; diffusers: a folder"
+    )
+    out: str = setting("", "file or folder to write; it must not exist")
+    pretrain_gm_path: str = setting(
+        "", "folder whose models/ holds Stable Diffusion; empty: searched near the checkpoint"
+    )
+    conditioner: bool = setting(
+        True, "diffusers: also write the EEG conditioner, which holds part of the time condition"
+    )
+
+
+def main() -> None:
+    cfg = from_cli(ConvertConfig)
+    if not cfg.checkpoint or not cfg.out:
+        raise UserError("checkpoint= and out= must be given; see --help")
+    if cfg.to not in WRITERS:
+        raise UserError(f"to={cfg.to}: no such format; there are {', '.join(WRITERS)}")
+    written = [Path(cfg.out)] + ([Path(cfg.out).with_suffix(".json")] if cfg.to == "safetensors" else [])
+    if there := [path for path in written if path.exists()]:
+        raise UserError(f"out={there[0]} exists; choose another name")
+    content = read_any(Path(cfg.checkpoint), cfg.pretrain_gm_path)
+    if content["format"] != weights.FORMAT and cfg.to in ("v1", "diffusers"):
+        raise UserError(
+            f"{cfg.checkpoint}: a stage A checkpoint holds no Stable Diffusion; to={cfg.to} needs stage B's"
+        )
+    WRITERS[cfg.to](content, cfg)
+    print(f"wrote {cfg.out} from {cfg.checkpoint} ({file_kinds.file_kind(cfg.checkpoint)})")
+
+
+def read_any(path: Path, pretrain_gm_path: str) -> dict:
+    """The content of a checkpoint in any of the formats, as ours. Raises UserError."""
+    kind = file_kinds.file_kind(path)
+    if kind in (file_kinds.OURS_A, file_kinds.PUBLISHED_A):
+        return read_stage_a(path)
+    if kind in (file_kinds.TENSORS_A, file_kinds.TENSORS_B):
+        return read_safetensors(path)
+    if kind == file_kinds.V1:
+        content = checkpoints.read_plain(path, "checkpoint in the v1 layout")
+        if FACTS not in content:
+            raise UserError(f"{path}: has no entry {FACTS}; it was not written by this script")
+        facts, state = content[FACTS], content["state_dict"]
+        if not facts["base"]["sha256"]:  # made from the published checkpoint, which carries its own base
+            config = {k: facts["config"][k] for k in ("unet", "vae", "scale_factor", "linear_start", "linear_end")}
+            config["unet"] = {k: config["unet"][k] for k in weights.UNET_SIZES}
+            facts["base"] |= {"state": state, "sizes": weights.BaseSizes(**config)}
+        return facts | {"model": weights.trained_part(state)}
+    return read_stage_b(path, pretrain_gm_path or "pretrains")
+
+
+def write_ours(content: dict, cfg: ConvertConfig) -> None:
+    """A `.pth` that stages B or C read. A published stage B's frozen tensors must be those of the base on disk."""
+    if "state" in content.get("base", {}):
+        own = content["base"]["state"]
+        folder = Path(cfg.pretrain_gm_path or "pretrains")
+        path, _ = weights.base_files(folder)
+        base = weights.read_base(path)
+        differ = [
+            name for name, value in base.items() if name not in content["model"] and not equal(own.get(name), value)
+        ]
+        if differ:
+            raise UserError(
+                f"{cfg.checkpoint}: {len(differ)} frozen tensors differ from {path} (first: {', '.join(differ[:10])}); "
+                "use the file as it is, or name the base it was trained on with pretrain_gm_path"
+            )
+        content = content | {"base": {"name": path.name, "sha256": checkpoints.sha256(path)}}
+    checkpoints.save(cfg.out, content)
+
+
+def equal(one: Tensor | None, two: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in whatever precision they are stored."""
+    return one is not None and one.shape == two.shape and torch.equal(one.float(), two.float())
+
+
+def write_safetensors(content: dict, cfg: ConvertConfig) -> None:
+    """Tensors as `out`, everything else in a .json beside it."""
+    if "state" in content.get("base", {}):
+        raise UserError(f"{cfg.checkpoint} carries its own base; convert it with to=ours first")
+    tensors = content["model"] | {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    rest = {name: value for name, value in content.items() if name != "model" and not isinstance(value, Tensor)}
+    save_tensors(tensors, Path(cfg.out))
+    checkpoints.write_text(Path(cfg.out).with_suffix(".json"), json.dumps(rest, indent=1))
+
+
+def read_safetensors(path: Path) -> dict:
+    """Inverse of `write_safetensors`. Raises UserError where the .json is not there."""
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        raise UserError(f"{beside}: missing; it holds the sizes of the model whose tensors are in {path.name}")
+    content, tensors = json.loads(beside.read_text()), load_file(path)
+    if "format" not in content:
+        raise UserError(f"{beside}: is not the description that belongs to {path.name}")
+    separate = {name: tensors.pop(name) for name in ("no_context",) if name in tensors}
+    return content | separate | {"model": tensors}
+
+
+def write_v1(content: dict, cfg: ConvertConfig) -> None:
+    """One file in the layout of Stable Diffusion 1.x, the EEG condition in place of the captions'."""
+    base = base_of(content, cfg)
+    state = {weights.UNET_PREFIX + k: v for k, v in base.unet.state_dict().items()}
+    state |= {weights.VAE_PREFIX + k: v for k, v in base.vae.state_dict().items()}
+    facts = {name: value for name, value in content.items() if name != "model"}
+    if "state" in facts["base"]:
+        facts["base"] = {name: facts["base"][name] for name in ("name", "sha256")}
+    checkpoints.save(cfg.out, {"state_dict": state | content["model"], "global_step": 0, FACTS: facts})
+
+
+def write_diffusers(content: dict, cfg: ConvertConfig) -> None:
+    """Folders unet and vae, which diffusers loads, and eeg_conditioner with what it has no place for.
+
+    Raises UserError rather than leave out the time condition's first layers.
+    """
+    config, out = content["config"], Path(cfg.out)
+    base = base_of(content, cfg)
+    unet = base.unet.state_dict() | weights.part(content["model"], weights.UNET_PREFIX)
+    mixers = {name: value for name, value in unet.items() if name.startswith(MIXERS)}
+    if mixers and not cfg.conditioner:
+        raise UserError("conditioner=false would drop the two convolutions of the time condition; leave it true")
+    use_time_cond, side = config["unet"]["use_time_cond"], base.sizes.latent_shape(config["img_size"])[1]
+    parts = {
+        "unet": (unet_tensors(unet, base.sizes.unet), unet_config(base.sizes, use_time_cond, side)),
+        "vae": (vae_tensors(base.vae.state_dict(), base.sizes.vae), vae_config(base.sizes, config["img_size"])),
+    }
+    for name, (tensors, about) in parts.items():
+        save_tensors(tensors, out / name / "diffusion_pytorch_model.safetensors")
+        checkpoints.write_text(out / name / "config.json", json.dumps(about, indent=1))
+    if cfg.conditioner:
+        tensors = weights.part(content["model"], weights.CONDITIONER_PREFIX) | mixers
+        save_tensors(tensors | {"no_context": content["no_context"]}, out / "eeg_conditioner" / "model.safetensors")
+        about = {name: config[name] for name in ("encoder", "conditioner")} | {"input": content["input"]}
+        checkpoints.write_text(out / "eeg_conditioner" / "config.json", json.dumps(about, indent=1))
+
+
+def base_of(content: dict, cfg: ConvertConfig) -> weights.Base:
+    """The Stable Diffusion that belongs to a stage B checkpoint. Raises UserError."""
+    folder = cfg.pretrain_gm_path or (
+        "pretrains" if "state" in content["base"] else find_base(cfg.checkpoint, content["base"])
+    )
+    return load_base_of(content, cfg.checkpoint, folder)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file and its folder."""
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    checkpoints.write_bytes(path, save(whole))
+
+
+WRITERS = {"ours": write_ours, "safetensors": write_safetensors, "v1": write_v1, "diffusers": write_diffusers}

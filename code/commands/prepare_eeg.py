@@ -1,0 +1,191 @@
+"""Recordings from a headset -> what the three stages read: a folder of .npy for stage A, or trials for stages B and C.
+
+Without markers: `<out>/eeg_train/<recording>.npy` and its manifest.json. With markers: one folder a fold,
+`<out>/fold<k>/` (eeg.pth, eeg.json, splits_all.pth), which leaves recording k out for the test;
+`<out>/imageNet_images`; and `<out>/train_stems.txt`, the photographs that training may see.
+`<out>/prepared.json` says what was done to each file. Nothing stands at `<out>` before all of it does.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import data.epochs as trial_files
+from config import from_cli, setting
+from data import recordings
+from runtime import checkpoints
+from runtime.errors import UserError
+
+
+@dataclass
+class PrepareConfig:
+    """Recordings from a headset -> .npy windows for stage A, or trials for stages B and C."""
+
+    recordings: str = setting("", "folder of recordings: CSV (Muse), EDF, BDF, FIF, SET, BrainVision")
+    out: str = setting("datasets/own", "folder to write")
+    band: str = setting("1,40", "Hz, edges of a zero-phase FIR filter; 0 as the lower edge: none")
+    sfreq: float = setting(0.0, "Hz to resample to; 0: as recorded")
+    channels: str = setting("", "channels to keep, by comma; empty: all scalp EEG that is not flat")
+    clip: float = setting(20.0, "robust standard deviations at which the standardised signal is clipped")
+    markers: str = setting("", "marker:kind, by comma, for example 1:house,2:face; empty: unlabelled, for stage A")
+    epoch: str = setting("0,0.7", "s, begin and end of a trial around its marker")
+    reject: float = setting(150.0, "microvolts peak to peak in the band, above which a trial is dropped; 0: never")
+    images: str = setting("", "kind:folder of photographs, by comma, for example house:my/houses,face:my/faces")
+    val_share: float = setting(0.1, "share of each training recording, its end, that validates")
+    seed: int = setting(2022, "of the photographs' division and assignment")
+    overwrite: bool = setting(False, "move what is in `out` aside")
+
+
+def pair(text: str, name: str) -> tuple[float, float]:
+    """Two numbers by comma, ascending."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if low >= high:
+        raise UserError(f"{name}={text}: expected two ascending numbers such as {name}=1,40")
+    return low, high
+
+
+def named(text: str, name: str, last: bool) -> dict[str, str]:
+    """`a:b,c:d` as a dict; the separating colon is the `last` or the first of each item."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if any(":" not in item for item in items):
+        raise UserError(f"{name}={text}: expected {name}=this:that,this:that")
+    return dict(item.rsplit(":", 1) if last else item.split(":", 1) for item in items)
+
+
+def describe(recording: recordings.Recording) -> dict:
+    """What the report says of one recording."""
+    return {
+        "name": recording.name,
+        "file": str(recording.path),
+        "sha256": checkpoints.sha256(recording.path),
+        "subject": recording.subject,
+        "seconds": round(recording.data.shape[1] / recording.sfreq, 3),
+        "channels": recording.ch_names,
+        "dropped_channels": recording.dropped,
+    }
+
+
+def manifest_of(cfg: PrepareConfig, sfreq: float, ch_names: list[str]) -> dict:
+    """The fields that the stages read."""
+    return {
+        "sfreq": sfreq,
+        "ch_names": ch_names,
+        "band": pair(cfg.band, "band"),
+        "standardised": f"per channel and recording: median 0, 1.4826 MAD 1, clipped at {cfg.clip:g}",
+        "simulated": False,
+    }
+
+
+def write_windows(cfg: PrepareConfig, cleaned, out: Path) -> list[dict]:
+    """Stage A: one .npy (C, T) float32 a recording."""
+    folder, report = out / "eeg_train", []
+    folder.mkdir(parents=True, exist_ok=True)
+    for recording in cleaned:
+        np.save(folder / f"{recording.name}.npy", recordings.standardise(recording.data, cfg.clip))
+        report.append(describe(recording))
+        print(f"{recording.name}: {report[-1]['seconds']:.0f} s of {', '.join(recording.ch_names)}")
+    alike = all(entry["channels"] == report[0]["channels"] for entry in report)
+    manifest = manifest_of(cfg, recording.sfreq, recording.ch_names if alike else None)
+    checkpoints.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    return report
+
+
+def write_trials(cfg: PrepareConfig, cleaned, out: Path) -> list[dict]:
+    """Stages B and C: one folder a recording left out, and the photographs."""
+    kinds, folders = named(cfg.markers, "markers", last=True), named(cfg.images, "images", last=False)
+    window, report, epochs = pair(cfg.epoch, "epoch"), [], []
+    without = sorted(set(kinds.values()) - set(folders))
+    if without:
+        raise UserError(f"images={cfg.images}: names no folder of photographs for the kind '{without[0]}'")
+    for recording in cleaned:
+        cut = trial_files.cut_epochs(recording, kinds, window, cfg.reject, cfg.clip)
+        report.append(describe(recording) | {"trials": cut.counts})
+        print(f"{recording.name}: " + ", ".join(f"{n} trials {what}" for what, n in cut.counts.items()))
+        epochs += [cut] if cut.kind else []
+        sfreq = recording.sfreq
+    ch_names, eeg = trial_files.same_channels(epochs)
+    order = {kind: Path(folders[kind]) for kind in dict.fromkeys(kinds.values())}
+    photographs = trial_files.place_photographs(order, out / "imageNet_images", cfg.seed)
+    n_times = eeg[0].shape[2]
+    manifest = manifest_of(cfg, sfreq, ch_names) | {
+        "window": [0, n_times],
+        "length_limits": [n_times, n_times],
+        "image_known": False,
+        "class_names": {trial_files.class_id(n): kind for n, kind in enumerate(order, 1)},
+        "description": f"{cfg.recordings}, {window[0]:g} to {window[1]:g} s after the marker, one recording left out",
+    }
+    for fold, left_out in enumerate(epochs):
+        splits = trial_files.leave_one_out([len(e.kind) for e in epochs], fold, cfg.val_share)
+        trial_files.write_fold(out / f"fold{fold + 1}", epochs, eeg, splits, photographs, manifest, cfg.seed)
+        sizes = ", ".join(f"{part} {len(trials)}" for part, trials in splits.items())
+        print(f"fold{fold + 1}: {sizes} (test: {left_out.recording})")
+    stems = [stem for group in photographs["train"].values() for stem in group]
+    checkpoints.write_text(out / "train_stems.txt", "\n".join(stems) + "\n")
+    return report
+
+
+def same_rate(cleaned):
+    """Pass recordings on as long as their rates agree."""
+    first = None
+    for recording in cleaned:
+        first = first or recording
+        if recording.sfreq != first.sfreq:
+            raise UserError(
+                f"{recording.path}: was recorded at {recording.sfreq:g} Hz and {first.path} at {first.sfreq:g} Hz; "
+                "set sfreq= to one rate"
+            )
+        yield recording
+
+
+def already_there(out: Path, settings: dict, overwrite: bool) -> bool:
+    """Whether `out` holds just this; with `overwrite`, what it holds is moved aside.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    record = out / "prepared.json"
+    if not overwrite and record.is_file() and json.loads(record.read_text())["settings"] == settings:
+        return True
+    if out.exists():
+        if not overwrite:
+            raise UserError(f"{out}: is there already, made otherwise; choose another out=, or overwrite=true")
+        aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        out.rename(aside)
+        print(f"moved the earlier folder to {aside}")
+    return False
+
+
+def main() -> None:
+    """Prepare one folder of recordings."""
+    cfg = from_cli(PrepareConfig)
+    if not cfg.recordings:
+        raise UserError("recordings= is not set: name a folder of recordings (see --help)")
+    paths, out, copies = recordings.find_recordings(cfg.recordings), Path(cfg.out), []
+    band, wanted = pair(cfg.band, "band"), [name.strip() for name in cfg.channels.split(",") if name.strip()]
+    settings = {k: v for k, v in asdict(cfg).items() if k != "overwrite"}
+    settings["files"] = {path.name: path.stat().st_size for path in map(Path, paths)}
+    if already_there(out, settings, cfg.overwrite):
+        print(f"{out}: already prepared with these settings")
+        return
+    part = out.with_name(f"{out.name}.part")
+    if part.exists():  # what an interrupted run of this command left
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    cleaned = same_rate(
+        recordings.clean(recording, band, cfg.sfreq, wanted)
+        for recording in recordings.without_copies(paths, cfg.recordings, copies)
+    )
+    report = (write_trials if cfg.markers else write_windows)(cfg, cleaned, part)
+    for copy in copies:
+        print(f"{copy['file']}: left out, the same {copy['same']} as {copy['copy_of']}")
+    done = {"settings": settings, "recordings": report, "copies_left_out": copies}
+    checkpoints.write_text(part / "prepared.json", json.dumps(done, indent=1))
+    part.rename(out)
+    print(f"{len(report)} recordings, {len(copies)} copies left out -> {out}")

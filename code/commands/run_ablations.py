@@ -1,0 +1,169 @@
+"""Train and score every model of a table, by the three stages' own commands; one page and one CSV compare them.
+
+python code/run.py run_ablations preset=miniature workers=2              # the paper's models (ablations.yaml)
+python code/run.py run_ablations preset=miniature only=full,no-clip seeds=1,2,3
+python code/run.py run_ablations preset=miniature table=bands            # frequency bands (bands.yaml)
+
+Each command is printed, so that it can be given by hand. Runs are called <name>-<row>-seed<seed>; those that have
+finished are skipped and stopped ones resume. -> results/ablations/<name>/: index.html, scores.csv, logs/
+"""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from commands.ablation.page import write_results
+from commands.ablation.results import Result
+from commands.ablation.table import STAGES, Job, chain, read_table
+from config import from_cli, setting
+from eeg_ldm import check_inputs
+from evaluation.controls import KINDS
+from runtime.errors import UserError
+from runtime.paths import under_root
+
+
+@dataclass
+class AblationConfig:
+    """Train and score every model of a table; one page and one CSV."""
+
+    table: str = setting("ablations", "ablations, bands, or a YAML file in their format")
+    preset: str = setting("paper", "paper or miniature: of the stages, and of the table's sizes and files")
+    name: str = setting("", "first word of all runs, and the page's folder; empty: <table>-<preset>")
+    root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/")
+    only: str = setting("", "rows to run, separated by commas; empty: all. The page shows what is there of all")
+    seeds: str = setting("2022", "of training and sampling, separated by commas")
+    workers: int = setting(1, "processes at once; each takes a GPU of its own, in turn, where there are any")
+    num_samples: int = setting(1, "pictures a trial")
+    controls: str = setting("basic", "of stage C: none, basic or all")
+
+
+def main() -> None:
+    cfg = from_cli(AblationConfig)
+    table, seeds = read_table(cfg.table, cfg.preset), cfg.seeds.split(",")
+    only = cfg.only.split(",") if cfg.only else list(table.rows)
+    if unknown := [word for word in only if word not in table.rows]:
+        raise UserError(f"only={cfg.only}: there is no row {unknown[0]}; the rows are {', '.join(table.rows)}")
+    if not all(seed.isdecimal() for seed in seeds) or cfg.workers < 1:
+        raise UserError(f"seeds={cfg.seeds} workers={cfg.workers}: expected numbers with commas, one worker or more")
+    if cfg.controls not in KINDS:
+        raise UserError(f"controls={cfg.controls}: no such choice; there are {', '.join(KINDS)}")
+    name = cfg.name or f"{Path(cfg.table).stem}-{cfg.preset}"
+    folder, stage_a = under_root(cfg.root_path, f"results/ablations/{name}"), {}
+    given = [f"preset={cfg.preset}", *([f"root_path={cfg.root_path}"] if cfg.root_path != "." else [])]
+    scoring = {"num_samples": cfg.num_samples, "controls": cfg.controls}
+    chains = {
+        (row, seed): chain(given, name, table.rows[row], seed, scoring, stage_a) for row in table.rows for seed in seeds
+    }
+
+    runner = Runner(cfg.workers, folder / "logs")
+    asked = {place: jobs for place, jobs in chains.items() if place[0] in only}
+    problems = {place: lacking(jobs) for place, jobs in asked.items()}
+    runner.run([jobs for place, jobs in asked.items() if not problems[place]])
+    for place in (place for place in asked if not problems[place]):
+        problems[place] = next(filter(None, (job.future.result() for job in chains[place])), "")
+
+    results = {name: Result(row) for name, row in table.rows.items()}
+    for (row, seed), jobs in chains.items():
+        results[row].add(seed, jobs, problems.get((row, seed), "not run"))
+    print(f"-> {write_results(folder, table, results)}\n-> {folder / 'scores.csv'}")
+    if runner.signal:
+        print("stopped; the same command resumes")
+        sys.exit(128 + runner.signal)
+    if failed := [f"row {row}, seed {seed}: {said}" for (row, seed), said in problems.items() if said]:
+        raise UserError("; ".join(failed))
+
+
+def lacking(jobs: list[Job]) -> str:
+    """Which data of a row are missing, as a sentence; "" if none. Without this its stage A would run in vain."""
+    try:
+        check_inputs(replace(jobs[-2].cfg, pretrain_mbm_path="none"))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+class Runner:
+    """Runs jobs as processes of their own, some at once, and stops them cleanly with itself."""
+
+    def __init__(self, workers: int, logs: Path):
+        self.workers, self.logs, self.signal = workers, logs, 0
+        self.children: set[subprocess.Popen] = set()
+        self.slots: queue.Queue[int] = queue.Queue()
+        for slot in range(workers):
+            self.slots.put(slot)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+        self.gpus = visible.split(",") if torch.cuda.device_count() else []
+
+    def run(self, chains: list[list[Job]]) -> None:
+        """Run every job once, those of stage A first, and wait; on SIGINT or SIGTERM the processes get SIGTERM."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        jobs = {(job.stage, job.name): job for jobs in chains for job in jobs}
+        print(f"{len(jobs)} runs, {self.workers} at once; what each says is in {self.logs}", flush=True)
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        with ThreadPoolExecutor(self.workers) as pool:
+            # what does not wait for stage A comes first after it; then nobody waits for what was not begun
+            for job in sorted(jobs.values(), key=lambda job: (job.stage, job.needs is not None)):
+                job.future = pool.submit(self._job, job)
+            wait([job.future for job in jobs.values()])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        self.signal = number
+        for child in list(self.children):
+            child.terminate()
+
+    def _job(self, job: Job) -> str:
+        """Run one job; returns what went wrong, "" if nothing."""
+        if job.needs and job.needs.future.result():
+            return f"{job.needs.name} did not finish"
+        try:
+            if job.finished():
+                print(f"{job.name}: stage {job.stage} has finished before")
+                return ""
+        except UserError as error:
+            print(f"{job.name}: {error}")
+            return str(error)
+        if self.signal:
+            return "stopped"
+        slot, started = self.slots.get(), time.time()
+        try:
+            code, last = self._process(job, slot)
+        finally:
+            self.slots.put(slot)
+        problem = "stopped" if self.signal and code else last.removeprefix("error: ") if code else ""
+        failed = "FAILED: " if problem and not self.signal else ""
+        print(f"{job.name}: {time.time() - started:.0f} s, {failed}{problem or last}", flush=True)
+        return problem
+
+    def _process(self, job: Job, slot: int) -> tuple[int, str]:
+        """Exit status of a job's process, and the last line that it said, an error if there is one."""
+        # spinning threads slow each other on few cores; sleeping at once is slower still for a process that is alone
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", **os.environ}
+        if self.workers > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        script = STAGES[job.stage][1]
+        print(job.command, flush=True)
+        path = self.logs / f"{job.name}-{job.stage}.log"
+        with open(path, "w") as log:
+            words = [sys.executable, str(script), *job.words]
+            # a session of its own: Ctrl-C in a terminal reaches it through _stop alone
+            child = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+            self.children.add(child)
+            if self.signal:
+                child.terminate()
+            code = child.wait()
+            self.children.discard(child)
+        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        return code, (errors or lines or [f"ended with status {code}"])[-1]

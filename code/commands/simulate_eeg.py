@@ -1,0 +1,159 @@
+"""Simulate the miniature world's experiment: pictures, EEG trials with splits, and unlabelled EEG for stage A.
+
+python code/run.py simulate_eeg                                                 the demo: random order, signal, drift
+python code/run.py simulate_eeg out=datasets/drift design=block signal=0 seed=1     slow drift that looks like classes
+python code/run.py simulate_eeg out=datasets/noise signal=0 drift=0 seed=2          nothing at all
+python code/run.py simulate_eeg out=datasets/both design=block signal=2 instance=1.5 seed=3
+                                                                            drift, classes and single pictures
+Any of them with n_subjects=6 (all six) or with band=14_70, 55_95 or raw. The .json beside the trials says all this.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import from_cli, setting
+from data.signals import read_manifest
+from dataset import FILE_DEFAULTS, open_trials
+from evaluation.baselines import lda_probabilities, log_power, time_bins
+from miniature.experiment import simulate_experiment, split_by_image, unlabelled_recording
+from miniature.renderer import STIMULI, write_stimuli
+from miniature.simulator import BANDS
+from runtime import checkpoints
+from runtime.errors import UserError
+from runtime.paths import under_root
+
+SUBJECTS = (4, 1, 2, 3, 5, 6)
+CORPUS = ((101, 128, 1000.0), (102, 64, 1000.0), (103, 32, 500.0), (104, 19, 2000.0))  # subject, electrodes, Hz
+
+
+@dataclass
+class SimulateConfig:
+    """Simulated EEG in the layout of eeg_5_95_std.pth, with its pictures and an unlabelled corpus."""
+
+    root_path: str = setting(".", "folder that holds datasets/")
+    out: str = setting("datasets/miniature", "folder that is written")
+    design: str = setting("random", "order of the pictures: random, or block (class after class)")
+    signal: float = setting(1.0, "evoked responses: at 1 LDA names 84 % of the test trials, at 0.55 half; 0: none")
+    drift: float = setting(1.0, "strength of slow changes; 0: none")
+    instance: float = setting(0.3, "weight of pose and background in the response; thing and colour weigh 1")
+    band: str = setting("5_95", "5_95, 14_70, 55_95 (Hz) or raw")
+    images_a_class: int = setting(40, "pictures of each of the 40 classes")
+    n_subjects: int = setting(1, "1 to 6; subject 4 comes first")
+    corpus_minutes: float = setting(3.0, "length of each of the four unlabelled recordings; 0: none")
+    seed: int = setting(0, "of every random draw")
+    check: bool = setting(False, "also print what shrinkage LDA reads from the test split")
+    overwrite: bool = setting(False, "replace an earlier simulation in that folder")
+
+
+def main() -> None:
+    """Write the files, the trials last: where they are, everything is."""
+    cfg = from_cli(SimulateConfig)
+    out = under_root(cfg.root_path, cfg.out)
+    check_settings(cfg)
+    stem = out / f"eeg_{cfg.band}_std"
+    if already_there(out, settings(cfg), cfg.overwrite):
+        print(f"{stem}.pth: simulated with these settings before; nothing to do")
+    else:
+        write_stimuli(out / "imageNet_images", STIMULI, range(cfg.images_a_class))
+        write_corpus(cfg, out / "eeg_train")
+        write_manifest(cfg, stem.with_suffix(".json"))
+        write_trials(cfg, stem)
+    if cfg.check:
+        print_lda(stem.with_suffix(".pth"), out / "block_splits_by_image_single.pth")
+
+
+def settings(cfg: SimulateConfig) -> dict:
+    """What decides the content of the files."""
+    return {k: v for k, v in asdict(cfg).items() if k not in ("root_path", "out", "check", "overwrite")}
+
+
+def check_settings(cfg: SimulateConfig) -> None:
+    """Refuse what cannot be simulated."""
+    for name, choices in (("design", ("random", "block")), ("band", tuple(BANDS))):
+        if getattr(cfg, name) not in choices:
+            raise UserError(f"{name}={getattr(cfg, name)}: expected one of {', '.join(choices)}")
+    if not 1 <= cfg.n_subjects <= len(SUBJECTS):
+        raise UserError(f"n_subjects={cfg.n_subjects}: expected 1 to {len(SUBJECTS)}")
+    if cfg.images_a_class < 3:
+        raise UserError(f"images_a_class={cfg.images_a_class}: at least 3 are needed for three splits")
+
+
+def already_there(folder: Path, wanted: dict, overwrite: bool) -> bool:
+    """Whether this very simulation stands in the folder; another is removed only if asked, foreign data never."""
+    for trials in sorted(folder.glob("eeg_*_std.pth")):
+        manifest = read_manifest(trials.with_suffix(".json"))
+        if not manifest.get("simulated"):
+            raise UserError(f"{trials}: is there and was not made by this command; give another folder with out=")
+        found = manifest.get("settings", {})
+        if not overwrite:
+            if found == wanted:
+                return True
+            different = ", ".join(k for k in wanted if found.get(k) != wanted[k])
+            raise UserError(f"{trials}: simulated with other {different}; give another out= or overwrite=true")
+        trials.unlink()
+    return False
+
+
+def write_trials(cfg: SimulateConfig, stem: Path) -> None:
+    """Both splits files and the trials file."""
+    subjects = SUBJECTS[: cfg.n_subjects]
+    content = simulate_experiment(
+        subjects, cfg.images_a_class, cfg.design, cfg.signal, cfg.drift, cfg.instance, cfg.band, cfg.seed
+    )
+    everybody = [trial["image"] for trial in content["dataset"]]
+    one = everybody[: len(everybody) // len(subjects)]
+    for name, images in (("single", one), ("all", everybody)):
+        parts = split_by_image(images, cfg.images_a_class, cfg.seed)
+        checkpoints.save(stem.parent / f"block_splits_by_image_{name}.pth", {"splits": [parts]})
+    checkpoints.save(stem.with_suffix(".pth"), content)
+    sizes = "/".join(str(len(part)) for part in parts.values())
+    print(
+        f"{stem}.pth: SIMULATED EEG, {len(everybody)} trials of {len(content['labels'])} classes ({sizes}), "
+        f"subjects {', '.join(map(str, subjects))}, design {cfg.design}, signal {cfg.signal}, drift {cfg.drift}"
+    )
+
+
+def write_corpus(cfg: SimulateConfig, folder: Path) -> None:
+    """Unlabelled recordings of other subjects with other caps and rates, standardised as prepared ones are."""
+    if not cfg.corpus_minutes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for subject, n_chans, rate in CORPUS:
+        eeg = unlabelled_recording(cfg.seed, subject, n_chans, rate, 60 * cfg.corpus_minutes, cfg.band)
+        name = f"simulated_{subject}_{n_chans}ch_{rate:.0f}hz.npy"
+        np.save(folder / name, eeg)
+        entries.append({"file": name, "sfreq": rate, "n_chans": n_chans, "seconds": eeg.shape[1] / rate})
+    about = {"simulated": True, "sfreq": None, "ch_names": None, "band": cfg.band, "standardised": True}
+    about["excludes_test"] = "recordings of other subjects, who saw no picture"
+    checkpoints.write_text(folder / "manifest.json", json.dumps(about | {"recordings": entries}, indent=1))
+    minutes = sum(entry["seconds"] for entry in entries) / 60
+    print(f"{folder}: SIMULATED EEG, {len(entries)} unlabelled recordings, {minutes:.0f} minutes")
+
+
+def write_manifest(cfg: SimulateConfig, path: Path) -> None:
+    """What a reader of the trials file must know (see dataset.py), and how it was made."""
+    about = {
+        "description": "simulated EEG; no person was recorded",
+        "simulated": True,
+        **{key: FILE_DEFAULTS[key] for key in ("sfreq", "window", "length_limits", "image_known")},
+        "ch_names": [f"E{i + 1}" for i in range(128)],
+        "band": cfg.band,
+        "design": cfg.design,
+        "standardised": "each channel to mean 0 and variance 1 over each recording",
+        "settings": settings(cfg),
+    }
+    checkpoints.write_text(path, json.dumps(about, indent=1))
+
+
+def print_lda(trials_path: Path, splits_path: Path) -> None:
+    """How many test trials of subject 4 shrinkage LDA names right, from evoked responses and from power alone."""
+    part = open_trials(trials_path, splits_path, splits=("train", "test"))
+    train, test = part["train"], part["test"]
+    for features, name in ((time_bins, "evoked responses"), (log_power, "the channels' power")):
+        given = (train.eeg.numpy(), train.label.numpy(), test.eeg.numpy(), len(train.wnids))
+        right = (lda_probabilities(*given, features).argmax(1) == test.label.numpy()).mean()
+        print(f"SIMULATED EEG: LDA on {name} names {100 * right:.1f} % of {len(test)} test trials (chance 2.5 %)")

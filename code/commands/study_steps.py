@@ -1,0 +1,259 @@
+"""How many sampling steps are enough: scores against steps for PLMS, DDIM and DPM-Solver++, same trials and seeds.
+
+python code/run.py study_steps preset=miniature           # on validation trials of pretrains/generation/miniature.pth
+python code/run.py study_steps preset=miniature steps=10,20 max_items=40
+
+Writes results/studies/<name>/{study.json,study.csv,index.html}; its pictures stay, so that a stopped study goes on.
+
+Shapes: N trials; one picture a trial.
+"""
+
+import csv
+import io
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import GenerateConfig, from_cli, setting
+from data.stimuli import image_path, image_tensor, leave_out_missing, load_image
+from dataset import Trials, open_trials
+from dc_ldm.generator import SAMPLERS, check_sampler, to_uint8
+from dc_ldm.published import about_stage_b
+from eval_metrics import n_way_accuracy
+from evaluation.page import tables
+from evaluation.page.figures import figure
+from evaluation.page.tables import score_name
+from evaluation.sampling import draw, picture_seeds
+from evaluation.verdict import bootstrap_interval, entry, sign_flip_p
+from gen_eval_eeg import identity, input_hashes, input_paths, refuse_trained, same_trials
+from generate import load_generator
+from runtime import checkpoints
+from runtime.compiling import compile_in_place
+from runtime.errors import UserError
+from runtime.paths import under_root
+from runtime.runs import open_run
+from vision.classifier import PictureClassifier, describe, load_classifier
+
+NAMES = {"plms": "PLMS", "ddim": "DDIM", "dpm_solver": "DPM-Solver++(2M)"}
+REFERENCE = ("plms", 250)  # the published sampler
+
+
+@dataclass
+class StudyConfig(GenerateConfig):
+    """Scores against sampling steps; settings of stage C but for its sampler, steps and number of samples."""
+
+    steps: str = setting("5,10,20,50,100,250", "numbers of steps, by comma, each tried with every sampler")
+    split: str = setting("val", "val, or test: then do not choose by it what is tested next")
+
+
+def main() -> None:
+    cfg = from_cli(StudyConfig)
+    settings = [REFERENCE, *(pair for pair in asked(cfg.steps) if pair != REFERENCE)]
+    if cfg.split not in ("val", "test"):
+        raise UserError(f"split={cfg.split}: use val or test")
+    paths = input_paths(cfg)
+    model = about_stage_b(paths["model_path"], paths["pretrain_gm_path"])
+    trials, notes = read_trials(cfg, paths, model)
+    print(*notes, sep="\n")
+    generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], cfg.device, cfg.precision)
+    if cfg.compile:
+        compile_in_place(generator.unet)
+    classifier, absent = load_classifier(paths["classifier"], str(generator.device))
+    if classifier is None:
+        raise UserError(f"the study needs a picture classifier, but {absent}")
+    judged = own_classes(classifier, trials, paths["imagenet_path"], model["config"]["img_size"])
+
+    folder, config = under_root(cfg.root_path, f"results/studies/{cfg.name}"), identity(cfg) | input_hashes(paths)
+    open_run(folder, config, cfg.overwrite)
+    same_trials(folder, trials)  # a manifest beside the same file may cut other windows out of it
+    seeds, see = (
+        picture_seeds(cfg.seed, trials.position, 1),
+        partial(describe, classifier=classifier, embed_images=None),
+    )
+    batch_size, found = cfg.batch_size or generator.fitting_batch(cfg.guidance), {}
+    ways = min(50, len(classifier.classes))
+    for sampler, steps in settings:
+        make = partial(generator.generate, steps=steps, sampler=sampler, guidance=cfg.guidance, batch_size=batch_size)
+        started, place = time.process_time(), folder / f"{sampler}-{steps}"
+        logits = draw(place, make, trials.eeg, seeds, batch_size, see, "real")["real.logits"][:, 0]
+        found[sampler, steps] = scores(logits, *judged)
+        shares = ", ".join(f"{name} {values.mean():.3f}" for name, values in found[sampler, steps].items())
+        print(f"{NAMES[sampler]}, {steps} steps: {shares}; {time.process_time() - started:.0f} s of CPU", flush=True)
+        about = {"ways": ways, "kinds": len(judged[1]), "notes": notes}
+        write_study(folder, cfg, trials, about, study(found, ways, len(judged[1])))
+    print(f"-> {folder / 'index.html'}")
+
+
+def asked(steps: str) -> list[tuple[str, int]]:
+    """Every sampler with every number of steps. Raises UserError where one cannot do them."""
+    try:
+        numbers = sorted({int(word) for word in steps.split(",")})
+    except ValueError as error:
+        raise UserError(f"steps={steps}: expected numbers by comma, such as 5,10,20") from error
+    pairs = [(sampler, n) for n in numbers for sampler in SAMPLERS]
+    for pair in pairs:
+        check_sampler(*pair)
+    return pairs
+
+
+def read_trials(cfg: StudyConfig, paths: dict, model: dict) -> tuple[Trials, list[str]]:
+    """Trials of the split, scaled as the model's training was, and notes on what none can tell of them.
+
+    Raises UserError, also where the model was trained on them, or selected on those of the test split.
+    """
+    sizes, given = model["config"]["encoder"], (paths["eeg_signals_path"], paths["splits_path"])
+    shape = sizes["n_chans"], sizes["n_times"], model["input"]["scale"]
+    trials = open_trials(*given, cfg.subject, (cfg.split,), *shape)
+    if not trials[cfg.split].info["image_known"]:
+        raise UserError(f"{paths['eeg_signals_path']}: says of no trial which image was shown; the study needs it")
+    notes = unseen(trials[cfg.split], cfg.split, model, paths)
+    kept, left_out = leave_out_missing(trials, paths["imagenet_path"], cfg.allow_missing)
+    mine = kept[cfg.split]
+    return mine.select(range(min(cfg.max_items or len(mine), len(mine)))), [*left_out, *notes]
+
+
+def unseen(trials: Trials, split: str, model: dict, paths: dict) -> list[str]:
+    """As `gen_eval_eeg.refuse_trained`; but that the model was selected on validation trials is what they are for."""
+    if split == "test":
+        return refuse_trained(trials, model, paths)
+    run = model.get("run", {})
+    if "positions" in run:
+        run = {"split": run["split"], "positions": {"train": run["positions"]["train"]}}
+    return refuse_trained(trials, {"run": run}, paths, "validation")
+
+
+def own_classes(
+    classifier: PictureClassifier, trials: Trials, imagenet: Path, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Class that the classifier sees in each trial's truth (N,); classes shown (K,); each trial's place in those (N,).
+
+    Raises UserError where the classifier does not know a class.
+    """
+    label = classifier.index_of(trials.wnids)[trials.label]
+    if (label < 0).any():
+        raise UserError(f"{classifier.name} does not know all classes of the trials")
+    truth = [to_uint8(image_tensor(load_image(image_path(imagenet, name)), size)[None]) for name in trials.names]
+    kinds, own = label.unique(return_inverse=True)
+    return classifier(torch.cat(truth))[0].argmax(1), kinds, own
+
+
+def scores(logits: Tensor, seen: Tensor, kinds: Tensor, own: Tensor) -> dict[str, np.ndarray]:
+    """Both class scores of every trial (N,), as stage C computes them, from logits (N, classes)."""
+    return {
+        "n_way": n_way_accuracy(logits, seen, min(50, logits.shape[1])).numpy(),
+        "class_accuracy": n_way_accuracy(logits[:, kinds], own, len(kinds)).numpy(),
+    }
+
+
+def study(found: dict[tuple[str, int], dict[str, np.ndarray]], ways: int, kinds: int) -> list[dict]:
+    """One row a setting: both scores with intervals, and their difference from the reference over the same trials."""
+    rows = []
+    for (sampler, steps), scored in found.items():
+        row = {"sampler": sampler, "steps": steps, "forwards": steps + (sampler == "plms")}
+        for name, chance in (("n_way", 1 / ways), ("class_accuracy", 1 / kinds)):
+            change = scored[name] - found[REFERENCE][name]
+            row[name] = entry(scored[name], chance, "trial")
+            row[name] |= {"change": float(change.mean()), "change_ci95": list(bootstrap_interval(change))}
+            row[name]["p_lower"] = float(sign_flip_p(-change)) if change.any() else 1.0
+        rows.append(row)
+    return sorted(rows, key=lambda row: (list(NAMES).index(row["sampler"]), row["steps"]))
+
+
+def conclusion(rows: list[dict]) -> str:
+    """Which settings are no worse than the reference as far as these trials can tell, and by how much they may be."""
+    reference = next(row for row in rows if (row["sampler"], row["steps"]) == REFERENCE)
+    told = []
+    for sampler, name in NAMES.items():
+        mine = [row for row in rows if row["sampler"] == sampler]
+        worse = [row["steps"] for row in mine if row["n_way"]["change_ci95"][1] < 0]
+        enough = [row for row in mine if row["steps"] > max(worse, default=0)]
+        if enough:
+            low = 100 * enough[0]["n_way"]["change_ci95"][0]
+            told.append(
+                f"{name} from {enough[0]['steps']} steps on (at {enough[0]['steps']}, a loss of more than "
+                f"{max(0.0, -low):.1f} points lies outside the 95 % interval)"
+            )
+    beside = "; ".join(told)
+    return (
+        f"No worse than PLMS with 250 steps ({100 * reference['n_way']['value']:.1f} %), in that the interval of the "
+        f"paired difference over the same {reference['n_way']['n']} trials does not lie below zero: {beside}."
+    )
+
+
+def write_study(folder: Path, cfg: StudyConfig, trials: Trials, about: dict, rows: list[dict]) -> None:
+    """study.json, study.csv and index.html. `about`: classes that each score compares, and notes."""
+    simulated, n = trials.info["simulated"], len(trials)
+    about |= {"split": cfg.split, "n": n, "simulated": simulated, "guidance": cfg.guidance, "seed": cfg.seed}
+    content = about | {"precision": identity(cfg)["precision"], "conclusion": conclusion(rows), "rows": rows}
+    checkpoints.write_text(folder / "study.json", json.dumps(content, indent=1) + "\n")
+    text = io.StringIO()
+    columns = ["value", "ci95", "chance", "change", "change_ci95", "p_lower"]
+    table = csv.writer(text)
+    table.writerow(
+        ["sampler", "steps", "forwards", *(f"{name}_{c}" for name in ("n_way", "class_accuracy") for c in columns)]
+    )
+    for row in rows:
+        values = [row[name][c] for name in ("n_way", "class_accuracy") for c in columns]
+        shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in values]
+        table.writerow([row["sampler"], row["steps"], row["forwards"], *shown])
+    checkpoints.write_text(folder / "study.csv", text.getvalue())
+    checkpoints.write_text(folder / "index.html", page(content))
+
+
+def page(content: dict) -> str:
+    """The study as a page of the results' look."""
+    rows, kind = content["rows"], "simulated EEG" if content["simulated"] else "EEG"
+    which = "validation" if content["split"] == "val" else "test"
+    n_way = score_name(f"{content['ways']}_way_top1")
+    titles = {"n_way": n_way, "class_accuracy": f"Accuracy among the {content['kinds']} classes shown"}
+    told, _, which_steps = escape(content["conclusion"]).rstrip(".").partition(": ")
+    items = "".join(f"<li>{item}</li>" for item in which_steps.split("; "))
+    notes = "".join(f"<p>{escape(note)}</p>" for note in content["notes"])
+    body = f'<section class="verdict supported"><h2>{told}:</h2><ul>{items}</ul>{notes}</section>'
+    for score, title in titles.items():
+        for sampler in dict.fromkeys(row["sampler"] for row in rows):
+            mine = {f"{row['steps']} steps": row[score] for row in rows if row["sampler"] == sampler}
+            about = (
+                f"Share of hits by number of sampling steps, mean over {content['n']} {which} trials with 95 % "
+                "interval; the dashed line is chance. Same trials, same seeds, one picture a trial."
+            )
+            body += figure(f"{NAMES[sampler]}: {title}", about, mine, "even")
+    here = Path(tables.__file__).parent
+    return Template((here / "page.html").read_text()).substitute(
+        style=(here / "page.css").read_text(),
+        title=f"Sampling steps, {kind}",
+        banner='<p class="simulated">SIMULATED EEG</p>' if content["simulated"] else "",
+        ways="",
+        body=body + changes(rows, n_way),
+    )
+
+
+def changes(rows: list[dict], n_way: str) -> str:
+    """All figures as a table: UNet calls, both scores, and the paired difference from the reference."""
+
+    def cells(found: dict) -> str:
+        low, high = (100 * value for value in found["change_ci95"])
+        change = f"{100 * found['change']:+.1f}<small>{low:+.1f} to {high:+.1f}</small>"
+        return f"<td>{100 * found['value']:.1f} %</td><td>{change}</td>"
+
+    lines = "".join(
+        f'<tr><th scope="row">{NAMES[row["sampler"]]}, {row["steps"]} steps</th><td>{row["forwards"]}</td>'
+        f"{cells(row['n_way'])}{cells(row['class_accuracy'])}</tr>"
+        for row in rows
+    )
+    heads = ["Sampler", "UNet calls", n_way, "Change, points", "Class accuracy", "Change, points"]
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        '<div class="scroll" role="region" aria-label="All settings" tabindex="0"><table><caption><span>Change: paired '
+        "difference from PLMS with 250 steps, percentage points, with its 95 % interval over trials.</span></caption>"
+        f"<thead><tr>{head}</tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+    )

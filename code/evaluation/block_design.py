@@ -1,0 +1,91 @@
+"""Were classes shown in blocks or at random? Read from the order of the trials in time.
+
+Shapes: N trials.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evaluation.verdict import ALPHA, permutation_p
+from runtime.errors import UserError
+
+RANDOM = 0.05  # the order is called random from this p on; a smaller one may be chance, but is not trusted
+
+
+def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tuple[float, float, float]:
+    """How far labels follow the order of trials: (share of neighbours of one label, power, p).
+
+    Three statistics see blocks: neighbours of equal label (a class in a run), and the spread between classes of their
+    mean place in time (a class early or late), among all trials and within recordings. p is the smallest, times their
+    number; power is the p that these labels would have if every class stood in one run: if that is large, so few
+    trials cannot show blocks at all.
+    """
+    random = np.random.default_rng(0)
+    n = len(label)
+    linked = recording[1:] == recording[:-1]
+    places = [(np.arange(n) - (n - 1) / 2) / n]
+    if len(tapes := np.unique(recording)) > 1:
+        within = np.zeros(n)
+        for own in (recording == tape for tape in tapes):
+            within[own] = (np.arange(own.sum()) - (own.sum() - 1) / 2) / own.sum()
+        places.append(within)
+    sizes = np.bincount(label)
+
+    def statistics(rows: np.ndarray) -> list[np.ndarray]:
+        flat = (rows + len(sizes) * np.arange(len(rows))[:, None]).ravel()
+        found = [((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)]
+        for place in places:
+            sums = np.bincount(flat, np.tile(place, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
+            found.append((sums**2 / np.maximum(sizes, 1)).sum(1))
+        return found
+
+    parts = [statistics(random.permuted(np.tile(label, (100, 1)), axis=1)) for _ in range(n_perm // 100)]
+    nulls, observed = [np.concatenate(part) for part in zip(*parts, strict=True)], statistics(label[None])
+    each = [permutation_p(seen[0], null) for seen, null in zip(observed, nulls, strict=True)]
+    share = float(observed[0][0] / max(1, linked.sum()))
+    return share, permutation_p(statistics(np.sort(label)[None])[0][0], nulls[0]), min(1.0, len(each) * min(each))
+
+
+def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequence | None = None) -> tuple[str, str]:
+    """Read from the order of trials whether labels were shown at random or in blocks.
+
+    Args:
+        labels: (N,) class of each trial, in the order of the file.
+        onset: (N,) seconds within the recording, or None where unknown; then the order of the file stands in, which
+            can show blocks but never that there were none.
+        recording: (N,) key of the recording (with subject) of each trial, or None for a single one.
+
+    Returns:
+        ("random" | "block" | "unknown", the reason in one sentence).
+    """
+    label = np.unique(np.asarray(labels), return_inverse=True)[1]
+    n = len(label)
+    tape = np.zeros(n, int) if recording is None else np.unique(np.asarray(recording), return_inverse=True)[1]
+    if onset is not None:
+        time = np.asarray(onset, dtype=np.float64)
+        if time.shape != (n,) or not np.isfinite(time).all():
+            raise UserError(f"onset: expected {n} finite numbers of seconds, one a trial, found shape {time.shape}")
+        order = np.lexsort((time, tape))
+        label, tape = label[order], tape[order]
+    if n < 2 or label.max() == 0:
+        return "unknown", f"{n} trials of one class cannot show how classes were ordered"
+    share, power, p = _order_p(label, tape)
+    source = "in time" if onset is not None else "in the order of the file (not verified: no onsets)"
+    seen = f"{share:.0%} of neighbours {source} share their class ({n} trials of {label.max() + 1} classes)"
+    if p < ALPHA * 2:
+        return "block", f"trials of a class stand together: {seen} (p = {p:.1g} against shuffled labels)"
+    if power >= ALPHA:
+        return "unknown", f"too few trials to tell blocks from a random order: {seen}"
+    if onset is None:
+        return "unknown", f"no onsets, so the order in time is unknown: {seen}"
+    if p < RANDOM:
+        return "unknown", f"the class may follow time: {seen} (p = {p:.2g} against shuffled labels)"
+    return "random", f"the class does not follow time: {seen}, as after shuffling (p = {p:.2g})"
+
+
+def design_of(trials: list[dict]) -> tuple[str, str]:
+    """`design_from` of the rows of trials.csv."""
+    onset = [float(row["onset"]) for row in trials] if all(row["onset"] for row in trials) else None
+    rows = sorted(trials, key=lambda row: int(row["position"])) if onset is None else trials
+    return design_from([row["label"] for row in rows], onset, [f"{row['subject']} {row['recording']}" for row in rows])

@@ -1,0 +1,288 @@
+"""The files of an evaluation folder, and how they are read.
+
+samples/test{i}-{k}.png        trial i: truth (k = 0, absent where images are unknown) and pictures k = 1..S
+controls/<name>/test{i}-1.png  trial i under a control, from the same seed as picture 1
+trials.csv                     one row a trial: TRIAL_COLUMNS, then seen_1..seen_S, the class that the classifier
+                               ranks first for picture k (empty without a classifier)
+arrays.safetensors             of run = real and each control (S = 1):
+                               <run>.logits (N,S,K), <run>.features (N,S,F), <run>.clip (N,S,D),
+                               <run>.embedding (N,D), <run>.alike_<network> (N,S,U), <run>.fid (N,S,2048);
+                               truth.logits (N,K), truth.features (N,F), truth.clip (N,D), truth.fid (N,2048);
+                               real.lda, real.lda_power (N,classes of the data set), probabilities that no score
+                               reads, kept so that the linear baselines can be scored otherwise without the EEG;
+                               baseline.<name> (N,): share of a trial's guess that is right, among the classes
+scores.csv                     one row a trial: every score of the real run on it
+metrics.json                   DESIGN 4; its `run` comes from gen_eval_eeg.py, the rest from eval_metrics.py
+
+A bare folder holds nothing but test{i}-{k}.png, truths included.
+
+Shapes: N trials, S pictures of a trial, K classes of the classifier, F features, D embedding,
+U distinct images among the truths, in the order of their names.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from evaluation.verdict import ItemScores
+from runtime.checkpoints import write_text
+from runtime.errors import UserError
+
+TRIAL_COLUMNS = (
+    "trial", "position", "subject", "label", "wnid", "class_name", "class_index", "image", "onset", "recording",
+)  # fmt: skip
+
+
+TRUTH_FIELDS = ("logits", "features", "clip", "fid")
+RUN_FIELDS = (*TRUTH_FIELDS, "embedding")
+
+
+class Outcome(NamedTuple):
+    """What a run (the real one or a control) made of the trials."""
+
+    logits: np.ndarray | None = None  # (N, S, K) classifier on the pictures
+    pixels: np.ndarray | None = None  # (N, S, H, W, 3) uint8
+    features: np.ndarray | None = None  # (N, S, F) penultimate layer of the classifier
+    embedding: np.ndarray | None = None  # (N, D) of the EEG, in CLIP's space
+    clip: np.ndarray | None = None  # (N, S, D) of the pictures
+    alike: Mapping[
+        str, np.ndarray
+    ] = {}  # network -> (N, S, U) likeness of pictures and distinct truths, larger is more
+    fid: np.ndarray | None = None  # (N, S, 2048) of the Inception by which FID and KID are defined
+    place: Path | None = None  # folder of its pictures
+
+
+class Truth(NamedTuple):
+    """What was shown. All but the first two are None where the image of a trial is unknown."""
+
+    label: np.ndarray  # (N,) class in the data set, -1 where that is unknown
+    class_index: np.ndarray  # (N,) the classifier's number of that class, -1 where it has none
+    image: np.ndarray | None = None  # (N,) names
+    logits: np.ndarray | None = None  # (N, K)
+    pixels: np.ndarray | None = None  # (N, H, W, 3) uint8
+    features: np.ndarray | None = None  # (N, F)
+    clip: np.ndarray | None = None  # (N, D)
+    fid: np.ndarray | None = None  # (N, 2048)
+
+
+def read_picture(path: Path) -> tuple[np.ndarray, str]:
+    """(H, W, 3) uint8, and how PIL calls what the file holds instead of "RGB".
+
+    Raises:
+        UserError: missing, half written, transparent in part, or of numbers that 8-bit RGB cannot hold.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: is no whole picture ({error}); run the evaluation again") from error
+    if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
+        raise UserError(f"{path}: holds {picture.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")
+    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+        raise UserError(f"{path}: has transparent parts, which no score can see; save it as RGB")
+    return np.asarray(picture.convert("RGB")), picture.mode
+
+
+def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
+    """(len(paths), H, W, 3) uint8. Raises UserError as `read_picture`."""
+    return torch.from_numpy(np.stack([read_picture(path)[0] for path in paths]))
+
+
+def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str]]:
+    """test{i}-{k}.png of n trials, k in `samples`: (n, S, H, W, 3) uint8, and a sentence if some had to be converted.
+
+    Raises UserError where one is missing, too many, damaged or of another size.
+    """
+    wanted = {f"test{i}-{k}.png": i for i in range(n) for k in samples}
+    there = {path.name for path in folder.glob("test*-*.png") if path.name.endswith("-0.png") == (0 in samples)}
+    if more := sorted(there - set(wanted)):
+        raise UserError(
+            f"{folder / more[0]}: there are pictures of more than the {n} trials, or more than {len(samples)} of one; "
+            "every trial needs one truth and the same number of pictures"
+        )
+    found, converted = [], {}
+    for name, i in wanted.items():
+        if name not in there:
+            raise UserError(f"{folder / name}: picture of trial {i} is missing; run the evaluation again")
+        pixels, mode = read_picture(folder / name)
+        found.append(pixels)
+        converted |= {name: mode} if mode != "RGB" else {}
+        if pixels.shape != found[0].shape:
+            raise UserError(f"{folder / name}: {pixels.shape} pixels, the pictures before it have {found[0].shape}")
+    first = next(iter(converted), "")
+    notes = [f"{len(converted)} of {len(found)} pictures in {folder.name} are not RGB and were converted, which loses "
+             f"nothing: first {first}, {converted[first]}."] if converted else []  # fmt: skip
+    return np.stack(found).reshape(n, len(samples), *found[0].shape), notes
+
+
+def place(folder: Path, run: str) -> Path:
+    """Folder of the pictures of a run, "real" or a control."""
+    return folder / "samples" if run == "real" else folder / "controls" / run
+
+
+def places(folder: Path, controls: Iterable[str]) -> dict[str, Path]:
+    """`place` of the real run and of controls, by name."""
+    return {run: place(folder, run) for run in ("real", *controls)}
+
+
+def count_samples(where: Path) -> int:
+    """Pictures a trial, the truth not counted. Raises UserError if there are none."""
+    samples = sum(path.name != "test0-0.png" for path in where.glob("test0-*.png"))
+    if not samples:
+        raise UserError(f"{where / 'test0-1.png'}: not found; expected pictures named test<trial>-<k>.png, k from 1")
+    return samples
+
+
+def read_trials(folder: str | Path) -> list[dict]:
+    """The rows of trials.csv, one a trial, as text by column. Raises UserError if it is missing or lacks a column."""
+    path = Path(folder) / "trials.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        lacking = [name for name in (*TRIAL_COLUMNS, "seen_1") if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise UserError(f"{path}: lacks the column {lacking[0]}; run the evaluation again")
+        return list(reader)
+
+
+def recordings(trials: list[dict]) -> np.ndarray | None:
+    """(N,) subject and recording of the rows of trials.csv; None where those of a trial are unknown."""
+    known = all(row["subject"] and row["recording"] for row in trials)
+    return np.array([f"{row['subject']} {row['recording']}" for row in trials]) if known else None
+
+
+def is_bare(folder: str | Path) -> bool:
+    """Whether a folder holds nothing but pictures."""
+    return not any((Path(folder) / name).is_file() for name in ("trials.csv", "arrays.safetensors"))
+
+
+def _bare_trials(where: Path) -> list[dict]:
+    n = len(list(where.glob("test*-0.png")))
+    if n < 2:
+        raise UserError(f"{where}: holds {n} truths (test<trial>-0.png); two-way scores need two trials or more")
+    return [dict.fromkeys(TRIAL_COLUMNS, "") | {"trial": str(i), "position": str(i), "label": "-1"} for i in range(n)]
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16
+        raise UserError(
+            f"{path}: is truncated, no safetensors file, or in half precision ({error!r}); run the evaluation again"
+        ) from error
+
+
+def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays by run and field, checked."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        run, _, field = key.partition(".")
+        if len(array) != n:
+            raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {n}")
+        if array.dtype == np.float16 or not np.isfinite(array).all():
+            raise UserError(f"{path}: {key} is in half precision or not finite: write it again")
+        parts.setdefault(run, {})[field] = array
+    return parts
+
+
+def read_folder(
+    folder: str | Path, more: Mapping[str, np.ndarray] | None = None
+) -> tuple[Truth, dict[str, Outcome], dict[str, np.ndarray], list[dict], list[str]]:
+    """Read an evaluation folder, or a bare one, where equal truths count as one image.
+
+    Args:
+        more: arrays beside, or instead of, those of arrays.safetensors.
+
+    Returns:
+        what was shown; the outcome of each run, by name ("real" and the controls), without its pixels; each
+        baseline's hits (N,); the rows of trials.csv; sentences about truths that had to be converted.
+
+    Raises:
+        UserError: a file or picture is missing, half written, or of another size or count than the others.
+    """
+    folder, bare = Path(folder), is_bare(folder)
+    path, samples = folder / "arrays.safetensors", folder / "samples"
+    samples = folder if bare and not samples.is_dir() else samples
+    trials = _bare_trials(samples) if bare else read_trials(folder)
+    n, notes = len(trials), []
+    parts = _by_run(path, ({} if bare else _stored(path)) | dict(more or {}), n)
+    if bare:
+        parts.setdefault("real", {})
+    if "real" not in parts:
+        raise UserError(f"{path}: holds no array of the real run (real.logits and so on)")
+    baselines, shown = parts.pop("baseline", {}), parts.pop("truth", {})
+    truth = Truth(*(np.array([int(row[column] or -1) for row in trials]) for column in ("label", "class_index")))
+    if shown or bare:
+        pixels, notes = pictures(samples, n, range(1))
+        truth = truth._replace(pixels=pixels[:, 0], **{key: shown.get(key) for key in TRUTH_FIELDS})
+        image = [sha256(p.tobytes()).hexdigest() for p in pixels] if bare else [row["image"] for row in trials]
+        truth = truth._replace(image=np.array(image))
+    if bare and truth.logits is not None:  # nobody else says what class a picture is of
+        truth = truth._replace(label=truth.logits.argmax(1))
+    outcomes = {}
+    for run, arrays in parts.items():
+        alike = {key.removeprefix("alike_"): array for key, array in arrays.items() if key.startswith("alike_")}
+        where = (samples if run == "real" else place(folder, run)) if truth.image is not None else None
+        outcomes[run] = Outcome(alike=alike, place=where, **{key: arrays.get(key) for key in RUN_FIELDS})
+    return truth, outcomes, baselines, trials, notes
+
+
+def with_pixels(outcome: Outcome, truth: Truth) -> tuple[Outcome, list[str]]:
+    """The outcome with its pictures, which are of the truths' size, and sentences about those that were converted."""
+    if outcome.place is None:
+        return outcome, []
+    made, notes = pictures(outcome.place, len(truth.label), range(1, count_samples(outcome.place) + 1))
+    if made.shape[2:] != truth.pixels.shape[1:]:
+        raise UserError(
+            f"{outcome.place}: truths are {truth.pixels.shape[1:]} pixels, pictures {made.shape[2:]}; "
+            "save them at one size"
+        )
+    return outcome._replace(pixels=made), notes
+
+
+def left_out(truth: Truth, real: Outcome) -> list[str]:
+    """Which scores this folder does not allow, a sentence each."""
+    unknown, seen = (truth.class_index < 0).sum(), real.logits is not None
+    several = truth.image is not None and len(set(truth.image)) > 1
+    cases = {
+        "Class scores are left out: no classifier has seen the pictures.": not seen,
+        f"class_accuracy is left out: the classifier does not know the class of {unknown} trials.": seen and unknown,
+        "class_accuracy is left out: all trials are of one class.": seen
+        and not unknown
+        and len(set(truth.class_index)) == 1,
+        "Two-way and retrieval scores are left out: which images were shown is unknown.": truth.image is None,
+        "Two-way and retrieval scores are left out: all trials show one image.": truth.image is not None
+        and not several,
+        "CLIP scores are left out: no CLIP has seen the truths.": several and truth.clip is None,
+    }
+    return [sentence for sentence, holds in cases.items() if holds]
+
+
+def write_item_scores(folder: Path, n: int, items: dict[str, ItemScores]) -> None:
+    """Write scores.csv: one row a trial, one column a score of the real run (mean over samples), empty where none."""
+    # scores where lower is better are counted as minus the distance until they are written
+    signed = {name: -s.value if name.startswith("distance_") else s.value for name, s in items.items()}
+    columns = [dict(zip(items[name].trial.tolist(), v.tolist(), strict=True)) for name, v in signed.items()]
+    rows = [[i, *(f"{column[i]:.6g}" if i in column else "" for column in columns)] for i in range(n)]
+    text = io.StringIO()
+    csv.writer(text).writerows([["trial", *items], *rows])
+    write_text(folder / "scores.csv", text.getvalue())
+
+
+def read_item_scores(folder: Path, score: str | None) -> list[float]:
+    """One score of every trial from scores.csv, NaN where it has none; empty if there is no such column."""
+    path = folder / "scores.csv"
+    with open(path, newline="") if path.is_file() else io.StringIO() as file:
+        return [float(row[score] or "nan") for row in csv.DictReader(file) if score in row]

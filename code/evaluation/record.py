@@ -1,0 +1,151 @@
+"""What stage C says about its trials: trials.csv and the record of a run.
+
+Shapes: N trials, S pictures a trial, K classes of the classifier.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import Trials
+from eval_metrics import n_way_accuracy
+from evaluation.baselines import lda_probabilities, log_power, nearest_in_time, time_bins
+from evaluation.block_design import design_from
+from evaluation.folder import TRIAL_COLUMNS
+from runtime import checkpoints
+from vision.cache import fingerprint
+from vision.classifier import PictureClassifier
+from vision.clip import FrozenCLIP, OpenCLIP
+
+
+def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
+    """Rank of the true class in each picture's logits, 1 is best, ties count as above: (N, S, K), (N,) -> (N, S)."""
+    own = logits.gather(2, class_index.view(-1, 1, 1).expand(-1, logits.shape[1], 1))
+    return (logits >= own).sum(2)
+
+
+def write_trials(
+    path: Path, trials: Trials, classifier: PictureClassifier | None, seeds: Tensor, logits: Tensor | None,
+    gap: Sequence[float],
+) -> None:  # fmt: skip
+    """Write trials.csv: TRIAL_COLUMNS; each picture's seed and rank of the true class, samples separated by spaces;
+    and `seen_1` to `seen_S`, what the classifier names each picture. Columns that need what is absent stay empty.
+
+    Args:
+        seeds: (N, S) int64.
+        logits: (N, S, K) of the pictures, None without a classifier.
+        gap: (N,) seconds to the nearest training trial of the recording, NaN where there is none.
+    """
+    n_samples = seeds.shape[1]
+    index = torch.full((len(trials.wnids),), -1) if classifier is None else classifier.index_of(trials.wnids)
+    names = {k: classifier.names[k] for k in index.tolist() if k >= 0}
+    own = index[trials.label]
+    ranked = logits is not None and bool((own >= 0).all())
+    ranks = true_ranks(logits, own).tolist() if ranked else [[]] * len(trials)
+    seen = [[""] * n_samples] * len(trials)
+    if logits is not None:
+        seen = [[classifier.names[k] for k in row] for row in logits.argmax(2).tolist()]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*TRIAL_COLUMNS, "seeds", "ranks", "gap", *(f"seen_{k + 1}" for k in range(n_samples))])
+    for i, label in enumerate(trials.label.tolist()):
+        wnid = trials.wnids[label]
+        onset = "" if trials.onset is None else float(trials.onset[i])
+        recording = "" if trials.recording is None else trials.recording[i]
+        writer.writerow((
+            i, int(trials.position[i]), int(trials.subject[i]), label, wnid, names.get(int(own[i]), wnid), int(own[i]),
+            trials.names[i], onset, recording, " ".join(map(str, seeds[i].tolist())), " ".join(map(str, ranks[i])),
+            "" if trials.onset is None or isnan(gap[i]) else f"{gap[i]:.6g}", *seen[i],
+        ))  # fmt: skip
+    checkpoints.write_text(path, text.getvalue())
+
+
+def clock(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) seconds within the recording, or the place in the file without onsets; (N,) subject and recording."""
+    time = trials.position if trials.onset is None else trials.onset
+    tapes = trials.recording or [""] * len(trials)
+    return time.double().numpy(), np.array([f"{s} {t}" for s, t in zip(trials.subject.tolist(), tapes, strict=True)])
+
+
+def time_only(train: Trials, test: Trials) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest_in_time` of a split: hits (N,) and distances (N,)."""
+    return nearest_in_time(*clock(train), train.label.numpy(), *clock(test), test.label.numpy())
+
+
+def baselines(train: Trials, test: Trials) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Linear and time-only decoders of the same trials, as arrays by name, and each test trial's distance in time.
+
+    They learn from the training split and choose among the classes that the pictures may show. LDA on evoked means
+    (`lda`) asks what the EEG holds of them; LDA on each channel's power (`lda_power`) sees no evoked response, but
+    all that changes slowly: where it alone does well, time is what names the class.
+    """
+    kinds = test.label.unique()
+    own, found = torch.searchsorted(kinds, test.label.contiguous()), {}
+    for name, features in {"lda": time_bins, "lda_power": log_power}.items():
+        eeg = train.eeg.numpy(), train.label.numpy(), test.eeg.numpy()
+        likely = torch.from_numpy(lda_probabilities(*eeg, len(test.wnids), features))
+        found |= {f"real.{name}": likely, f"baseline.{name}": n_way_accuracy(likely[:, kinds], own, len(kinds))}
+    hits, gap = time_only(train, test)
+    return found | {"baseline.time_only": torch.from_numpy(hits)}, gap
+
+
+def hashes_of(
+    config: dict, model: dict, clip: FrozenCLIP | OpenCLIP, classifier: PictureClassifier | None
+) -> dict[str, str | None]:
+    """sha256 of the configuration and of what made and judged the pictures, of CLIP's image tower the weights alone.
+
+    model: the stage B checkpoint. None: not there, or stage B's record does not say.
+    """
+    return {
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "base_sha256": model["base"]["sha256"],
+        "stage_a_sha256": model.get("run", {}).get("stage_a_sha256"),
+        "clip_sha256": fingerprint(clip.fingerprint_parts()[0]),
+        "classifier_sha256": classifier and classifier.sha256,
+    }
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the run computed on: the device, the same in words, and torch's version."""
+    words = f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        words = torch.cuda.get_device_name(device)
+    return {"device": str(device), "machine": words, "torch": torch.__version__}
+
+
+def commit() -> str | None:
+    """The code's commit, "-dirty" if files were changed since; None outside a git clone."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def about_trials(trials: dict[str, Trials], opened_at: str) -> dict:
+    """What metrics.json says of the data: which split was opened when and for what, and the order of the classes in
+    time, judged on training and test trials together: the more trials, the plainer a block is.
+    """
+    train, test = trials["train"], trials["test"]
+    position, label = (torch.cat([getattr(t, key) for t in (train, test)]) for key in ("position", "label"))
+    time, tape = (np.concatenate(parts) for parts in zip(clock(train), clock(test), strict=True))
+    order = position.argsort().numpy()
+    onset = None if test.onset is None else time[order]
+    known = ("simulated", "image_known", "left_out", "band", "control")
+    opened = {"test": "pictures and scores", "train": "linear baseline and order of classes"}
+    split = {"scored": "test", "trials": len(test), "opened": opened, "opened_at": opened_at}
+    # of trials whose labels were shuffled, the order that was shown is known to whoever shuffled them
+    design = (test.info.get("control") or {}).get("design") or design_from(label.numpy()[order], onset, tape[order])
+    facts = {"commit": commit(), "split": test.info["split"] | split, "design": list(design)}
+    return {k: test.info.get(k) for k in known} | facts

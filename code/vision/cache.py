@@ -1,0 +1,94 @@
+"""What a frozen network says about each picture, computed once, in a file named by all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import safetensors
+import torch
+from PIL.Image import Image
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from dc_ldm.models.autoencoder import AutoencoderKL
+from runtime import checkpoints, draws
+from vision.clip import FrozenCLIP
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hex digest of a network's names and weights."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cached(
+    folder: Path, kind: str, paths: Sequence[Path], depends: Iterable[object], compute: Callable[[], Tensor]
+) -> Tensor:
+    """`compute()`, or what a call with the same pictures (bytes, order) and `depends` stored.
+
+    A file that cannot be read (a copy broken off, say) is computed again and replaced.
+    """
+    digest = hashlib.sha256(repr([kind, *depends]).encode())
+    for path in paths:
+        digest.update(checkpoints.sha256(path).encode())
+    file = folder / f"{kind}-{digest.hexdigest()[:20]}.safetensors"
+    if file.is_file():
+        try:
+            return load_file(file)[kind]
+        except safetensors.SafetensorError:
+            print(f"{file} is damaged; computing it again")
+    checkpoints.sweep(file)
+    result = compute().contiguous()
+    checkpoints.write_bytes(file, save({kind: result}))
+    return result
+
+
+def clip_embeddings(
+    folder: Path, clip: FrozenCLIP, paths: Sequence[Path], open_image: Callable[[Path], Image]
+) -> Tensor:
+    """CLIP image embeddings (N, D) float32 of the plain pictures."""
+
+    def compute() -> Tensor:
+        chunks = [paths[i : i + 32] for i in range(0, len(paths), 32)]
+        return torch.cat([clip.embed_images([open_image(path) for path in chunk]) for chunk in chunks])
+
+    tower, preprocessing = clip.fingerprint_parts()
+    return cached(folder, "clip", paths, [fingerprint(tower), preprocessing], compute)
+
+
+def latent_moments(
+    folder: Path,
+    vae: AutoencoderKL,
+    paths: Sequence[Path],
+    open_image: Callable[[Path], Image],
+    to_tensor: Callable[..., Tensor],
+    size: int,
+    n_crops: int,
+    crop_ratio: float,
+    seed: int,
+) -> Tensor:
+    """VAE posterior mean and deviation, (N, 1 + n_crops, 2, 4, h, w) float32: plain picture, then crops.
+
+    to_tensor: (picture, size, crop or None) -> (3, size, size) in [-1, 1]; a crop is (top, left, side), with a
+    side of size - int(crop_ratio * size). The published loader draws a new crop each time; n_crops drawn once
+    stand for that stream.
+    """
+    side, device = size - int(crop_ratio * size), next(vae.parameters()).device
+
+    @torch.inference_mode()
+    def moments(path: Path, item: int) -> Tensor:
+        image = open_image(path)
+        corners = draws.randint(0, size - side + 1, (n_crops, 2), seed, "crop", item).tolist()
+        views = [to_tensor(image, size, crop) for crop in (None, *((top, left, side) for top, left in corners))]
+        posterior = vae.encode(torch.stack(views).to(device))
+        return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
+
+    depends = [fingerprint(vae), size, n_crops, crop_ratio, seed]
+    return cached(
+        folder, "latents", paths, depends, lambda: torch.stack([moments(path, i) for i, path in enumerate(paths)])
+    )
