@@ -5,6 +5,8 @@ python code/eeg_ldm.py preset=miniature         # the demo's
 python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/paper.pth --batch_size 4
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,22 +16,33 @@ import torch
 
 from config import FinetuneConfig, from_cli
 from data.splits import told
-from data.stimuli import image_path, image_tensor, leave_out_missing, load_image
+from data.stimuli import image_path, leave_out_missing
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
-from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, check_finetune, reciprocal_rank, validation_losses
+from dc_ldm.ldm_for_eeg import (
+    EEGLatentDiffusion,
+    LatentBatch,
+    LatentTrials,
+    check_finetune,
+    reciprocal_rank,
+    validation_losses,
+)
+from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
 from dc_ldm.published import read_stage_a
+from dc_ldm.weights import BaseSizes
 from evaluation.validation import cost, load_judge, look
 from runtime import checkpoints, ranks
-from runtime.compiling import compile_in_place
+from runtime.checkpoints import load_strictly
+from runtime.devices import compile_in_place, pick_device, pick_precision
 from runtime.errors import UserError
-from runtime.loop import Schedule, fit, pick_device, pick_precision
-from runtime.memory import check_fits, plan_finetuning
+from runtime.loop import Schedule, fit
+from runtime.memory import check_fits, count, is_half, own_batch, plan_step
 from runtime.paths import file_or_name, in_place, under_root
+from runtime.pictures import image_tensor, load_image
 from runtime.runs import Run, run_config, train_stage
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
 from vision.cache import clip_embeddings, latent_moments
@@ -189,7 +202,7 @@ def stage_a(cfg: FinetuneConfig) -> tuple[EEGEncoder, dict, float]:
     content = read_stage_a(path)
     sizes = {k: content["config"][k] for k in ENCODER_SIZES}
     encoder = EEGEncoder(**sizes)
-    weights.load_strictly(encoder, encoder_state(content["model"]), f"{path}: the encoder")
+    load_strictly(encoder, encoder_state(content["model"]), f"{path}: the encoder")
     return encoder, sizes, cfg.eeg_scale or float(content["input"]["scale"])
 
 
@@ -225,3 +238,45 @@ def cached_items(
 
 if __name__ == "__main__":
     ranks.cli(main)
+
+
+INPUT = {"n_chans": 128, "n_times": 512, "patch_size": 4}
+
+
+MULT = (1, 2, 4, 4)
+
+
+PUBLISHED_BASE = BaseSizes({"channel_mult": MULT}, {"ch_mult": MULT, "z_channels": 4})  # the constructors' defaults
+
+
+PUBLISHED_CLIP = (768, 427_616_513)  # width of ViT-L/14's space, parameters of its two towers
+
+
+def plan_finetuning(
+    cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: tuple[int, int] = PUBLISHED_CLIP
+) -> dict:
+    """Parameters and memory of stage B; clip: width of its space, which hardly counts, number of its parameters."""
+    b, latent = own_batch(cfg), (own_batch(cfg), *sizes.latent_shape(cfg.img_size))
+    shapes = ((b, encoder["n_chans"], encoder["n_times"]), latent, latent, (b,), (b, 1, 1), (b, clip[0]))
+    with torch.device("meta"):
+        module = diffusion(cfg, encoder, sizes, clip[0])
+        data = LatentBatch(*(torch.zeros(shape) for shape in shapes))
+        data = data._replace(t=data.t.long())
+        vae = AutoencoderKL(**sizes.vae).requires_grad_(False)
+        counts = count(conditioner=module.conditioner, unet=module.unet, vae=vae)
+        plan = plan_step(counts, module, lambda: sum(module.losses(data)), cfg)
+        if is_half(cfg):
+            module.halve_frozen()
+        plan["memory"]["weights"] = sum(p.nbytes for part in (module, vae) for p in part.parameters())
+        plan["parameters"] |= {"clip, frozen, before training": clip[1]}
+        return plan
+
+
+def diffusion(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip_dim: int) -> EEGLatentDiffusion:
+    """Stage B's training module with random weights, on torch's default device; encoder: EEGEncoder's arguments."""
+    shape = {"context_dim": sizes.unet.get("context_dim", 768), "clip_dim": clip_dim, "clip_head": cfg.clip_head}
+    conditioner = EEGConditioner(EEGEncoder(**encoder), **shape)
+    unet = UNet(**sizes.unet, use_time_cond=cfg.use_time_cond)
+    abar = sd_alphas_cumprod(sizes.linear_start, sizes.linear_end).to(torch.get_default_device())
+    start = torch.zeros(77, shape["context_dim"])
+    return EEGLatentDiffusion(conditioner, unet, abar, start, cfg.lr, cfg.weight_decay, finetune=cfg.finetune)

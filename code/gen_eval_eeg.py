@@ -22,31 +22,34 @@ from torch import Tensor
 from config import GenerateConfig, from_cli
 from data.signals import read_manifest
 from data.splits import told
-from data.stimuli import leave_out_missing, load_image
+from data.stimuli import leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.published import about_stage_b
-from eval_metrics import write_metrics
+from dc_ldm.weights import TIME_CONDITION
+from evaluation.baselines import baselines
 from evaluation.controls import KINDS, Control, cost, plan
+from evaluation.features import network_arrays
 from evaluation.folder import places
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
-from evaluation.record import about_trials, baselines, hashes_of, machine, write_trials
+from evaluation.record import about_trials, hashes_of, machine, write_trials
 from evaluation.sampling import draw, picture_seeds, show
-from generate import load_generator, pick_dtype
+from evaluation.scores import write_metrics
+from generate import load_generator
 from runtime import checkpoints, ranks
-from runtime.compiling import compile_in_place
+from runtime.devices import compile_in_place, free_memory, pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_B, file_kind
-from runtime.loop import pick_device
+from runtime.memory import ESTIMATED, count
 from runtime.paths import file_or_name, in_place, under_root
+from runtime.pictures import load_image
 from runtime.runs import open_for_all, run_config
 from vision.cache import clip_embeddings
 from vision.classifier import PictureClassifier, describe, load_classifier
-from vision.clip import FrozenCLIP, OpenCLIP, load_clip
-from vision.networks import network_arrays
+from vision.clip import OPEN_CLIP, FrozenCLIP, OpenCLIP, load_clip
 
 
 def main() -> None:
@@ -266,3 +269,23 @@ def agreement(arrays: dict[str, Tensor], classifier: PictureClassifier | None, t
 
 if __name__ == "__main__":
     ranks.cli(main)
+
+
+def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int], memory: float) -> dict:
+    """Parameters and memory of stage C; others: parameters of CLIP and the classifier; memory: bytes, 0: as is free.
+
+    Pictures by class name, of controls=all, are drawn by a second, untouched UNet with its VAE.
+    """
+    counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
+    parts, device = (generator.conditioner, generator.unet, generator.vae), pick_device(cfg.device)
+    weights = sum(p.nbytes for part in parts for p in part.parameters()) + 4 * sum(others.values())
+    if cfg.controls == "all" and others["classifier, frozen"] and not cfg.clip.startswith(OPEN_CLIP):
+        untouched = {name: p for name, p in generator.unet.named_parameters() if not name.startswith(TIME_CONDITION)}
+        second = [*untouched.values(), *generator.vae.parameters()]
+        counts["unet and vae of the controls, frozen"] = sum(p.numel() for p in second)
+        weights += sum(p.nbytes for p in second)
+    free = (memory or free_memory(device)) - weights  # the stage asks once its networks are there
+    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance, device, free)
+    needed = generator.memory(batch_size, cfg.guidance)
+    plan = {"weights": weights, ESTIMATED: needed}
+    return {"parameters": counts, "memory": plan, "batch_size": batch_size}

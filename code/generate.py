@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import torch
-
 from dc_ldm import generator
 from dc_ldm.published import about_stage_b
 from runtime.checkpoints import sha256
+from runtime.devices import pick_device, pick_dtype
 from runtime.errors import UserError
-from runtime.loop import pick_device, pick_precision
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 
@@ -28,12 +26,6 @@ def load_generator(
     """
     base = pretrain_gm_path or find_base(checkpoint, about_stage_b(checkpoint, "pretrains")["base"])
     return generator.load_generator(checkpoint, base, pick_device(device), EEGEncoder, pick_dtype(precision, device))
-
-
-def pick_dtype(precision: str, device: str) -> torch.dtype:
-    """What 32, bf16 or auto mean on a device. Raises UserError."""
-    half = pick_precision(precision, pick_device(device)) == "bf16-mixed"
-    return torch.bfloat16 if half else torch.float32
 
 
 def find_base(checkpoint: str | Path, base: dict) -> Path:

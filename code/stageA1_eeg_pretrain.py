@@ -5,6 +5,7 @@ python code/stageA1_eeg_pretrain.py preset=miniature                  # the demo
 python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_size 2
 """
 
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from config import PretrainConfig, from_cli
 from data.resident_windows import training_items
 from dataset import EEGWindows
 from runtime import ranks
-from runtime.compiling import compile_in_place
+from runtime.devices import compile_in_place, pick_device, pick_precision
 from runtime.draws import rand, steps_per_epoch
 from runtime.errors import UserError
-from runtime.loop import Schedule, fit, pick_device, pick_precision
-from runtime.memory import SURELY, check_fits, plan_pretraining
+from runtime.loop import Schedule, fit
+from runtime.memory import SURELY, check_fits, count, own_batch, plan_step
 from runtime.paths import in_place, under_root
 from runtime.runs import Run, run_config, train_stage
 from sc_mbm.linear_reference import linear_share
@@ -127,3 +128,12 @@ def eeg_folder(cfg: PretrainConfig) -> Path:
 
 if __name__ == "__main__":
     ranks.cli(main)
+
+
+def plan_pretraining(cfg: PretrainConfig, build: Callable[[PretrainConfig, int], MaskedPretraining]) -> dict:
+    """Parameters and memory of stage A; build: stage A's own."""
+    with torch.device("meta"):
+        module = build(cfg, 1)
+        eeg = torch.empty(own_batch(cfg), cfg.n_chans, cfg.n_times)
+        noise = torch.empty(own_batch(cfg), module.mae.num_tokens)
+        return plan_step(count(mae=module.mae), module, lambda: module.mae(eeg, cfg.mask_ratio, noise)[0], cfg)

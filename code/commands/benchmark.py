@@ -27,8 +27,8 @@ from commands.bench.rows import ONLY_IF_ASKED, ROWS
 from commands.bench.sizes import SIZES, Machine, Row
 from config import from_cli, setting
 from runtime import checkpoints
+from runtime.devices import pick_device
 from runtime.errors import UserError
-from runtime.loop import pick_device
 
 PRECISIONS = {"bf16": torch.bfloat16, "32": torch.float32}
 

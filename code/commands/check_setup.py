@@ -30,16 +30,16 @@ import runtime.memory as memory_plan
 import stageA1_eeg_pretrain as stage_a
 from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
 from data.signals import mapped, spans_of
-from data.stimuli import KNOWN_CORRUPT, image_path, leave_out_missing, readable
+from data.stimuli import KNOWN_CORRUPT, image_path, leave_out_missing
 from dataset import EEGWindows, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import check_sampler, load_generator
 from dc_ldm.published import about_stage_b
 from evaluation.controls import make_controls
-from generate import pick_dtype
+from runtime.devices import pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_B, file_kind
-from runtime.loop import pick_device
+from runtime.pictures import readable
 from runtime.runs import Run, begun, check_hand_on, run_config
 from sc_mbm.mae_for_eeg import EEGEncoder
 from vision.classifier import load_classifier
@@ -64,7 +64,7 @@ def check_pretraining(cfg: PretrainConfig, r: told.Report) -> None:
         return windows, f"{windows.n_recordings} files, {len(windows)} windows an epoch, in {folder}"
 
     windows = r.see("recordings", read, [r.path(cfg.eeg_path)])
-    r.plan = memory_plan.plan_pretraining(cfg, stage_a.build)
+    r.plan = stage_a.plan_pretraining(cfg, stage_a.build)
     check_place(r, "eeg_pretrain", run_config(cfg))
     if windows and r.asked.plan and r.ready:
         r.plan["time"] = told.time_training(stage_a.build(cfg, 1), windows, cfg, cfg.accum_iter)
@@ -74,17 +74,17 @@ def check_finetuning(cfg: FinetuneConfig, r: told.Report) -> None:
     """Stage B: settings, stage A's encoder, trials, pictures, Stable Diffusion, CLIP."""
     r.see("settings", lambda: (stage_b.check(cfg), "understood"))
     path = r.path(cfg.pretrain_mbm_path or f"pretrains/eeg_pretrain/{cfg.name}.pth")
-    encoder = {name: getattr(cfg, f"encoder_{name}", 0) for name in stage_b.ENCODER_SIZES} | memory_plan.INPUT
+    encoder = {name: getattr(cfg, f"encoder_{name}", 0) for name in stage_b.ENCODER_SIZES} | stage_b.INPUT
     with torch.device("meta"):  # checks names and shapes as the stage does, and fills no memory
         if cfg.pretrain_mbm_path != "none" and not r.comes_later("stage A checkpoint", path, cfg.pretrain_mbm_path):
             found = r.see("stage A checkpoint", lambda: (stage_b.stage_a(cfg), "an encoder is in it"), [path])
             encoder = found[1] if found else encoder
         base = check_base(cfg, r)
     trials = check_trials(cfg, r, ("train", "val"), encoder)
-    sizes = base.sizes if base else memory_plan.PUBLISHED_BASE
-    clip = check_clip(cfg, r) or memory_plan.PUBLISHED_CLIP
+    sizes = base.sizes if base else stage_b.PUBLISHED_BASE
+    clip = check_clip(cfg, r) or stage_b.PUBLISHED_CLIP
     if base or cfg.img_size % 64 == 0:  # what the published networks take
-        r.plan = memory_plan.plan_finetuning(cfg, encoder, sizes, clip)
+        r.plan = stage_b.plan_finetuning(cfg, encoder, sizes, clip)
     check_place(r, "generation", run_config(cfg))
     if trials and r.asked.plan and r.ready:
         r.plan["time"] = told.time_finetuning(cfg, trials["train"].eeg, encoder, sizes, clip[0])
@@ -94,7 +94,7 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     """Stage C: stage B's checkpoint, trials, pictures, Stable Diffusion, CLIP, classifier."""
     path, base = r.path(cfg.model_path or f"pretrains/generation/{cfg.name}.pth"), r.path(cfg.pretrain_gm_path)
     r.see("settings", lambda: (check_sampler(cfg.sampler, cfg.ddim_steps), "understood"))
-    clip, local, generator, model = check_clip(cfg, r) or memory_plan.PUBLISHED_CLIP, r.path(cfg.classifier), None, None
+    clip, local, generator, model = check_clip(cfg, r) or stage_b.PUBLISHED_CLIP, r.path(cfg.classifier), None, None
     where = str(local) if local.exists() else cfg.classifier
     with torch.device("meta"):
         files = [local, local / "model.safetensors"]
@@ -107,7 +107,7 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
             how = cfg.precision, cfg.device
             generator = r.see("stage B checkpoint", lambda: (load(pick_dtype(*how)), "a trained model"), [path])
     model = about_stage_b(path, base) if generator else None
-    trials = check_trials(cfg, r, ("test",), model["config"]["encoder"] if model else memory_plan.INPUT)
+    trials = check_trials(cfg, r, ("test",), model["config"]["encoder"] if model else stage_b.INPUT)
     config = None
     if model and trials:
         fit = "rate, window and channels are those of the model's training"
@@ -123,7 +123,7 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     if generator:
         judging = sum(p.numel() for p in judge.features.parameters()) if judge else 0
         others = {"clip, frozen": clip[1], "classifier, frozen": judging}
-        r.plan = memory_plan.plan_sampling(cfg, generator, others, 1e9 * r.asked.memory)
+        r.plan = stage_c.plan_sampling(cfg, generator, others, 1e9 * r.asked.memory)
     check_place(r, "eval", config)
     if generator and trials and r.asked.plan and r.ready:
         generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder, generator.dtype)

@@ -23,22 +23,23 @@ import torch
 from torch import Tensor
 
 from config import GenerateConfig, from_cli, setting
-from data.stimuli import image_path, image_tensor, leave_out_missing, load_image
+from data.stimuli import image_path, leave_out_missing
 from dataset import Trials, open_trials
-from dc_ldm.generator import SAMPLERS, check_sampler, to_uint8
+from dc_ldm.generator import SAMPLERS, check_sampler
 from dc_ldm.published import about_stage_b
-from eval_metrics import n_way_accuracy
+from evaluation.n_way import n_way_accuracy
 from evaluation.page import tables
 from evaluation.page.figures import figure
 from evaluation.page.tables import score_name
 from evaluation.sampling import draw, picture_seeds
-from evaluation.verdict import bootstrap_interval, entry, sign_flip_p
+from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
 from gen_eval_eeg import identity, input_hashes, input_paths, refuse_trained, same_trials
 from generate import load_generator
 from runtime import checkpoints
-from runtime.compiling import compile_in_place
+from runtime.devices import compile_in_place
 from runtime.errors import UserError
 from runtime.paths import under_root
+from runtime.pictures import image_tensor, load_image, to_uint8
 from runtime.runs import open_run
 from vision.classifier import PictureClassifier, describe, load_classifier
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from data.recordings import Recording, standardise
-from data.stimuli import image_path, load_image
+from data.stimuli import image_path
 from runtime import checkpoints, draws
 from runtime.errors import UserError
+from runtime.pictures import load_image
 
 PARTS = {"train": 0.5, "val": 0.25, "test": 0.25}  # of the photographs
 LARGEST = 512  # px; no model here takes more

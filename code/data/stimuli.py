@@ -3,13 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
-
 from runtime.errors import UserError
+from runtime.pictures import readable
 
 # corrupt in the copy of ImageNet-EEG's pictures that is handed around (the published repository's issue 41)
 KNOWN_CORRUPT = frozenset({"n03452741_17620"})
@@ -26,46 +21,6 @@ def image_path(root: str | Path, name: str) -> Path:
     if unsafe or PureWindowsPath(name).drive:
         raise UserError(f"image name {name!r} is not a plain file stem such as 'n02951358_31190'; it is not opened")
     return Path(root) / name.split("_")[0] / f"{name}.JPEG"
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """A picture as PIL RGB.
-
-    Raises:
-        UserError: missing, truncated or not a picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error})") from error
-
-
-def image_tensor(image: Image.Image, size: int, crop: tuple[int, int, int] | None = None) -> Tensor:
-    """(3, size, size) float32 in [-1, 1]: bilinear, no antialiasing, aspect ratio not kept (spec 3.3).
-
-    Args:
-        crop: (top, left, side) within the resized picture, resized to `size` again; published: 410 of 512.
-    """
-    array = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].double()
-    resized = F.interpolate(array / 255 * 2 - 1, (size, size), mode="bilinear", align_corners=False)
-    if crop is not None:
-        top, left, side = crop
-        resized = F.interpolate(
-            resized[..., top : top + side, left : left + side], (size, size), mode="bilinear", align_corners=False
-        )
-    return resized[0].float()
-
-
-def readable(path: Path) -> bool:
-    """Whether the file decodes to its end; a JPEG at an eighth of its size, which still reads every byte."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (32, 32))
-            image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return True
 
 
 def leave_out_missing(trials: Mapping, root: str | Path, allow_missing: int = 0) -> tuple[dict, list[str]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from einops import rearrange
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from dc_ldm import weights
@@ -20,8 +16,10 @@ from dc_ldm.models.samplers import check_steps, ddim, dpm_solver, guided, plms, 
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.published import load_base_of, read_stage_b
-from runtime import checkpoints, draws
+from runtime import draws
+from runtime.devices import free_memory
 from runtime.errors import UserError
+from runtime.pictures import to_uint8
 
 SAMPLERS = {"plms": plms, "ddim": ddim, "dpm_solver": dpm_solver}
 DECODED_AT_ONCE = 2**18  # pixels: one picture of 512 x 512, enough to keep a device busy
@@ -158,19 +156,6 @@ class EEGImageGenerator:
         return torch.cat([to_uint8(self.vae.decode(part)) for part in parts])
 
 
-def free_memory(device: torch.device) -> float:
-    """Bytes that are free on a GPU, or a process's share of what is free on this machine; unknown: no limit."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    available = next(line for line in lines if line.startswith("MemAvailable"))
-    return 1024 * int(available.split()[1]) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
 def in_precision(base: weights.Base, device: torch.device, dtype: torch.dtype) -> tuple[UNet, AutoencoderKL]:
     """Networks ready to sample, channels last: measured no slower anywhere, and up to 1.8 times faster."""
     unet, vae = (part.to(device, dtype, memory_format=torch.channels_last) for part in (base.unet, base.vae))
@@ -182,23 +167,6 @@ def check_sampler(sampler: str, steps: int) -> None:
     if sampler not in SAMPLERS:
         raise UserError(f"sampler={sampler}: no such sampler; there are {', '.join(SAMPLERS)}")
     check_steps(steps, sampler)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8 on the CPU: floor(255 x), not rounded, as published."""
-    return (255 * ((images.float() + 1) / 2).clamp(0, 1)).to(torch.uint8).permute(0, 2, 3, 1).cpu()
-
-
-def save_grid(path: Path, truth: Tensor, samples: Tensor, caption: str) -> None:
-    """A PNG, one row a trial: truth (N, 3, H, W) in [-1, 1], then samples (N, S, H, W, 3) uint8."""
-    rows = torch.cat([to_uint8(truth)[:, None], samples], dim=1)
-    pixels = rearrange(rows, "n s h w c -> (n h) (s w) c").numpy()
-    grid = Image.new("RGB", (max(pixels.shape[1], 7 * len(caption)), pixels.shape[0] + 14), "white")
-    grid.paste(Image.fromarray(pixels), (0, 14))
-    ImageDraw.Draw(grid).text((2, 1), caption, fill="black")
-    content = io.BytesIO()
-    grid.save(content, "PNG")
-    checkpoints.write_bytes(path, content.getvalue())
 
 
 def load_generator(

@@ -18,8 +18,8 @@ from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.weights import TIME_CONDITION, is_trained, load_trained_state, trained_state, trained_unet_tensors
 from runtime import draws
+from runtime.devices import adamw
 from runtime.errors import UserError
-from runtime.optimizer import adamw
 
 TIMESTEPS = 1000
 

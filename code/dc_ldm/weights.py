@@ -18,6 +18,7 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
+from runtime.checkpoints import check_state, load_strictly
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_A, PUBLISHED_B, SD1, UNKNOWN, expect, file_kind, names_in
 
@@ -77,30 +78,6 @@ class Base:
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose name starts with `prefix`, under their name without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def check_state(own: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:
-    """Raise UserError, with counts and the first ten names, unless names and shapes of `state` are those of `own`."""
-    pairs = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state]
-    problems = {
-        "lacks {} tensors": [name for name in own if name not in state],
-        "holds {} that this model has not": [name for name in state if name not in own],
-        "has {} of another shape": [f"{name} is {a}, expected {b}" for name, a, b in pairs if a != b],
-    }
-    said = [f"{text.format(len(names))} (first: {', '.join(names[:10])})" for text, names in problems.items() if names]
-    if said:
-        raise UserError(f"{what} {', '.join(said)}; is it the file of another model or size?")
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load `state` into `module`, in the module's precision. Raises UserError as `check_state`.
-
-    A module on the meta device takes the tensors themselves, so that memory-mapped ones are never copied.
-    """
-    own = module.state_dict()
-    check_state(own, state, what)
-    converted = {name: value.to(own[name].dtype) for name, value in state.items()}
-    module.load_state_dict(converted, assign=any(value.is_meta for value in own.values()))
 
 
 def base_files(pretrain_gm_path: str | Path) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.verdict import ALPHA, permutation_p
+from evaluation.statistics import ALPHA, permutation_p
 from runtime.errors import UserError
 
 RANDOM = 0.05  # the order is called random from this p on; a smaller one may be chance, but is not trusted

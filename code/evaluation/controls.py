@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.stimuli import image_path, image_tensor, load_image, readable
+from data.stimuli import image_path
 from dataset import Trials
-from dc_ldm.generator import EEGImageGenerator, in_precision, to_uint8
+from dc_ldm.generator import EEGImageGenerator, in_precision
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.weights import Base, load_base
 from runtime import draws
 from runtime.errors import UserError
+from runtime.pictures import image_tensor, load_image, readable, to_uint8
 from vision.classifier import PictureClassifier
 from vision.clip import FrozenCLIP, OpenCLIP
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from evaluation.folder import Outcome, Truth
-from evaluation.verdict import ItemScores
+from evaluation.statistics import ItemScores
 
 # Networks whose distance is printed too, and the likeness of a picture with itself
 FULL = {"efficientnet_b1": 1.0, "swav": 1.0, "lpips": 0.0}

@@ -22,20 +22,19 @@ U distinct images among the truths, in the order of their names.
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from evaluation.verdict import ItemScores
+from evaluation.statistics import ItemScores
 from runtime.checkpoints import write_text
 from runtime.errors import UserError
+from runtime.pictures import read_picture
 
 TRIAL_COLUMNS = (
     "trial", "position", "subject", "label", "wnid", "class_name", "class_index", "image", "onset", "recording",
@@ -72,29 +71,6 @@ class Truth(NamedTuple):
     features: np.ndarray | None = None  # (N, F)
     clip: np.ndarray | None = None  # (N, D)
     fid: np.ndarray | None = None  # (N, 2048)
-
-
-def read_picture(path: Path) -> tuple[np.ndarray, str]:
-    """(H, W, 3) uint8, and how PIL calls what the file holds instead of "RGB".
-
-    Raises:
-        UserError: missing, half written, transparent in part, or of numbers that 8-bit RGB cannot hold.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: is no whole picture ({error}); run the evaluation again") from error
-    if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
-        raise UserError(f"{path}: holds {picture.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")
-    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
-        raise UserError(f"{path}: has transparent parts, which no score can see; save it as RGB")
-    return np.asarray(picture.convert("RGB")), picture.mode
-
-
-def read_pictures(paths: Sequence[Path]) -> torch.Tensor:
-    """(len(paths), H, W, 3) uint8. Raises UserError as `read_picture`."""
-    return torch.from_numpy(np.stack([read_picture(path)[0] for path in paths]))
 
 
 def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.verdict import (
+from evaluation.statistics import (
     ALPHA,
     CLUSTERS,
     DRAWS,

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from dataset import Trials
-from eval_metrics import n_way_accuracy
-from evaluation.baselines import lda_probabilities, log_power, nearest_in_time, time_bins
+from evaluation.baselines import clock
 from evaluation.block_design import design_from
 from evaluation.folder import TRIAL_COLUMNS
 from runtime import checkpoints
@@ -69,35 +68,6 @@ def write_trials(
             "" if trials.onset is None or isnan(gap[i]) else f"{gap[i]:.6g}", *seen[i],
         ))  # fmt: skip
     checkpoints.write_text(path, text.getvalue())
-
-
-def clock(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) seconds within the recording, or the place in the file without onsets; (N,) subject and recording."""
-    time = trials.position if trials.onset is None else trials.onset
-    tapes = trials.recording or [""] * len(trials)
-    return time.double().numpy(), np.array([f"{s} {t}" for s, t in zip(trials.subject.tolist(), tapes, strict=True)])
-
-
-def time_only(train: Trials, test: Trials) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest_in_time` of a split: hits (N,) and distances (N,)."""
-    return nearest_in_time(*clock(train), train.label.numpy(), *clock(test), test.label.numpy())
-
-
-def baselines(train: Trials, test: Trials) -> tuple[dict[str, Tensor], np.ndarray]:
-    """Linear and time-only decoders of the same trials, as arrays by name, and each test trial's distance in time.
-
-    They learn from the training split and choose among the classes that the pictures may show. LDA on evoked means
-    (`lda`) asks what the EEG holds of them; LDA on each channel's power (`lda_power`) sees no evoked response, but
-    all that changes slowly: where it alone does well, time is what names the class.
-    """
-    kinds = test.label.unique()
-    own, found = torch.searchsorted(kinds, test.label.contiguous()), {}
-    for name, features in {"lda": time_bins, "lda_power": log_power}.items():
-        eeg = train.eeg.numpy(), train.label.numpy(), test.eeg.numpy()
-        likely = torch.from_numpy(lda_probabilities(*eeg, len(test.wnids), features))
-        found |= {f"real.{name}": likely, f"baseline.{name}": n_way_accuracy(likely[:, kinds], own, len(kinds))}
-    hits, gap = time_only(train, test)
-    return found | {"baseline.time_only": torch.from_numpy(hits)}, gap
 
 
 def hashes_of(

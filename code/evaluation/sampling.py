@@ -3,20 +3,18 @@
 Shapes: N trials, S pictures a trial, C electrodes, T time points, H x W pixels.
 """
 
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.stimuli import image_path, image_tensor, load_image, readable
-from dc_ldm.generator import to_uint8
-from runtime import checkpoints, draws, ranks
+from data.stimuli import image_path
+from runtime import draws, ranks
+from runtime.pictures import image_tensor, load_image, readable, to_uint8, write_picture
 
 
 def picture_path(folder: Path, i: int, k: int) -> Path:
@@ -28,18 +26,6 @@ def picture_seeds(seed: int, position: Tensor, num_samples: int) -> Tensor:
     """(N, num_samples) int64; each depends on the run's seed, the trial's place in its file, the sample's number."""
     rows = [[draws.randint(0, 2**62, (), seed, "picture", int(p), k) for k in range(num_samples)] for p in position]
     return torch.tensor(rows)
-
-
-def write_picture(path: Path, picture: Tensor) -> None:
-    """Write (H, W, 3) uint8 as PNG, whole or not at all."""
-    content = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(content, "PNG", compress_level=1)
-    checkpoints.write_bytes(path, content.getvalue())
-
-
-def read_pictures(paths: Sequence[Path]) -> Tensor:
-    """(len(paths), H, W, 3) uint8."""
-    return torch.stack([torch.from_numpy(np.array(Image.open(path).convert("RGB"))) for path in paths])
 
 
 def generate_missing(

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from config import FinetuneConfig
-from data.stimuli import image_path, image_tensor, load_image
+from data.stimuli import image_path
 from dataset import Trials
-from dc_ldm.generator import EEGImageGenerator, save_grid
-from eval_metrics import n_way_accuracy
+from dc_ldm.generator import EEGImageGenerator
+from evaluation.n_way import n_way_accuracy
 from runtime import draws
 from runtime.errors import UserError
 from runtime.paths import file_or_name, under_root
+from runtime.pictures import image_tensor, load_image, save_grid
 from vision.classifier import PictureClassifier, load_classifier
 
 N_SHOWN = 5  # validation trials in a grid, as in the published short validation

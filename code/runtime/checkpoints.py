@@ -1,5 +1,7 @@
 """Checkpoints as plain dicts: written whole or not at all, read without executing anything."""
 
+from __future__ import annotations
+
 import contextlib
 import glob
 import hashlib
@@ -11,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
@@ -117,3 +120,27 @@ def sha256(path: str | Path) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:
+    """Raise UserError, with counts and the first ten names, unless names and shapes of `state` are those of `own`."""
+    pairs = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state]
+    problems = {
+        "lacks {} tensors": [name for name in own if name not in state],
+        "holds {} that this model has not": [name for name in state if name not in own],
+        "has {} of another shape": [f"{name} is {a}, expected {b}" for name, a, b in pairs if a != b],
+    }
+    said = [f"{text.format(len(names))} (first: {', '.join(names[:10])})" for text, names in problems.items() if names]
+    if said:
+        raise UserError(f"{what} {', '.join(said)}; is it the file of another model or size?")
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load `state` into `module`, in the module's precision. Raises UserError as `check_state`.
+
+    A module on the meta device takes the tensors themselves, so that memory-mapped ones are never copied.
+    """
+    own = module.state_dict()
+    check_state(own, state, what)
+    converted = {name: value.to(own[name].dtype) for name, value in state.items()}
+    module.load_state_dict(converted, assign=any(value.is_meta for value in own.values()))

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime import checkpoints, ranks
+from runtime.devices import pick_device, pick_precision
 from runtime.draws import Batch, StepBatches, steps_per_epoch
 from runtime.errors import UserError
 from runtime.runs import Run
@@ -56,49 +57,6 @@ class Schedule:
         """A stage's settings of the same names."""
         names = [f.name for f in fields(cls) if f.name != "accumulate"]
         return cls(accumulate=accumulate, **{name: getattr(cfg, name) for name in names})
-
-
-def pick_device(asked: str) -> torch.device:
-    """`auto` is a GPU where there is one; of several processes on a machine each takes its own.
-
-    Raises:
-        UserError: a GPU is asked for and not there, there are more processes than GPUs, or the name is none.
-    """
-    try:
-        device = torch.device(asked.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device={asked}: no such device; use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={asked}: use auto, cpu, cuda or cuda:N")
-    if device.type == "cpu":
-        return device
-    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
-    if ranks.world() > 1:
-        if local > count:
-            raise UserError(
-                f"{local} processes on this machine, but torch sees {count} GPUs here: start at most as many "
-                "(--nproc-per-node), or use device=cpu"
-            )
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if (device.index or 0) >= count:
-        raise UserError(f"device={asked}: torch sees {count} GPUs here; use device=cpu or device=auto")
-    return device
-
-
-def pick_precision(asked: str, device: torch.device) -> str:
-    """Lightning's name of the precision; `auto` takes bf16 where the GPU or the CPU multiplies in it, else 32.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    if asked not in ("auto", "32", "bf16"):
-        raise UserError(f"precision={asked}: use 32, bf16 or auto")
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
-        has_bf16 = bool(known.get("amx_bf16") or known.get("avx512_bf16"))
-    return "bf16-mixed" if asked == "bf16" or (asked == "auto" and has_bf16) else "32-true"
 
 
 def fit(

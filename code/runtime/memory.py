@@ -7,33 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from config import FinetuneConfig, GenerateConfig, PretrainConfig
-from dc_ldm.generator import EEGImageGenerator, free_memory
-from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch
-from dc_ldm.models.autoencoder import AutoencoderKL
-from dc_ldm.models.samplers import sd_alphas_cumprod
-from dc_ldm.models.unet import UNet
-from dc_ldm.modules.conditioner import EEGConditioner
-from dc_ldm.weights import TIME_CONDITION, BaseSizes
 from runtime import ranks
-from runtime.activations import activations
+from runtime.devices import free_memory, pick_device, pick_precision
 from runtime.errors import UserError
-from runtime.loop import pick_device, pick_precision
-from sc_mbm.mae_for_eeg import EEGEncoder
-from sc_mbm.trainer import MaskedPretraining
-from vision.clip import OPEN_CLIP
 
-INPUT = {"n_chans": 128, "n_times": 512, "patch_size": 4}
-MULT = (1, 2, 4, 4)
-PUBLISHED_BASE = BaseSizes({"channel_mult": MULT}, {"ch_mult": MULT, "z_channels": 4})  # the constructors' defaults
-PUBLISHED_CLIP = (768, 427_616_513)  # width of ViT-L/14's space, parameters of its two towers
 ESTIMATED = "activations (estimate)"
 SURELY = 1.25  # plans of full size lay at most 9 % above the peaks measured on a CPU, so beyond this nothing runs
 
 
-def check_fits(cfg: PretrainConfig | FinetuneConfig, plan: dict) -> None:
+def check_fits(cfg: Any, plan: dict) -> None:
     """Refuse a batch whose step would take clearly more memory than is free, on all processes alike.
 
     plan: of one process's share, as `plan_pretraining` and `plan_finetuning` give it. Raises UserError.
@@ -80,7 +66,7 @@ def count(**parts: nn.Module) -> dict[str, int]:
     return counts
 
 
-def own_batch(cfg: PretrainConfig | FinetuneConfig) -> int:
+def own_batch(cfg: Any) -> int:
     """How many items of a batch one process gets, at most."""
     return -(-cfg.batch_size // ranks.world())
 
@@ -104,60 +90,24 @@ def is_half(cfg: Any) -> bool:
     return pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed"
 
 
-def plan_pretraining(cfg: PretrainConfig, build: Callable[[PretrainConfig, int], MaskedPretraining]) -> dict:
-    """Parameters and memory of stage A; build: stage A's own."""
-    with torch.device("meta"):
-        module = build(cfg, 1)
-        eeg = torch.empty(own_batch(cfg), cfg.n_chans, cfg.n_times)
-        noise = torch.empty(own_batch(cfg), module.mae.num_tokens)
-        return plan_step(count(mae=module.mae), module, lambda: module.mae(eeg, cfg.mask_ratio, noise)[0], cfg)
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps no matrix of scores, as the fused kernels do it; the meta device would spell it out."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
+        return func(*args, **(kwargs or {}))
 
 
-def diffusion(cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip_dim: int) -> EEGLatentDiffusion:
-    """Stage B's training module with random weights, on torch's default device; encoder: EEGEncoder's arguments."""
-    shape = {"context_dim": sizes.unet.get("context_dim", 768), "clip_dim": clip_dim, "clip_head": cfg.clip_head}
-    conditioner = EEGConditioner(EEGEncoder(**encoder), **shape)
-    unet = UNet(**sizes.unet, use_time_cond=cfg.use_time_cond)
-    abar = sd_alphas_cumprod(sizes.linear_start, sizes.linear_end).to(torch.get_default_device())
-    start = torch.zeros(77, shape["context_dim"])
-    return EEGLatentDiffusion(conditioner, unet, abar, start, cfg.lr, cfg.weight_decay, finetune=cfg.finetune)
+def activations(loss: Callable[[], Tensor], module: nn.Module) -> int:
+    """Bytes that a backward pass of `loss()` would keep in fp32, parameters aside; everything on the meta device."""
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, Tensor] = {}
 
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
 
-def plan_finetuning(
-    cfg: FinetuneConfig, encoder: dict, sizes: BaseSizes, clip: tuple[int, int] = PUBLISHED_CLIP
-) -> dict:
-    """Parameters and memory of stage B; clip: width of its space, which hardly counts, number of its parameters."""
-    b, latent = own_batch(cfg), (own_batch(cfg), *sizes.latent_shape(cfg.img_size))
-    shapes = ((b, encoder["n_chans"], encoder["n_times"]), latent, latent, (b,), (b, 1, 1), (b, clip[0]))
-    with torch.device("meta"):
-        module = diffusion(cfg, encoder, sizes, clip[0])
-        data = LatentBatch(*(torch.zeros(shape) for shape in shapes))
-        data = data._replace(t=data.t.long())
-        vae = AutoencoderKL(**sizes.vae).requires_grad_(False)
-        counts = count(conditioner=module.conditioner, unet=module.unet, vae=vae)
-        plan = plan_step(counts, module, lambda: sum(module.losses(data)), cfg)
-        if is_half(cfg):
-            module.halve_frozen()
-        plan["memory"]["weights"] = sum(p.nbytes for part in (module, vae) for p in part.parameters())
-        plan["parameters"] |= {"clip, frozen, before training": clip[1]}
-        return plan
-
-
-def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int], memory: float) -> dict:
-    """Parameters and memory of stage C; others: parameters of CLIP and the classifier; memory: bytes, 0: as is free.
-
-    Pictures by class name, of controls=all, are drawn by a second, untouched UNet with its VAE.
-    """
-    counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
-    parts, device = (generator.conditioner, generator.unet, generator.vae), pick_device(cfg.device)
-    weights = sum(p.nbytes for part in parts for p in part.parameters()) + 4 * sum(others.values())
-    if cfg.controls == "all" and others["classifier, frozen"] and not cfg.clip.startswith(OPEN_CLIP):
-        untouched = {name: p for name, p in generator.unet.named_parameters() if not name.startswith(TIME_CONDITION)}
-        second = [*untouched.values(), *generator.vae.parameters()]
-        counts["unet and vae of the controls, frozen"] = sum(p.numel() for p in second)
-        weights += sum(p.nbytes for p in second)
-    free = (memory or free_memory(device)) - weights  # the stage asks once its networks are there
-    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance, device, free)
-    needed = generator.memory(batch_size, cfg.guidance)
-    plan = {"weights": weights, ESTIMATED: needed}
-    return {"parameters": counts, "memory": plan, "batch_size": batch_size}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
+        loss()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)

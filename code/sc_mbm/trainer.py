@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from runtime import checkpoints
+from runtime.devices import adamw
 from runtime.draws import Batch, rand
-from runtime.optimizer import adamw
 
 
 class MaskedPretraining(pl.LightningModule):

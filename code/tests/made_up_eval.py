@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from eval_metrics import write_metrics
 from evaluation.folder import TRIAL_COLUMNS, Outcome, Truth
+from evaluation.scores import write_metrics
 
 
 def random(seed: int = 0) -> np.random.Generator:

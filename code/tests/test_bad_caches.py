@@ -21,11 +21,11 @@ from tiny_diffusion import SIZE, write_base, write_clip, write_trials
 
 import data.trials_file as trial_cache
 import stageA1_eeg_pretrain as stage_a
-from data.stimuli import image_tensor, load_image
 from data.trials_file import open_trial_file
 from dc_ldm import weights
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
+from runtime.pictures import image_tensor, load_image
 from vision import cache as image_cache
 from vision.clip import FrozenCLIP
 

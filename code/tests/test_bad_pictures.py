@@ -11,9 +11,9 @@ from test_scorers import write_classifier
 
 import eval_metrics
 import evaluation.features as looking
-from eval_metrics import item_scores, write_metrics
-from evaluation.folder import read_pictures
+from evaluation.scores import item_scores, write_metrics
 from runtime.errors import UserError
+from runtime.pictures import read_pictures
 
 
 @pytest.fixture(scope="module")

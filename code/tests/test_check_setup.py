@@ -11,6 +11,7 @@ import torch
 from test_stage_c import arguments, write_world
 from tiny_diffusion import MAE, stage_b_arguments
 
+import eeg_ldm
 import runtime.memory as memory_plan
 import stageA1_eeg_pretrain
 from commands import check_setup
@@ -246,11 +247,11 @@ def test_the_plan_tells_parameters_memory_and_time(monkeypatch, capsys, world, s
 
 def test_the_plan_of_the_papers_run_needs_no_files():
     cfg = from_cli(PretrainConfig, ["preset=published", "device=cpu", "precision=32"])
-    plan = memory_plan.plan_pretraining(cfg, stageA1_eeg_pretrain.build)
+    plan = stageA1_eeg_pretrain.plan_pretraining(cfg, stageA1_eeg_pretrain.build)
     assert plan["parameters"] == {"mae, trained": 165_181_952, "mae, frozen": 198_144}  # spec 4.1
-    sizes = memory_plan.INPUT | {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 1.0}
+    sizes = eeg_ldm.INPUT | {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 1.0}
     cfg = from_cli(FinetuneConfig, ["preset=published", "batch_size=1", "device=cpu", "precision=32"])
-    n = memory_plan.plan_finetuning(cfg, sizes, memory_plan.PUBLISHED_BASE, memory_plan.PUBLISHED_CLIP)["parameters"]
+    n = eeg_ldm.plan_finetuning(cfg, sizes, eeg_ldm.PUBLISHED_BASE, eeg_ldm.PUBLISHED_CLIP)["parameters"]
     assert n["unet, trained"] == 43_962_560 + 24_960 + 987_323 and n["vae, frozen"] == 83_653_863  # spec 5.4, 1.6
     assert n["unet, trained"] + n["unet, frozen"] == 860_508_287
     constant = 129 * 1024 + 2 * 1024  # position table, class and mask token

@@ -15,10 +15,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import eval_metrics
-from eval_metrics import Outcome, Truth, item_scores, n_way_accuracy, write_metrics
+from evaluation.folder import Outcome, Truth, left_out
+from evaluation.n_way import n_way_accuracy
 from evaluation.page.page import write_page
+from evaluation.scores import item_scores, write_metrics
 from evaluation.similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
-from evaluation.verdict import bootstrap_interval, entry, paired_p, within_class, within_class_p
+from evaluation.statistics import bootstrap_interval, entry, paired_p, within_class, within_class_p
 from runtime.errors import UserError
 
 # N-way accuracy
@@ -369,10 +371,10 @@ def test_any_n_and_k_on_the_command_line(folder, tmp_path, monkeypatch):
 
 def test_scores_that_cannot_be_had_are_named():
     outcome, truth = make_arrays()
-    one = eval_metrics.left_out(truth._replace(class_index=np.where(truth.label == 2, -1, truth.label)), outcome)
+    one = left_out(truth._replace(class_index=np.where(truth.label == 2, -1, truth.label)), outcome)
     assert len(one) == 1 and "does not know the class of 4 trials" in one[0]
     same = truth._replace(class_index=np.zeros(24, int), image=np.full(24, "a"))
-    assert [note.split(" is")[0].split(" are")[0] for note in eval_metrics.left_out(same, outcome)] == [
+    assert [note.split(" is")[0].split(" are")[0] for note in left_out(same, outcome)] == [
         "class_accuracy", "Two-way and retrieval scores",
     ]  # fmt: skip
     assert list(item_scores(outcome, same)) == ["10_way_top1"]

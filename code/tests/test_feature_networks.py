@@ -8,9 +8,9 @@ from made_up_eval import make_arrays, pictures, random
 from PIL import Image
 
 import vision.networks as networks
-from eval_metrics import item_scores
 from evaluation.fid import distances, set_scores, too_few
 from evaluation.folder import Outcome, Truth
+from evaluation.scores import item_scores
 from evaluation.similarity import ssim
 from runtime.errors import UserError
 

@@ -22,8 +22,8 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
+from runtime.devices import pick_precision
 from runtime.draws import Batch
-from runtime.loop import pick_precision
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
 

@@ -12,10 +12,11 @@ from torch.testing import assert_close
 import dc_ldm.generator
 import generate
 from dc_ldm import weights
-from dc_ldm.generator import EEGImageGenerator, load_generator, save_grid, to_uint8
+from dc_ldm.generator import EEGImageGenerator, load_generator
 from dc_ldm.models.samplers import ddim
-from runtime import checkpoints, draws
+from runtime import checkpoints, devices, draws
 from runtime.errors import UserError
+from runtime.pictures import save_grid, to_uint8
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 SEEDS = torch.tensor([11, 22, 33, 44, 55])
@@ -157,9 +158,9 @@ def test_a_round_trip_is_made_in_parts_too(generator, monkeypatch):
 
 def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
     cpu = torch.device("cpu")
-    alone = dc_ldm.generator.free_memory(cpu)
+    alone = devices.free_memory(cpu)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert alone > 1e7 and dc_ldm.generator.free_memory(cpu) == pytest.approx(alone / 4, rel=0.3)
+    assert alone > 1e7 and devices.free_memory(cpu) == pytest.approx(alone / 4, rel=0.3)
 
 
 @pytest.mark.parametrize(("n", "said"), [(5, "5 pictures at once .* batch_size=2 should"), (1, "another device")])

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from evaluation.power import SPLITS, paired_power, power_of, told, within_class_power
-from evaluation.verdict import ALPHA, DRAWS, EEG_CONTROLS, ItemScores, paired_p, sign_flip_p, within_class_p
+from evaluation.statistics import ALPHA, DRAWS, EEG_CONTROLS, ItemScores, paired_p, sign_flip_p, within_class_p
 
 ERROR = 3.5 * 0.5 / np.sqrt(SPLITS)  # of a share over so many imagined splits, at most
 

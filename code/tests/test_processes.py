@@ -22,11 +22,11 @@ from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
 from dc_ldm.ldm_for_eeg import FINETUNE, EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import CLIP_HEADS, EEGConditioner
-from evaluation.sampling import read_pictures
 from runtime import checkpoints, ranks
+from runtime.devices import pick_device
 from runtime.draws import StepBatches
 from runtime.errors import UserError
-from runtime.loop import pick_device
+from runtime.pictures import read_pictures
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 SCRIPT = str(Path(stage_a.__file__))

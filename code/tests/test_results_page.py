@@ -14,9 +14,9 @@ from made_up_eval import make_folder
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from eval_metrics import write_metrics
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
+from evaluation.scores import write_metrics
 from runtime.errors import UserError
 
 VOID = {"meta", "img", "line", "circle", "br", "input"}

@@ -15,7 +15,6 @@ from two_processes import assert_gradients_agree, keep_gradients, launch
 
 import eeg_ldm
 import vision.classifier as scorers
-from data.stimuli import image_tensor, load_image
 from dc_ldm import weights
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, add_noise, losses, reciprocal_rank
 from dc_ldm.models.samplers import sd_alphas_cumprod
@@ -25,6 +24,7 @@ from runtime import checkpoints
 from runtime.draws import Batch, StepBatches
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit
+from runtime.pictures import image_tensor, load_image
 from runtime.runs import open_run
 from sc_mbm.mae_for_eeg import EEGEncoder
 from vision import cache as image_cache

@@ -16,13 +16,14 @@ from two_processes import launch
 import evaluation.record as eval_report
 import evaluation.sampling as samples
 import gen_eval_eeg
-from data.stimuli import image_path, image_tensor, load_image
+from data.stimuli import image_path
 from dataset import Trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints
 from runtime.errors import UserError, cli
+from runtime.pictures import image_tensor, load_image
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 TEST_TRIALS = 8

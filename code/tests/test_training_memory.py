@@ -17,9 +17,9 @@ import runtime.memory as memory_plan
 import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
 from runtime import checkpoints
+from runtime.devices import adamw
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit
-from runtime.optimizer import adamw
 from runtime.runs import open_run
 from vision import cache as image_cache
 
@@ -157,9 +157,9 @@ def test_a_batch_that_cannot_fit_is_refused_before_any_work(tmp_path, monkeypatc
 
 def test_several_processes_share_a_batch_and_refuse_alike(tmp_path, monkeypatch):
     cfg = from_cli(PretrainConfig, ["preset=miniature", "device=cpu", "batch_size=12"])
-    alone = memory_plan.plan_pretraining(cfg, stage_a.build)
+    alone = stage_a.plan_pretraining(cfg, stage_a.build)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    half = memory_plan.plan_pretraining(cfg, stage_a.build)
+    half = stage_a.plan_pretraining(cfg, stage_a.build)
     assert half["batch_size"] == 6
     kept = half["memory"].pop(memory_plan.ESTIMATED)
     assert kept == pytest.approx(alone["memory"].pop(memory_plan.ESTIMATED) / 2, rel=0.01)

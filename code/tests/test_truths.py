@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from dataset import open_trials
-from eval_metrics import instance_parts, item_scores
+from evaluation.baselines import clock
 from evaluation.block_design import design_from
 from evaluation.folder import read_folder
 from evaluation.power import paired_power, within_class_power
-from evaluation.record import clock
-from evaluation.verdict import EEG_CONTROLS, ItemScores, score_table, verdict, within_class_p
+from evaluation.scores import instance_parts, item_scores
+from evaluation.statistics import EEG_CONTROLS, ItemScores, score_table, within_class_p
+from evaluation.verdict import verdict
 
 CODE = Path(__file__).parents[1]
 SCORE = "50_way_top1"

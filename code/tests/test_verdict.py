@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from evaluation.block_design import design_from
-from evaluation.verdict import EEG_CONTROLS, ItemScores, entry, score_table, verdict
+from evaluation.statistics import EEG_CONTROLS, ItemScores, entry, score_table
+from evaluation.verdict import verdict
 from runtime.errors import UserError
 
 RANDOM, BLOCK, UNKNOWN = (("random", "shuffled"), ("block", "in blocks"), ("unknown", "no onsets"))

@@ -11,13 +11,14 @@ import torch
 from scipy.stats import binom, rankdata
 from sklearn.linear_model import RidgeCV
 
-from eval_metrics import item_scores
 from evaluation.baselines import lda_probabilities, log_power, time_bins
 from evaluation.block_design import design_from
 from evaluation.controls import gaussian_eeg, other_trial
 from evaluation.folder import Outcome, Truth
+from evaluation.scores import item_scores
 from evaluation.similarity import cosine
-from evaluation.verdict import ALPHA, EEG_CONTROLS, score_table, verdict, within_class, within_class_p
+from evaluation.statistics import ALPHA, EEG_CONTROLS, score_table, within_class, within_class_p
+from evaluation.verdict import verdict
 from miniature.evoked import picture_codes
 from miniature.experiment import simulate_experiment
 from miniature.renderer import STIMULI

@@ -12,7 +12,6 @@ from PIL.Image import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dc_ldm.models.autoencoder import AutoencoderKL
 from runtime import checkpoints, draws
 from vision.clip import FrozenCLIP
 
@@ -63,7 +62,7 @@ def clip_embeddings(
 
 def latent_moments(
     folder: Path,
-    vae: AutoencoderKL,
+    vae: nn.Module,
     paths: Sequence[Path],
     open_image: Callable[[Path], Image],
     to_tensor: Callable[..., Tensor],

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from dc_ldm.weights import load_strictly
-from evaluation.folder import read_pictures
 from runtime import checkpoints
+from runtime.checkpoints import load_strictly
 from runtime.errors import UserError
+from runtime.pictures import read_pictures
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from commands.ablation.table import Job, Row
 from evaluation.folder import read_item_scores, read_trials
-from evaluation.verdict import bootstrap_interval, entry, paired_p
+from evaluation.statistics import bootstrap_interval, entry, paired_p
 from runtime.errors import UserError
 
 ALPHA = 0.05  # of a difference: two-sided, and p is multiplied by the number of differences

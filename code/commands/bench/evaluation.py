@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from commands.bench.sizes import Machine, Row, Size
-from eval_metrics import item_scores, n_way_accuracy
 from evaluation.folder import Outcome, Truth
+from evaluation.n_way import n_way_accuracy
+from evaluation.scores import item_scores
 from evaluation.similarity import pixel_mse
 from runtime.errors import UserError
 from vision.networks import lpips_vectors

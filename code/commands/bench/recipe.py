@@ -23,7 +23,7 @@ from dataset import EEGWindows
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
-from runtime.compiling import compile_in_place
+from runtime.devices import compile_in_place
 from runtime.draws import StepBatches
 from sc_mbm.mae_for_eeg import MAEforEEG
 from sc_mbm.trainer import MaskedPretraining

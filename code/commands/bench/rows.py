@@ -22,7 +22,7 @@ from commands.bench.sizes import Machine, Row, Size, awake, inputs, product
 from commands.bench.sizes import unet as new_unet
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.models.autoencoder import AutoencoderKL
-from runtime.compiling import compile_in_place
+from runtime.devices import compile_in_place
 from sc_mbm.mae_for_eeg import EEGEncoder
 from vision.clip import FrozenCLIP
 

@@ -18,12 +18,13 @@ from config import FinetuneConfig, GenerateConfig, setting
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import LatentTrials
 from dc_ldm.weights import BaseSizes
+from eeg_ldm import diffusion
 from runtime import checkpoints
+from runtime.devices import pick_device
 from runtime.draws import StepBatches, steps_per_epoch
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
-from runtime.loop import pick_device
-from runtime.memory import diffusion, is_half
+from runtime.memory import is_half
 from runtime.paths import under_root
 
 PROBE_STEPS, PROBE_SECONDS = 20, 60

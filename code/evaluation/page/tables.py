@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.folder import recordings
 from evaluation.page.figures import amount, columns, counted, figure, interval, percent, spread
-from evaluation.verdict import ALPHA, entry
+from evaluation.statistics import ALPHA, entry
 
 __all__ = ["figure", "interval", "percent", "score_name", "scores_html", "table", "verdict_html", "words"]
 

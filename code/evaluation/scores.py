@@ -1,0 +1,156 @@
+"""All scores of an evaluation folder: every run against the truths, controls beside, metrics.json.
+
+Shapes: N trials, S pictures of a trial, K classes of the classifier, U distinct images among the truths.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.block_design import design_of
+from evaluation.features import never_looked
+from evaluation.fid import distances, set_scores, too_few, turn_distances
+from evaluation.folder import Outcome, Truth, is_bare, left_out, read_folder, recordings, with_pixels, write_item_scores
+from evaluation.n_way import _check_ways, _expected, _expected_own
+from evaluation.power import power_of, told
+from evaluation.similarity import cosine, likeness
+from evaluation.statistics import ItemScores, baseline_table, score_table, subject_table, within_class, within_class_p
+from evaluation.verdict import verdict
+from runtime.checkpoints import write_text
+from runtime.errors import UserError
+
+
+def _score(alike: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> ItemScores:
+    """Every item's own candidate against the others: alike (S, N, M) with M candidates, own (N,) in 0..M-1."""
+    samples = np.stack([_expected_own(sample, own, n_way, top_k) for sample in alike])
+    kinds, kind = np.unique(own, return_inverse=True)
+    prior = _expected(alike[0], n_way, top_k, kinds).mean(0)[kind]
+    return ItemScores(samples, prior, top_k / n_way, np.arange(len(own)))
+
+
+def _class_scores(outcome: Outcome, truth: Truth, n_way: int | None, top_k: int) -> dict[str, ItemScores]:
+    """N-way top-k over all classes of the classifier, and accuracy among the classes present."""
+    samples = outcome.logits.astype(np.float64).swapaxes(0, 1)  # (S, N, K)
+    n_way, scores = n_way or min(50, samples.shape[2]), {}
+    _check_ways(n_way, top_k, samples.shape[2])
+    # The published protocol: the class the classifier sees in the truth, not the data set's label
+    true_class = truth.class_index if truth.logits is None else truth.logits.argmax(1)
+    if (true_class >= 0).all():
+        scores[f"{n_way}_way_top{top_k}"] = _score(samples, true_class, n_way, top_k)
+    kinds, own = np.unique(truth.class_index, return_inverse=True)
+    if kinds[0] >= 0 and len(kinds) > 1:
+        scores["class_accuracy"] = _score(samples[:, :, kinds], own, len(kinds))
+    return scores
+
+
+def _retrieval_scores(prefix: str, alike: np.ndarray, own: np.ndarray, label: np.ndarray) -> dict[str, ItemScores]:
+    """Finding the seen image by its likeness (S, N, U), among all test images and among those of its class."""
+    n = alike.shape[2]
+    scores = {f"{prefix}_top{k}": _score(alike, own, n, k) for k in (1, 5) if k < n}
+    parts = within_class(alike, own, label) if label[0] >= 0 else []
+    for name, n_way in (("top1", None), ("two_way", 2)):
+        scored = [_score(matrix, place, n_way or matrix.shape[2]) for _, matrix, place in parts]
+        if scored:
+            trial = np.concatenate([items for items, _, _ in parts])
+            chance = np.average([part.chance for part in scored], weights=[len(part.trial) for part in scored])
+            samples, prior = (np.concatenate([part[field] for part in scored], -1) for field in (0, 1))
+            scores[f"{prefix}_within_class_{name}"] = ItemScores(samples, prior, float(chance), trial)
+    return scores
+
+
+def item_scores(
+    outcome: Outcome, truth: Truth, n_way: int | None = None, top_k: int = 1, device: str = "cpu"
+) -> dict[str, ItemScores]:
+    """All scores of one run that its arrays allow; where images are unknown, the class scores alone.
+
+    n_way: by default 50, or all classes where there are fewer.
+    """
+    scores = {} if outcome.logits is None else _class_scores(outcome, truth, n_way, top_k)
+    if truth.image is None:
+        return scores
+    _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
+    if len(first) > 1:
+        alike = likeness(outcome, truth, first, device)
+        scores |= {f"two_way_{name}": _score(matrix, own, 2) for name, matrix in alike.items()}
+        scores |= distances(alike, own)
+        if "clip" in alike:
+            scores |= _retrieval_scores("picture_retrieval", alike["clip"], own, truth.label)
+        if outcome.embedding is not None and truth.clip is not None:
+            seen = cosine(outcome.embedding, truth.clip[first])[None]
+            scores |= _retrieval_scores("retrieval", seen, own, truth.label)
+    return scores
+
+
+def instance_parts(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What decides on single images, of each class: two-way scores of every item and image (n, m), own (n,)."""
+    _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
+    parts = within_class(cosine(real.embedding, truth.clip[first])[None], own, truth.label)
+    return [(_expected(matrix[0], 2), place) for _, matrix, place in parts]
+
+
+def write_metrics(
+    folder: str | Path, run: dict, device: str = "cpu", more: Mapping[str, np.ndarray] | None = None,
+    root: str | Path = ".",
+) -> dict:  # fmt: skip
+    """Score an evaluation folder; writes its metrics.json and scores.csv.
+
+    Args:
+        folder: as `eval_folder` lists it, or one that holds nothing but pictures: then two-way scores alone.
+        run: the `run` part, kept as it is. Read from it are `n_way` (default 50, or all classes), `top_k`, and
+            `design` ([design, reason]), where the evaluating command could judge it by more trials.
+        device: where pictures are compared.
+        more: arrays beside those of the folder's file.
+        root: folder that holds pretrains/features: which networks could look, had they been asked.
+
+    Returns:
+        The content of metrics.json.
+    """
+    folder = Path(folder)
+    truth, outcomes, baselines, trials, remarks = read_folder(folder, more)
+    n_way, top_k, items = run.get("n_way"), run.get("top_k", 1), {}
+    for name, outcome in outcomes.items():  # one run's pictures at a time: all of them may not fit in memory
+        full, converted = with_pixels(outcome, truth)
+        items[name], remarks = item_scores(full, truth, n_way, top_k, device), remarks + converted
+    real = items.pop("real")
+    remarks += absent(truth, outcomes["real"], root)
+    if not real:
+        raise UserError(f"{folder}: nothing can be scored. {' '.join(remarks)}")
+    unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
+    tapes = None if unit == "image" else recordings(trials)  # trials that are no separate images hang together
+    scores, controls = score_table(real, items, unit, truth.label, tapes)
+    parts = instance_parts(outcomes["real"], truth) if "retrieval_within_class_two_way" in real else []
+    about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
+    if truth.image is None:  # the kinds shown are then all there is to tell
+        about_class.reverse()
+    unseen = ("unknown", "nothing says when the pictures were shown")
+    design = tuple(run.get("design") or (unseen if is_bare(folder) else design_of(trials)))
+    shared = (run.get("split") or {}).get("shared", {}).get("train/test")
+    score, instance_p = next(iter(about_class), None), within_class_p(parts) if parts else None
+    power = power_of(score, real, items, parts)
+    notes = [sentence for sentence in (told(power), (run.get("control") or {}).get("about")) if sentence]
+    metrics = {
+        "scores": scores,
+        "controls": controls,
+        "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit, tapes),
+        "verdict": verdict(score, scores, controls, design, instance_p, shared, notes) | {"power": power},
+        "subjects": subject_table(real, [row["subject"] for row in trials], unit, tapes),
+        "left_out": remarks,
+        "run": run,
+    }
+    turn_distances(metrics)
+    for name, outcome in outcomes.items():
+        (scores if name == "real" else controls[name]).update(set_scores(outcome, truth))
+    write_item_scores(folder, len(trials), real)
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def absent(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
+    """Which scores an evaluation lacks and why, a sentence each."""
+    found = left_out(truth, real)
+    if truth.image is None:
+        return found
+    found += never_looked(real, root)
+    return found + (too_few(real.fid[..., 0].size, len(set(truth.image))) if real.fid is not None else [])
