@@ -17,7 +17,7 @@ import torch
 from torch.distributed import TCPStore
 
 from dc_ldm.generator import EEGImageGenerator
-from runtime import checkpoints, ranks
+from runtime import checkpoints, loop, ranks
 from runtime.errors import UserError
 
 STAGES = {"stageA1_eeg_pretrain": ("dataset", "EEGWindows"), "eeg_ldm": ("dc_ldm.ldm_for_eeg", "LatentTrials")}
