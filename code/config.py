@@ -34,6 +34,7 @@ class _Run:
     seed: int = setting(2022, "of every random draw", PUBLISHED)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     overwrite: bool = setting(False, "move an earlier run of this name aside")
+    dry_run: bool = setting(False, "open and check every input, list what is there and what is wrong, and stop")
 
 
 @dataclass

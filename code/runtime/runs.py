@@ -42,7 +42,7 @@ LATER = {"compile": False}  # settings younger than runs that may go on, and wha
 
 def run_config(cfg: Any, *without: str) -> dict:
     """The settings that make a run what it is: the dataclass `cfg` without how, where and `without`."""
-    drop = ("overwrite", "wandb", "device", "root_path", *without)
+    drop = ("overwrite", "dry_run", "wandb", "device", "root_path", *without)
     return {name: value for name, value in asdict(cfg).items() if name not in drop}
 
 
