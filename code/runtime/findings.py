@@ -31,8 +31,9 @@ class Finding:
 class Findings:
     """Opens inputs and keeps what each shows; with `keep_going` a UserError becomes a finding instead of the end."""
 
-    def __init__(self, keep_going: bool = False) -> None:
-        self.keep_going = keep_going
+    def __init__(self, keep_going: bool = False, later: Sequence[str] = ()) -> None:
+        """later: subjects that may be missing, because an earlier stage makes them."""
+        self.keep_going, self.later = keep_going, later
         self.findings: list[Finding] = []
 
     @property
@@ -56,6 +57,9 @@ class Findings:
         """
         if not self.keep_going:
             return opener()
+        if subject in self.later and not any(path.exists() for path in paths):
+            self.add(subject, LATER, f"{paths[0]}: the stage before puts it there", paths)
+            return None
         try:
             with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings(action="ignore"):
                 value = opener()
