@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,7 +100,7 @@ def check_finetune(finetune: str) -> None:
         raise UserError(f"finetune={finetune}: use {', '.join(FINETUNE[:-1])} or {FINETUNE[-1]}")
 
 
-class EEGLatentDiffusion(pl.LightningModule):
+class EEGLatentDiffusion(nn.Module):
     """Trains the conditioner and, of the UNet, cross-attention, the norm before it and the time condition.
 
     `finetune` says which of the two parts that come pretrained train (the paper's ablation): E, the EEG encoder;
@@ -144,9 +143,8 @@ class EEGLatentDiffusion(pl.LightningModule):
             if isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Linear) and not is_trained(f"{name}."):
                 layer.to(torch.bfloat16)
 
-    def training_step(self, item: tuple[draws.Batch, LatentBatch], _: int) -> Tensor:
+    def forward(self, batch: draws.Batch, data: LatentBatch) -> Tensor:
         """Weighted loss of one share of a batch."""
-        batch, data = item
         loss_noise, loss_clip = self.losses(data)
         return (loss_noise + self.clip_weight * loss_clip) * batch.weight
 
@@ -178,7 +176,7 @@ def validation_losses(module: EEGLatentDiffusion, trials: LatentTrials, batch_si
     batches = draws.StepBatches(len(trials), batch_size, trials.seed, 0, -(-len(trials) // batch_size))
     sums = torch.zeros(2)
     for batch in batches:
-        data = LatentBatch(*(value.to(module.device) for value in trials[batch]))
+        data = LatentBatch(*(value.to(module.no_context.device) for value in trials[batch]))
         pair = module.losses(data)
         sums += torch.stack(pair).cpu() * len(batch.index)
     noise, clip = (sums / len(trials)).tolist()

@@ -6,7 +6,6 @@ Shapes: B windows, C electrodes, T samples, L tokens.
 import math
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from runtime.devices import adamw
 from runtime.draws import Batch, rand
 
 
-class MaskedPretraining(pl.LightningModule):
+class MaskedPretraining(torch.nn.Module):
     """Masked modelling of EEG windows (DreamDiffusion, section 3.1) by the published loop: AdamW, warm-up, cosine.
 
     Args:
@@ -33,9 +32,8 @@ class MaskedPretraining(pl.LightningModule):
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.state: dict = {}
 
-    def training_step(self, item: tuple[Batch, Tensor], _: int) -> Tensor:
-        """Loss of one share of a batch; which tokens are kept is drawn for the global batch."""
-        batch, eeg = item
+    def forward(self, batch: Batch, eeg: Tensor) -> Tensor:
+        """Weighted loss of one share of a batch; which tokens are kept is drawn for the global batch."""
         noise = batch.mine(rand((batch.total, self.mae.num_tokens), self.seed, "mask", batch.step))
         loss, _, _ = self.mae(eeg, self.mask_ratio, noise.to(eeg.device))
         return loss * batch.weight
