@@ -256,9 +256,13 @@ def _advice_on_memory(schedule: Schedule) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         size, where = schedule.batch_size, pick_device(schedule.device)
         half = size // 2
-        advice = "smaller pictures or networks, or another GPU may" if size == 1 else (
-            f"batch_size={half} should, with {schedule.accumulate * -(-size // half)} batches in an optimizer step "
-            "(accum_iter=, in stage B accumulate_grad=)"
+        advice = (
+            "smaller pictures or networks, or another GPU may"
+            if size == 1
+            else (
+                f"batch_size={half} should, with {schedule.accumulate * -(-size // half)} batches in an optimizer step "
+                "(accum_iter=, in stage B accumulate_grad=)"
+            )
         )
         kind = UserError if ranks.world() == 1 else ranks.LoneError
         raise kind(f"batch_size={size} does not fit in the memory of {where}; {advice}") from error
