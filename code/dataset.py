@@ -103,14 +103,6 @@ class EEGWindows:
         """At most `max_n` fixed windows of the held-out part, none overlapping, (N, n_chans, n_times)."""
         return self._fixed(self.held_out, max_n, self.seed, "held-out windows")
 
-    def picture_window(self) -> tuple[Tensor, float | None]:
-        """A held-out window to draw, (n_chans, n_times), and its samples a second where the manifest tells them."""
-        span, entries = self.held_out[0], self.info.get("recordings", ())
-        rates = {entry.get("file"): entry.get("sfreq") for entry in entries if isinstance(entry, dict)}
-        sfreq = self.info["sfreq"] or rates.get(span.path.name)
-        stretched = self.n_times / min(self.n_times, span.stop - span.start)  # a short recording is interpolated
-        return self._windows([span], [0.0], [0.0])[0], sfreq and sfreq * stretched
-
     def training_windows(self, max_n: int, seed: int = 0) -> Tensor:
         """At most `max_n` windows of the training part, none overlapping, (N, n_chans, n_times)."""
         return self._fixed(self.train, max_n, seed, "training windows")

@@ -8,6 +8,8 @@ python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_si
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from config import PretrainConfig, from_cli
 from data.resident_windows import training_items
 from dataset import EEGWindows
@@ -24,6 +26,7 @@ from sc_mbm.held_out import HeldOut, draw_reconstruction
 from sc_mbm.trainer import MaskedPretraining, plan_pretraining, sizes_of
 
 INPUT_FACTS = ("sfreq", "ch_names", "band", "excludes_test")
+N_HELD_OUT = 256  # windows, at most, that figures are taken on
 
 
 def main() -> None:
@@ -71,10 +74,18 @@ def open_inputs(cfg: PretrainConfig, findings: Findings) -> Inputs:
     return Inputs(plan, windows)
 
 
+def sample_rate(windows: EEGWindows, shown: Tensor) -> float | None:
+    """Hz of the first of `shown`, held-out windows (N, C, T); None where the manifest does not tell."""
+    recordings = windows.info.get("recordings", ())
+    rates = {entry.get("file"): entry.get("sfreq") for entry in recordings if isinstance(entry, dict)}
+    first = rates.get(windows.held_out[0].path.name) if len(shown) < N_HELD_OUT else None  # else it may be another's
+    return windows.info["sfreq"] or first
+
+
 def train(cfg: PretrainConfig, run: Run, inputs: Inputs) -> Trained | None:
     """Train; the first process hands on the autoencoder. Raises UserError."""
     windows, info = inputs.windows, inputs.windows.info
-    training, held_out = windows.training_windows(512, cfg.seed), windows.held_out_windows(256)
+    training, held_out = windows.training_windows(512, cfg.seed), windows.held_out_windows(N_HELD_OUT)
     print(f"{len(windows)} training windows an epoch, {len(held_out)} held-out windows of {cfg.n_times} samples")
     if not info["excludes_test"]:
         print("note: the folder's manifest.json does not say (excludes_test) that no test trial is among them")
@@ -87,12 +98,11 @@ def train(cfg: PretrainConfig, run: Run, inputs: Inputs) -> Trained | None:
     module = MaskedPretraining.of(cfg, steps_per_epoch(len(windows), cfg.batch_size, cfg.accum_iter))
     if cfg.compile:
         compile_in_place(module.mae)
-    window, sfreq = windows.picture_window()
     unit = info.get("unit") or ("standardised units" if cfg.eeg_scale == 1 else f"standardised units x {cfg.eeg_scale}")
 
     def validate(epoch: int) -> dict[str, float]:
         picture = run.folder / "reconstruction.png"
-        draw_reconstruction(picture, module.mae, window, judge.masks[0], sfreq, unit)
+        draw_reconstruction(picture, module.mae, held_out[0], judge.masks[0], sample_rate(windows, held_out), unit)
         module.state["figures"] = judge.figures(module.mae)
         return module.state["figures"]
 

@@ -5,13 +5,12 @@ problem; a dry run and the doctor go on, so that one call names all of them.
 """
 
 import io
-import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from runtime.errors import UserError
 
@@ -73,13 +72,6 @@ class Findings:
         if later := subject in self.later and not path.exists():
             self.add(subject, LATER, f"{path}: the stage before puts it there")
         return later
-
-    def conclude(self, stage: str) -> NoReturn:
-        """End a dry run: all lines, whether the stage can start, and that as the exit status."""
-        wrong = sum(finding.state == WRONG for finding in self.findings)
-        problems = f"cannot start: {wrong} problem{'s' * (wrong > 1)}"
-        print(*self.lines(), f"stage {stage} {problems if wrong else 'can start'}", sep="\n")
-        sys.exit(1 if wrong else 0)
 
     def lines(self) -> list[str]:
         """A line each, for the terminal."""

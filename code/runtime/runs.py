@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -157,7 +158,7 @@ def train_stage(
     if cfg.dry_run:
         plan = open_inputs(cfg, findings).plan
         findings.open("run folder", lambda: look_at_folder(cfg, kind, run_config(cfg), plan), str)
-        findings.conclude(letter)
+        sys.exit(findings.report(letter))
     target = under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth")
     run = open_for_all(cfg, under_root(cfg.root_path, f"results/{kind}/{cfg.name}"), run_config(cfg))
     if run.finished:
