@@ -68,9 +68,11 @@ def open_inputs(cfg: PretrainConfig, findings: Findings) -> Inputs:
         in_place(cfg, {"eeg_path": ("folder of recordings (.npy)", str(folder.absolute()))})
     if plan := device and findings.open("plan", lambda: plan_pretraining(cfg), str):
         findings.open("memory", lambda: check_fits(cfg, plan), lambda free: f"{free / 1e9:.1f} GB are free")
-    about = "{0.n_recordings} files, {0.last[-1]} training windows an epoch".format
     how = cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out
-    windows = findings.open("recordings", lambda: EEGWindows(folder, *how), about, [folder])
+    windows = findings.open(
+        "recordings", lambda: EEGWindows(folder, *how),
+        lambda w: f"{w.n_recordings} files, {len(w)} training windows an epoch", [folder],
+    )  # fmt: skip
     return Inputs(plan, windows)
 
 

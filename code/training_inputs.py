@@ -49,6 +49,10 @@ class StageA:
     sha256: str | None = None  # of the file; None: untrained
     excludes_test: str | None = None  # what the file says of test trials among its recordings
 
+    def __str__(self) -> str:
+        form = "{depth} blocks of width {embed_dim}, for {n_chans} channels x {n_times} samples".format(**self.sizes)
+        return f"{'an' if self.sha256 else 'an untrained'} encoder: {form}"
+
 
 @dataclass
 class Inputs:
@@ -95,9 +99,7 @@ def open_inputs(cfg: FinetuneConfig, findings: Findings) -> Inputs:
         )
     file, subject = paths.get("pretrain_mbm_path"), "stage A checkpoint"
     if cfg.pretrain_mbm_path or not findings.comes_later(subject, file):
-        stage_a = findings.open(
-            subject, lambda: open_stage_a(cfg, file), lambda a: str(a.sizes), [file] if file else []
-        )
+        stage_a = findings.open(subject, lambda: open_stage_a(cfg, file), str, [file] if file else [])
     sizes, scale = (stage_a.sizes, stage_a.scale) if stage_a else (untrained_sizes(cfg), 1.0)
     models = [paths["pretrain_gm_path"] / "models" / name for name in (*weights.BASE_NAMES, "config15.yaml")]
     base = findings.open(

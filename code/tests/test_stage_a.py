@@ -1,5 +1,6 @@
 """Stage A: the real command on small recordings; learning, resuming, accumulation, refusals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from two_processes import assert_gradients_agree, keep_gradients, launch
 
 import stageA1_eeg_pretrain as stage_a
@@ -169,6 +171,48 @@ def test_missing_data_is_named_by_the_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "eeg_train" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_lists_how_each_input_opens_and_makes_nothing(root, monkeypatch, capsys):
+    def dry_run(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            run(root, monkeypatch, "dry_run=true", "device=cpu", *words)
+        return end.value.code, capsys.readouterr().out
+
+    status, text = dry_run()
+    assert status == 0 and text.endswith("stage A can start\n") and "WRONG" not in text, text
+    for subject in ("settings", "device", "plan", "memory", "recordings", "run folder"):
+        assert f"  ok     {subject}: " in text
+    assert not (root / "results").exists() and not (root / "pretrains").exists()
+    (root / "results").write_text("")  # no folder
+    status, text = dry_run("eeg_path=absent", "patch_size=60")
+    assert status == 1 and "absent: no such folder" in text and "whole number of tokens" in text, text
+    assert "results: cannot be written" in text and "stage A cannot start" in text
+
+
+@pytest.mark.parametrize(
+    ("manifest", "labels"),
+    [
+        (None, ("time (samples)", "standardised units")),
+        ({"sfreq": 250.0, "unit": "microvolts"}, ("time (ms)", "microvolts")),
+        (
+            {"recordings": [{"file": f"{i}.npy", "sfreq": 100.0 + i} for i in range(6)]},
+            ("time (ms)", "standardised units"),
+        ),
+    ],
+)
+def test_the_picture_of_a_reconstruction_has_units(root, monkeypatch, manifest, labels):
+    drawn, whole = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *given, **how: drawn.append(self) or whole(self, *given, **how))
+    if manifest:
+        (root / "eeg" / "manifest.json").write_text(json.dumps(manifest))
+    run(root, monkeypatch, "num_epoch=1", "device=cpu")
+    first, last = drawn[0].axes[0], drawn[0].axes[-1]
+    assert (last.get_xlabel(), first.get_ylabel()) == labels
+    if manifest:
+        held_out = EEGWindows(root / "eeg", 6, 64).held_out[0]
+        sfreq = manifest.get("sfreq") or 100.0 + int(held_out.path.stem)
+        assert first.lines[0].get_xdata()[1] == pytest.approx(1000 / sfreq, rel=1e-4)
 
 
 def test_steps_an_epoch_follow_from_windows_and_batch(root):

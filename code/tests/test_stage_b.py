@@ -356,6 +356,30 @@ def test_bad_input_is_refused_in_one_sentence(world, tmp_path, monkeypatch, chan
     assert "\n" not in str(error.value)
 
 
+def test_a_dry_run_lists_all_that_does_not_open_and_makes_nothing(tmp_path, capsys):
+    def dry_run(**changed) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            run_script(tmp_path, dry_run=True, **changed)
+        return end.value.code, capsys.readouterr().out
+
+    status, text = dry_run()
+    assert status == 0 and text.endswith("stage B can start\n") and "WRONG" not in text, text
+    subjects = ("device", "stage A checkpoint", "Stable Diffusion", "CLIP", "plan", "memory", "trials", "pictures")
+    assert all(f"  ok     {subject}: " in text for subject in ("settings", *subjects, "run folder"))
+    assert "16 training and 4 validation trials" in text
+    assert not (tmp_path / "results").exists()
+    status, text = dry_run(
+        eeg_signals_path="gone.pth", pretrain_gm_path="datasets", clip="no/such/folder", pretrain_mbm_path="absent.pth",
+        guidance=2.0, select="n_way", classifier="absent", device="cuda:99",
+    )  # fmt: skip
+    faults = (
+        "settings: guidance=2.0", "device: device=cuda:99", "classifier: ", "stage A checkpoint: ", "absent.pth",
+        "Stable Diffusion: ", "CLIP: no/such/folder: 0 of config.json", "trials: ", "gone.pth: no such file",
+    )  # fmt: skip
+    assert status == 1 and all(fault in text for fault in faults), text
+    assert text.count("  WRONG  ") == 7 and "stage B cannot start" in text and not (tmp_path / "results").exists()
+
+
 def test_the_condition_starts_at_the_empty_caption_read_as_clip_reads_text(tmp_path):
     empty, projection = FrozenCLIP(write_clip(tmp_path)).text_start(77)
     assert empty.shape == (77, 16) and projection.shape == (12, 16)
