@@ -12,8 +12,7 @@ import torch
 from config import FinetuneConfig, from_cli
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator
-from dc_ldm.ldm_for_eeg import CONTEXT_LENGTH, EEGLatentDiffusion, new_conditioner, reciprocal_rank, validation_losses
-from dc_ldm.models.samplers import sd_alphas_cumprod
+from dc_ldm.ldm_for_eeg import CONTEXT_LENGTH, reciprocal_rank, validation_losses
 from evaluation.validation import Validation
 from runtime import ranks
 from runtime.devices import compile_in_place, pick_device, pick_dtype
@@ -22,7 +21,7 @@ from runtime.loop import Schedule, fit
 from runtime.paths import file_or_name, under_root
 from runtime.runs import Run, Trained, run_config, train_stage
 from runtime.sampling import Sampling
-from training_inputs import LEARNING, Inputs, check, latent_trials, open_inputs
+from training_inputs import Inputs, check, latent_trials, new_module, open_inputs
 from vision.clip import load_clip
 
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
@@ -50,21 +49,19 @@ def train(cfg: FinetuneConfig, run: Run, inputs: Inputs) -> Trained | None:
     # Models: Stable Diffusion and CLIP are frozen, but for what EEGLatentDiffusion trains
     torch.manual_seed(cfg.seed)
     base = weights.load_base(under_root(cfg.root_path, cfg.pretrain_gm_path), cfg.use_time_cond)
-    abar = sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end)
     clip = load_clip(file_or_name(cfg.root_path, cfg.clip), device)
     items = ranks.lead_first(partial(latent_trials, cfg, base, clip, trials, device))
-    shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
     text_start = clip.text_start(CONTEXT_LENGTH) if cfg.text_start else None
-    conditioner, no_context = new_conditioner(stage_a.encoder, text_start, **shape)
+    module = new_module(cfg, stage_a.encoder, base.unet, base.sizes, clip.dim, text_start)
+    shape = {"context_dim": base.sizes.unet["context_dim"], "clip_dim": clip.dim, "clip_head": cfg.clip_head}
     del clip  # gigabytes that training has no use for
-    learning = {name: getattr(cfg, name) for name in LEARNING}
-    module = EEGLatentDiffusion(conditioner, base.unet, abar, no_context, **learning)
     if half:
         module.halve_frozen()
     if cfg.compile:
         compile_in_place(base.unet)
+    no_context, latent_shape = module.no_context, base.sizes.latent_shape(cfg.img_size)
     generator = EEGImageGenerator(
-        conditioner, base.unet, base.vae, abar, no_context, base.sizes.latent_shape(cfg.img_size),
+        module.conditioner, base.unet, base.vae, module.alphas_cumprod, no_context, latent_shape,
         base.sizes.scale_factor, cfg.cond_drop > 0,
     )  # fmt: skip
 

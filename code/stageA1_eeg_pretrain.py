@@ -8,22 +8,19 @@ python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_si
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from config import PretrainConfig, from_cli
 from data.resident_windows import training_items
 from dataset import EEGWindows
 from runtime import ranks
 from runtime.devices import about_device, compile_in_place, pick_device
 from runtime.draws import steps_per_epoch
-from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.loop import Schedule, fit
 from runtime.memory import SURELY, MemoryPlan, check_fits
 from runtime.paths import in_place, under_root
 from runtime.runs import Run, Trained, run_config, train_stage
-from sc_mbm.held_out import HeldOut, draw_reconstruction
-from sc_mbm.trainer import MaskedPretraining, plan_pretraining, sizes_of
+from sc_mbm.held_out import HeldOut, draw_reconstruction, units_of
+from sc_mbm.trainer import MaskedPretraining, check, plan_pretraining, sizes_of
 
 INPUT_FACTS = ("sfreq", "ch_names", "band", "excludes_test")
 N_HELD_OUT = 256  # windows, at most, that figures are taken on
@@ -31,18 +28,6 @@ N_HELD_OUT = 256  # windows, at most, that figures are taken on
 
 def main() -> None:
     train_stage(from_cli(PretrainConfig), "A", "eeg_pretrain", check, open_inputs, train)
-
-
-def check(cfg: PretrainConfig) -> None:
-    """Refuse settings that make no sense together. Raises UserError."""
-    if cfg.n_times % cfg.patch_size:
-        raise UserError(f"n_times={cfg.n_times} patch_size={cfg.patch_size}: a window must be a whole number of tokens")
-    n_tokens = cfg.n_times // cfg.patch_size
-    kept = int(n_tokens * (1 - cfg.mask_ratio))
-    if not 0 < kept < n_tokens:
-        raise UserError(
-            f"mask_ratio={cfg.mask_ratio}: keeps {kept} of {n_tokens} tokens; it must keep some and hide some"
-        )
 
 
 def eeg_folder(cfg: PretrainConfig) -> Path:
@@ -76,14 +61,6 @@ def open_inputs(cfg: PretrainConfig, findings: Findings) -> Inputs:
     return Inputs(plan, windows)
 
 
-def sample_rate(windows: EEGWindows, shown: Tensor) -> float | None:
-    """Hz of the first of `shown`, held-out windows (N, C, T); None where the manifest does not tell."""
-    recordings = windows.info.get("recordings", ())
-    rates = {entry.get("file"): entry.get("sfreq") for entry in recordings if isinstance(entry, dict)}
-    first = rates.get(windows.held_out[0].path.name) if len(shown) < N_HELD_OUT else None  # else it may be another's
-    return windows.info["sfreq"] or first
-
-
 def train(cfg: PretrainConfig, run: Run, inputs: Inputs) -> Trained | None:
     """Train; the first process hands on the autoencoder. Raises UserError."""
     windows, info = inputs.windows, inputs.windows.info
@@ -100,11 +77,12 @@ def train(cfg: PretrainConfig, run: Run, inputs: Inputs) -> Trained | None:
     module = MaskedPretraining.of(cfg, steps_per_epoch(len(windows), cfg.batch_size, cfg.accum_iter))
     if cfg.compile:
         compile_in_place(module.mae)
-    unit = info.get("unit") or ("standardised units" if cfg.eeg_scale == 1 else f"standardised units x {cfg.eeg_scale}")
+    first = windows.held_out[0].path.name if len(held_out) < N_HELD_OUT else ""  # of more, any may come first
+    units = units_of(info, first, cfg.eeg_scale)
 
     def validate(epoch: int) -> dict[str, float]:
         picture = run.folder / "reconstruction.png"
-        draw_reconstruction(picture, module.mae, held_out[0], judge.masks[0], sample_rate(windows, held_out), unit)
+        draw_reconstruction(picture, module.mae, held_out[0], judge.masks[0], *units)
         module.state["figures"] = judge.figures(module.mae)
         return module.state["figures"]
 

@@ -18,7 +18,8 @@ from data.stimuli import about_pictures, image_path, leave_out_missing
 from dataset import Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import check_sampler
-from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, plan_finetuning, untrained
+from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, new_finetuning, plan_finetuning
+from dc_ldm.models.unet import UNet
 from dc_ldm.published import read_stage_a
 from dc_ldm.weights import Base, BaseSizes
 from evaluation.validation import Judge, load_judge
@@ -145,17 +146,26 @@ def open_stage_a(cfg: FinetuneConfig, path: Path | None) -> StageA:
     return StageA(encoder, sizes, scale, checkpoints.sha256(path), content["input"].get("excludes_test"))
 
 
-def new_module(cfg: FinetuneConfig, encoder: dict[str, Any], base: BaseSizes, clip_dim: int) -> EEGLatentDiffusion:
-    """What trains, with random weights, on torch's default device; encoder: its arguments."""
+def new_module(
+    cfg: FinetuneConfig, encoder: EEGEncoder, unet: UNet, sizes: BaseSizes, clip_dim: int,
+    text_start: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> EEGLatentDiffusion:  # fmt: skip
+    """What trains, as training begins; text_start: as `new_finetuning` takes it. Raises UserError."""
     learning = {name: getattr(cfg, name) for name in LEARNING}
-    return untrained(EEGEncoder(**encoder), base, clip_dim, cfg.clip_head, cfg.use_time_cond, **learning)
+    return new_finetuning(encoder, unet, sizes, clip_dim, cfg.clip_head, text_start, **learning)
+
+
+def untrained(cfg: FinetuneConfig, encoder: dict[str, Any], sizes: BaseSizes, clip_dim: int) -> EEGLatentDiffusion:
+    """`new_module` with random weights, on torch's default device; encoder: its arguments."""
+    unet = UNet(**sizes.unet, use_time_cond=cfg.use_time_cond)
+    return new_module(cfg, EEGEncoder(**encoder), unet, sizes, clip_dim)
 
 
 def plan_run(cfg: FinetuneConfig, encoder: dict[str, Any], base: BaseSizes, clip: tuple[int, int]) -> MemoryPlan:
     """Parameters and memory of a process of stage B; clip: width of its space, number of its parameters."""
     half = pick_dtype(cfg.precision, cfg.device) == torch.bfloat16
     with torch.device("meta"):
-        module = new_module(cfg, encoder, base, clip[0])
+        module = untrained(cfg, encoder, base, clip[0])
     return plan_finetuning(module, base, cfg.img_size, local_batch(cfg.batch_size), half, clip[1])
 
 

@@ -13,18 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dc_ldm import weights
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from dc_ldm.weights import (
-    TIME_CONDITION,
-    BaseSizes,
-    is_trained,
-    load_trained_state,
-    trained_state,
-    trained_unet_tensors,
-)
+from dc_ldm.weights import BaseSizes, is_trained
 from runtime import draws
 from runtime.devices import adamw
 from runtime.errors import UserError
@@ -105,22 +99,6 @@ def losses(
 FINETUNE = ("E", "A", "E+A")
 
 
-def new_conditioner(
-    encoder: nn.Module, text_start: tuple[Tensor, Tensor] | None, **shape: Any
-) -> tuple[EEGConditioner, Tensor]:
-    """The conditioner as training begins, and the condition of no EEG (77, context_dim).
-
-    text_start: CLIP's empty caption and text projection, as `EEGConditioner.start_at_text` takes them; None: a random
-    start, and zeros for no EEG. shape: the conditioner's arguments. Raises UserError.
-    """
-    conditioner = EEGConditioner(encoder, CONTEXT_LENGTH, **shape)
-    if text_start is None:
-        return conditioner, torch.zeros(CONTEXT_LENGTH, shape["context_dim"])
-    empty, projection = (part.clone() for part in text_start)  # several processes write into them
-    conditioner.start_at_text(empty, projection)
-    return conditioner, empty
-
-
 class EEGLatentDiffusion(nn.Module):
     """Trains the conditioner and, of the UNet, cross-attention, the norm before it and the time condition.
 
@@ -131,16 +109,9 @@ class EEGLatentDiffusion(nn.Module):
     """
 
     def __init__(
-        self,
-        conditioner: EEGConditioner,
-        unet: UNet,
-        alphas_cumprod: Tensor,
-        no_context: Tensor,
-        lr: float = 5.3e-5,
-        weight_decay: float = 0.01,
-        clip_weight: float = 1.0,
-        finetune: str = "E+A",
-    ):
+        self, conditioner: EEGConditioner, unet: UNet, alphas_cumprod: Tensor, no_context: Tensor,
+        lr: float = 5.3e-5, weight_decay: float = 0.01, clip_weight: float = 1.0, finetune: str = "E+A",
+    ):  # fmt: skip
         super().__init__()
         if finetune not in FINETUNE:
             raise UserError(f"finetune={finetune}: use {', '.join(FINETUNE)}")
@@ -150,8 +121,8 @@ class EEGLatentDiffusion(nn.Module):
         self.lr, self.weight_decay, self.clip_weight = lr, weight_decay, clip_weight
         self.state: dict[str, Any] = {}  # survives a stop: plain values and tensors only
         unet.to(memory_format=torch.channels_last).requires_grad_(False)  # the layout of the fast convolutions
-        for name, parameter in trained_unet_tensors(unet).items():
-            parameter.requires_grad_("A" in finetune or name.startswith(TIME_CONDITION))
+        for name, parameter in weights.trained_unet_tensors(unet).items():
+            parameter.requires_grad_("A" in finetune or name.startswith(weights.TIME_CONDITION))
         if "E" not in finetune:
             conditioner.mae.requires_grad_(False)
 
@@ -185,11 +156,11 @@ class EEGLatentDiffusion(nn.Module):
 
     def training_state(self) -> dict[str, Tensor]:
         """Copies of the trained tensors under the published names."""
-        return trained_state(self.conditioner, self.unet)
+        return weights.trained_state(self.conditioner, self.unet)
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of training_state. Raises UserError."""
-        load_trained_state(self.conditioner, self.unet, state, "the resume point")
+        weights.load_trained_state(self.conditioner, self.unet, state, "the resume point")
 
 
 @torch.no_grad()
@@ -217,16 +188,27 @@ def reciprocal_rank(embedding: Tensor, targets: Tensor, target: Tensor) -> Tenso
     return (harmonic[above + tied] - harmonic[above]) / tied
 
 
-def untrained(
-    encoder: nn.Module, sizes: BaseSizes, clip_dim: int, clip_head: str, use_time_cond: bool, **learning: Any
-) -> EEGLatentDiffusion:
-    """What trains, with random weights, on torch's default device; learning: arguments of EEGLatentDiffusion."""
+def new_finetuning(
+    encoder: nn.Module, unet: UNet, sizes: BaseSizes, clip_dim: int, clip_head: str,
+    text_start: tuple[Tensor, Tensor] | None, **learning: Any,
+) -> EEGLatentDiffusion:  # fmt: skip
+    """What trains, as training begins; on the meta device, what its plan is made of.
+
+    Args:
+        text_start: CLIP's empty caption (77, W), which then is the condition of no EEG, and its text projection, as
+            `EEGConditioner.start_at_text` takes them; None: a random start, and zeros for no EEG.
+        learning: arguments of EEGLatentDiffusion.
+
+    Raises:
+        UserError: as `start_at_text` and EEGLatentDiffusion.
+    """
     context_dim = sizes.unet.get("context_dim", 768)
-    conditioner, no_context = new_conditioner(
-        encoder, None, context_dim=context_dim, clip_dim=clip_dim, clip_head=clip_head
-    )
+    conditioner = EEGConditioner(encoder, CONTEXT_LENGTH, context_dim, clip_dim, clip_head)
+    no_context = torch.zeros(CONTEXT_LENGTH, context_dim)
+    if text_start:
+        no_context, projection = (part.clone() for part in text_start)  # several processes write into them
+        conditioner.start_at_text(no_context, projection)
     abar = sd_alphas_cumprod(sizes.linear_start, sizes.linear_end).to(no_context.device)
-    unet = UNet(**sizes.unet, use_time_cond=use_time_cond)
     return EEGLatentDiffusion(conditioner, unet, abar, no_context, **learning)
 
 
@@ -235,7 +217,7 @@ def plan_finetuning(
 ) -> MemoryPlan:
     """Parameters and memory of a process of stage B whose share of a batch is `batch_size`. Raises UserError.
 
-    module: as `untrained` makes it on the meta device; half: in mixed precision; clip_parameters: how many CLIP has.
+    module: as `new_finetuning` makes it on the meta device; half: in mixed precision; clip_parameters: CLIP's.
     """
     latent, encoder = (batch_size, *sizes.latent_shape(img_size)), module.conditioner.mae
     clip_dim = module.conditioner.mapping.fc.out_features

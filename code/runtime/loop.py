@@ -12,8 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from runtime import checkpoints, ranks
 from runtime.devices import pick_device, pick_dtype
 from runtime.draws import Batch, StepBatches, steps_per_epoch
-from runtime.errors import UserError
+from runtime.memory import advise
 from runtime.runs import Run
 
 RESUME = "resume-1"
@@ -134,7 +133,8 @@ def fit(module: nn.Module, items: Items, run: Run, schedule: Schedule, validate:
         module.state = saved["state"]
     portions = len(items), schedule.batch_size, schedule.seed, first_step, last_step, schedule.accumulate
     shares = ((batch, items[batch]) for batch in StepBatches(*portions, ranks.rank(), ranks.world()))
-    with ranks.signals_to(progress.note_signal), memory_advice(schedule):  # the set-up, too, is to end on all at once
+    advice = advise(schedule.batch_size, schedule.accumulate, schedule.device)
+    with ranks.signals_to(progress.note_signal), advice:  # the set-up, too, is to end on all at once
         how = schedule.device, schedule.precision, schedule.accumulate, schedule.clip_grad
         trainer = Trainer(module, module.configure_optimizers(), *how)
         if saved:
@@ -219,18 +219,3 @@ class Progress:
         content = {"module": module.training_state(), "optimizer": optimizer.state_dict(), "state": module.state}
         content |= {"step": self.step, "rows": self.rows, "losses": self.losses, "time": time.time()}
         checkpoints.save(self.run.last, {"format": RESUME} | content)
-
-
-@contextmanager
-def memory_advice(schedule: Schedule) -> Iterator[None]:
-    """Where memory is too small, the one sentence that says which batch should fit: UserError or ranks.LoneError."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        size, where = schedule.batch_size, pick_device(schedule.device)
-        half, advice = max(1, size // 2), "smaller pictures or networks, or another GPU may"
-        if size > 1:
-            batches = f"{schedule.accumulate * -(-size // half)} batches in an optimizer step"
-            advice = f"batch_size={half} should, with {batches} (accum_iter=, in stage B accumulate_grad=)"
-        kind = UserError if ranks.world() == 1 else ranks.LoneError
-        raise kind(f"batch_size={size} does not fit in the memory of {where}; {advice}") from error

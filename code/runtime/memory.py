@@ -1,9 +1,10 @@
-"""What a run will hold in memory, told beforehand, and the refusal of a batch that cannot fit.
+"""What a run will hold in memory, said beforehand; the refusal of a batch that cannot fit, advice on one that did not.
 
 Models are counted on torch's meta device, which has shapes but no numbers: that costs no memory and less than a second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,20 @@ def smaller(cfg: Any, plan: MemoryPlan, free: float) -> str:
     # a divisor, so that a step still holds the same items
     fits = next(n for n in range(fits * ranks.world(), 0, -1) if cfg.batch_size % n == 0)
     return f"batch_size={fits} {names[0]}={getattr(cfg, names[0]) * cfg.batch_size // fits} {verb}, with equal steps"
+
+
+@contextmanager
+def advise(batch_size: int, accumulate: int, device: str) -> Iterator[None]:
+    """Where memory ends in the block, one sentence that says which batch should fit: UserError or ranks.LoneError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        half, advice = max(1, batch_size // 2), "smaller pictures or networks, or another GPU may"
+        if batch_size > 1:
+            batches = f"{accumulate * -(-batch_size // half)} batches in an optimizer step"
+            advice = f"batch_size={half} should, with {batches} (accum_iter=, in stage B accumulate_grad=)"
+        kind = UserError if ranks.world() == 1 else ranks.LoneError
+        raise kind(f"batch_size={batch_size} does not fit in the memory of {pick_device(device)}; {advice}") from error
 
 
 def count(**parts: nn.Module) -> dict[str, int]:

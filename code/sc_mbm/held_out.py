@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,17 @@ def reconstruct(mae: nn.Module, eeg: Tensor, mask: Tensor, batch_size: int = 64)
         assert torch.equal(used.bool(), noise.bool())  # the smallest noise is kept, so the mask is ours
         parts.append(mae.unpatchify(predicted).float().cpu())
     return torch.cat(parts)
+
+
+def units_of(manifest: dict[str, Any], recording: str, scale: float) -> tuple[float | None, str]:
+    """Sampling rate (Hz; None where unknown) and unit of a window's EEG, as its folder's manifest tells them.
+
+    recording: file that the window is from; rates may differ among recordings. scale: factor on the EEG.
+    """
+    entries = [entry for entry in manifest.get("recordings", ()) if isinstance(entry, dict)]
+    rates = {entry.get("file"): entry.get("sfreq") for entry in entries}
+    unit = manifest.get("unit", "standardised units")
+    return manifest.get("sfreq") or rates.get(recording), unit if scale == 1 else f"{unit} x {scale:g}"
 
 
 def draw_reconstruction(path: Path, mae: nn.Module, eeg: Tensor, mask: Tensor, sfreq: float | None, unit: str) -> None:

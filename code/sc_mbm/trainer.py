@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from runtime.devices import adamw, pick_dtype
 from runtime.draws import Batch, rand
+from runtime.errors import UserError
 from runtime.memory import MemoryPlan, count, local_batch, plan_step
 from sc_mbm.mae_for_eeg import MAEforEEG, start_local
 
@@ -72,6 +73,18 @@ class MaskedPretraining(nn.Module):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Put back what `training_state` gave."""
         self.mae.load_state_dict(state)
+
+
+def check(cfg: Any) -> None:
+    """Refuse settings of stage A that make no sense together. Raises UserError."""
+    if cfg.n_times % cfg.patch_size:
+        raise UserError(f"n_times={cfg.n_times} patch_size={cfg.patch_size}: a window must be a whole number of tokens")
+    n_tokens = cfg.n_times // cfg.patch_size
+    kept = int(n_tokens * (1 - cfg.mask_ratio))
+    if not 0 < kept < n_tokens:
+        raise UserError(
+            f"mask_ratio={cfg.mask_ratio}: keeps {kept} of {n_tokens} tokens; it must keep some and hide some"
+        )
 
 
 def sizes_of(cfg: Any) -> dict[str, Any]:

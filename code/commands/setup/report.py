@@ -24,7 +24,7 @@ from runtime.loop import Trainer
 from runtime.memory import ESTIMATED, count
 from runtime.paths import under_root
 from runtime.sampling import Sampling
-from training_inputs import new_module
+from training_inputs import untrained
 from vision.clip import OPEN_CLIP
 
 PROBE_STEPS, PROBE_SECONDS = 20, 60
@@ -168,7 +168,7 @@ def time_finetuning(cfg: FinetuneConfig, eeg: Tensor, encoder: dict, sizes: Base
     moments = torch.rand(1, 1 + cfg.n_crops, 2, *sizes.latent_shape(cfg.img_size))
     picture = torch.zeros(len(eeg), dtype=torch.int64)
     items = LatentTrials(eeg, picture, moments, torch.ones(1, clip_dim), sizes.scale_factor, cfg.cond_drop, cfg.seed)
-    module = new_module(cfg, encoder, sizes, clip_dim)
+    module = untrained(cfg, encoder, sizes, clip_dim)
     if pick_dtype(cfg.precision, cfg.device) == torch.bfloat16:
         module.halve_frozen()
     return time_training(module, items, cfg, cfg.accumulate_grad)
