@@ -1,4 +1,4 @@
-"""Make the models of the miniature world: picture classifier, CLIP and Stable Diffusion, on two processor cores.
+"""Make the miniature world's models on two processor cores: classifier, CLIP, Stable Diffusion.
 
 python code/run.py make_miniature                              the weights in pretrains/miniature, from nothing
 python code/run.py make_miniature parts=none                   only measure them, and draw contact sheets
