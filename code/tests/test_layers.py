@@ -97,6 +97,10 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(loaded, name):
     assert sorted(loaded[name] & HEAVY) == []
 
 
+def test_scoring_a_folder_again_loads_no_network_of_ours(loaded):
+    assert sorted(loaded["eval_metrics"] & {*LEAVES, "generate"} - {"data", "vision"}) == []
+
+
 def test_settings_and_the_list_of_commands_need_no_torch(loaded):
     assert "torch" not in loaded["config"] | loaded["run"]
 
