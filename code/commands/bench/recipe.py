@@ -15,9 +15,7 @@ from einops import repeat
 from torch import nn
 
 import commands.bench.peers as peers
-from commands.bench.sizes import PAPER_ENCODER, SIZES, SMALL_ENCODER, Machine, Row, Size, awake, product
-from commands.bench.sizes import conditioner as new_conditioner
-from commands.bench.sizes import unet as new_unet
+from commands.bench.sizes import PAPER_ENCODER, SMALL_ENCODER, Machine, Row, Size, new_conditioner, new_unet, product
 from data.resident_windows import ResidentWindows
 from dataset import EEGWindows
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
@@ -83,7 +81,7 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     half_encoder = PAPER_ENCODER | {"mlp_ratio": 1.0}
-    size = size._replace(encoder=half_encoder if size is SIZES["half"] else SMALL_ENCODER)
+    size = size._replace(encoder=half_encoder if size.name == "half" else SMALL_ENCODER)
     n, abar = size.batch, sd_alphas_cumprod()
     eeg, dim = torch.randn(n, 128, 512), size.clip["projection_dim"]
     moments = torch.randn(n, 5, 2, 4, size.latent, size.latent)
@@ -91,8 +89,8 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     batch = next(iter(StepBatches(n, n, 0, 0, 1)))
 
     def ours() -> EEGLatentDiffusion:
-        unet = awake(new_unet(size, use_time_cond=True))
-        module = EEGLatentDiffusion(new_conditioner(size), unet, abar, torch.zeros(77, size.context_dim))
+        unet = new_unet(size, use_time_cond=True)
+        module = EEGLatentDiffusion(new_conditioner(size), unet, abar, torch.zeros(77, size.base.unet["context_dim"]))
         if machine.dtype == torch.bfloat16:
             module.halve_frozen()
         return module.to(machine.device)
@@ -113,8 +111,8 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
         compile_in_place(module.unet)
         return Row(call, {"ours, not compiled": partial(mine, plain, plain.configure_optimizers())})
 
-    conditioner, unet = new_conditioner(size), awake(new_unet(size, use_time_cond=True))
-    vae, clip = AutoencoderKL(**size.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))
+    conditioner, unet = new_conditioner(size), new_unet(size, use_time_cond=True)
+    vae, clip = AutoencoderKL(**size.base.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))
     trained = [p for name, p in unet.named_parameters() if any(k in name for k in ("attn2", "norm2", "condtion"))]
     their_optimizer = torch.optim.AdamW([*conditioner.parameters(), *trained], lr=5.3e-5)
     for network in (conditioner, unet, vae, clip):
@@ -136,8 +134,12 @@ def picture(size: Size, machine: Machine) -> Row:
     The recipe samples five copies of one trial by PLMS; above the miniature it is timed at 5 of its 250 steps,
     without decoding.
     """
-    steps = 250 if size is SIZES["miniature"] else 5
-    parts = new_conditioner(size).eval(), new_unet(size, use_time_cond=True).eval(), AutoencoderKL(**size.vae).eval()
+    steps = 250 if size.name == "miniature" else 5
+    parts = (
+        new_conditioner(size).eval(),
+        new_unet(size, use_time_cond=True).eval(),
+        AutoencoderKL(**size.base.vae).eval(),
+    )
     for network in parts:
         network.requires_grad_(False).to(machine.device)
     shape, abar = (4, size.latent, size.latent), sd_alphas_cumprod()
