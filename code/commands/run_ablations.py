@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,13 +26,7 @@ from config import Controls, FinetuneConfig, from_cli, setting
 from runtime import ranks
 from runtime.errors import UserError
 from runtime.paths import in_place, under_root
-
-DATA = {
-    "eeg_signals_path": "EEG of the trials",
-    "splits_path": "splits",
-    "imagenet_path": "folder of the images shown",
-    "pretrain_gm_path": "folder of Stable Diffusion",
-}
+from training_inputs import wanted_files
 
 
 @dataclass
@@ -87,7 +81,7 @@ def main() -> None:
 def lacking(cfg: FinetuneConfig) -> str:
     """Which data of a row are missing, as a sentence; "" if none. Without this its stage A would run in vain."""
     try:
-        in_place(cfg, {name: (what, getattr(cfg, name)) for name, what in DATA.items()})
+        in_place(cfg, wanted_files(replace(cfg, pretrain_mbm_path="none")))
     except UserError as error:
         return str(error)
     return ""

@@ -22,18 +22,32 @@ from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from runtime.devices import compile_in_place
-from runtime.draws import StepBatches
+from runtime.draws import Batch, StepBatches
+from runtime.loop import Items, Trainer
 from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
 
 
-def recipe_peers(published: Callable[[bool], object], machine: Machine) -> dict[str, Callable[[], object]]:
-    """The recipe in its own precision and in ours; published: takes whether to use autocast."""
-    calls = {"published recipe, 32": partial(published, False)}
+def recipe_peers(step: Callable[[], object], machine: Machine) -> dict[str, Callable[[], object]]:
+    """A step of the recipe in its own precision and in ours."""
+
+    def call(autocast: bool) -> None:
+        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
+            step()
+
+    calls = {"published recipe, 32": partial(call, False)}
     if machine.dtype != torch.float32:
-        calls["published recipe, bf16"] = partial(published, True)
+        calls["published recipe, bf16"] = partial(call, True)
     return calls
+
+
+def step_of(module: nn.Module, items: Items, batch: Batch, machine: Machine, clip_grad: float) -> Callable[[], float]:
+    """An optimizer step on a batch, as the stage of this training module takes it."""
+    trainer = Trainer(
+        module, module.configure_optimizers(), str(machine.device), machine.precision, clip_grad=clip_grad
+    )
+    return lambda: trainer.step(module.lr, [(batch, items[batch])])
 
 
 def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
@@ -48,28 +62,18 @@ def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
     batch = next(iter(StepBatches(32, 32, 0, 0, 1)))
     networks = [MAEforEEG(**size.encoder, **size.decoder).to(machine.device) for _ in range(2)]
     modules = [MaskedPretraining(network, 0.75, 2.5e-4, 0.0, 0.05, 0, 1, 0) for network in networks]
-    optimizer = modules[0].configure_optimizers()
 
-    def mine(module: MaskedPretraining, optimizer: torch.optim.Optimizer) -> None:
-        with machine.autocast():
-            loss = module.training_step((batch, items[batch]), 0)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 0.8)
-        optimizer.step()
-
+    step = partial(step_of, items=items, batch=batch, machine=machine, clip_grad=0.8)
     if compiled:
         compile_in_place(modules[0].mae)
-        other = {"ours, not compiled": partial(mine, modules[1], modules[1].configure_optimizers())}
-        return Row(partial(mine, modules[0], optimizer), other)
+        return Row(step(modules[0]), {"ours, not compiled": step(modules[1])})
     their_optimizer = torch.optim.AdamW(networks[1].parameters(), lr=2.5e-4)
 
-    def published(autocast: bool) -> None:
+    def published() -> None:
         assert folder  # the files live as long as this call may be made
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.stage_a_step(networks[1], their_optimizer, files, 0.75)
+        peers.stage_a_step(networks[1], their_optimizer, files, 0.75)
 
-    return Row(partial(mine, modules[0], optimizer), recipe_peers(published, machine))
+    return Row(step(modules[0]), recipe_peers(published, machine))
 
 
 def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
@@ -88,28 +92,17 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     items = LatentTrials(eeg, torch.arange(n), moments, torch.randn(n, dim))
     batch = next(iter(StepBatches(n, n, 0, 0, 1)))
 
-    def ours() -> EEGLatentDiffusion:
+    def new_module() -> EEGLatentDiffusion:
         unet = new_unet(size, use_time_cond=True)
         module = EEGLatentDiffusion(new_conditioner(size), unet, abar, torch.zeros(77, size.base.unet["context_dim"]))
         if machine.dtype == torch.bfloat16:
             module.halve_frozen()
-        return module.to(machine.device)
+        return module
 
-    def mine(module: EEGLatentDiffusion, optimizer: torch.optim.Optimizer) -> None:
-        with machine.autocast():
-            data = items[batch]
-            loss = module.training_step((batch, type(data)(*(v.to(machine.device) for v in data))), 0)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    module = ours()
-    call = partial(mine, module, module.configure_optimizers())
+    module, step = new_module(), partial(step_of, items=items, batch=batch, machine=machine, clip_grad=0.5)
     if compiled:
-        plain = ours()
         compile_in_place(module.unet)
-        return Row(call, {"ours, not compiled": partial(mine, plain, plain.configure_optimizers())})
+        return Row(step(module), {"ours, not compiled": step(new_module())})
 
     conditioner, unet = new_conditioner(size), new_unet(size, use_time_cond=True)
     vae, clip = AutoencoderKL(**size.base.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))
@@ -120,12 +113,8 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     side = 8 * size.latent
     data = (eeg, torch.rand(n, 3, side, side) * 2 - 1, torch.randn(n, 3, *2 * [size.clip["image_size"]]))
     data = tuple(value.to(machine.device) for value in data)
-
-    def published(autocast: bool) -> None:
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.stage_b_step(conditioner, unet, vae, clip, their_optimizer, data, abar)
-
-    return Row(call, recipe_peers(published, machine))
+    published = partial(peers.stage_b_step, conditioner, unet, vae, clip, their_optimizer, data, abar)
+    return Row(step(module), recipe_peers(published, machine))
 
 
 def picture(size: Size, machine: Machine) -> Row:
@@ -135,13 +124,9 @@ def picture(size: Size, machine: Machine) -> Row:
     without decoding.
     """
     steps = 250 if size.name == "miniature" else 5
-    parts = (
-        new_conditioner(size).eval(),
-        new_unet(size, use_time_cond=True).eval(),
-        AutoencoderKL(**size.base.vae).eval(),
-    )
+    parts = new_conditioner(size), new_unet(size, use_time_cond=True), AutoencoderKL(**size.base.vae)
     for network in parts:
-        network.requires_grad_(False).to(machine.device)
+        network.eval().requires_grad_(False).to(machine.device)
     shape, abar = (4, size.latent, size.latent), sd_alphas_cumprod()
     generator = product(size, machine, *(copy.deepcopy(part) for part in parts[1:]), parts[0])
     eeg = repeat(torch.randn(128, 512), "c t -> n c t", n=size.pictures)
@@ -149,10 +134,7 @@ def picture(size: Size, machine: Machine) -> Row:
     def mine() -> None:
         generator.generate(eeg, torch.arange(len(eeg)), Sampling("dpm_solver", 20, batch=len(eeg)))
 
-    def published(autocast: bool) -> None:
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.pictures_of_a_trial(*parts, eeg[0].to(machine.device), abar, shape, steps)
-
-    theirs = recipe_peers(published, machine)
+    trial = eeg[0].to(machine.device)
+    theirs = recipe_peers(partial(peers.pictures_of_a_trial, *parts, trial, abar, shape, steps), machine)
     per = {"ours": size.pictures} | dict.fromkeys(theirs, 5 * (steps + 1) / 251)
     return Row(mine, theirs, per, "picture")
