@@ -2,10 +2,11 @@
 
 python code/run.py benchmark                                     # miniature size, all rows
 python code/run.py benchmark size=half rows=unet_forward,sampling
-python code/run.py benchmark size=full precision=32 json=full.json markdown=full.md
+python code/run.py benchmark size=full precision=32 json=full.json | tee full.md
 python code/run.py benchmark size=full rows=unet_compiled,stage_b_compiled device=cuda
 
-Both sides hold the same weights, get the same input and precision, and take turns; the ratio is of medians.
+Both sides hold the same weights, get the same input and precision, and take turns; the ratio is of medians. What is
+printed is a table in Markdown.
 """
 
 import ctypes
@@ -43,7 +44,6 @@ class BenchmarkConfig:
     repeats: int = setting(5, "timed calls of each side, after one to warm up; 5 for a figure to quote", least=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     json: str = setting("", "file for the figures; empty: none")
-    markdown: str = setting("", "file for the table; empty: none")
 
 
 class Side(NamedTuple):
@@ -62,9 +62,9 @@ def main() -> None:
     machine = Machine(pick_device(cfg.device), PRECISIONS[cfg.precision])
     peaks = {p: matmul_peak(Machine(machine.device, d)) for p, d in PRECISIONS.items()}
     reached = " and ".join(f"{flops / 1e12:.3g} TFLOP/s in {p}" for p, flops in peaks.items())
-    title = f"{about_machine(machine)}; size {cfg.size}, {cfg.precision}; matrix products reach {reached}"
-    print(title, in_columns(HEAD), sep="\n")
-    table, figures = [], {}
+    title = f"{about_machine(machine)}; size {cfg.size}, {cfg.precision}; matrix products reach {reached}."
+    print(title, "", line(HEAD), line(["-" * max(3, abs(width)) for width in WIDTH]), sep="\n")
+    figures = {}
     for name in names:
         try:
             with within_memory(machine.device):
@@ -72,18 +72,13 @@ def main() -> None:
         except (MemoryError, RuntimeError) as error:
             if not any(words in str(error).lower() for words in ("memory", "bad_alloc")):
                 raise
-            print(f"{name:14} does not fit: {str(error).splitlines()[0][:200]}", flush=True)
+            print(f"{name} does not fit: {str(error).splitlines()[0][:200]}", flush=True)
             continue
         figures[name] = {who: side._asdict() for who, side in sides.items()} | {"unit": unit}
-        rows = lines(name, sides, unit, peaks[cfg.precision])
-        table += rows
-        print(*map(in_columns, rows), sep="\n", flush=True)
+        print(*map(line, cells(name, sides, unit, peaks[cfg.precision])), sep="\n", flush=True)
     if cfg.json:
         content = {"config": asdict(cfg), "machine": about_machine(machine), "matmul_flops": peaks, "rows": figures}
         checkpoints.write_text(cfg.json, json.dumps(content, indent=1) + "\n")
-    if cfg.markdown:
-        cells = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *table)]
-        checkpoints.write_text(cfg.markdown, "\n".join([f"{title}.", "", *cells]) + "\n")
 
 
 @contextmanager
@@ -169,10 +164,10 @@ def _kilobytes(file: str, field: str) -> float:
 
 
 HEAD = ["row", "peer", "ours, s", "peer, s", "a", "ratio", "memory, GB", "TFLOP", "of peak"]
-WIDTH = (-14, -32, 9, 9, -8, 7, 15, 17, 7)
+WIDTH = (-14, -32, 9, 9, -8, 7, 15, 18, 7)
 
 
-def lines(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[list[str]]:
+def cells(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[list[str]]:
     """A row of cells for each peer: seconds a unit, ratio, memory and operations of both, our share of the peak."""
     ours = sides["ours"]
     return [
@@ -186,6 +181,6 @@ def lines(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[lis
     ]  # fmt: skip
 
 
-def in_columns(cells: list[str]) -> str:
-    """A line for the terminal."""
-    return " ".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in zip(cells, WIDTH, strict=True))
+def line(row: list[str]) -> str:
+    """Cells as a row of a Markdown table, in columns of WIDTH; negative: to the left."""
+    return "| " + " | ".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in zip(row, WIDTH, strict=True)) + " |"

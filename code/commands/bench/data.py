@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.bench.peers import interpolated
+from commands.bench.recipe import interpolated
 from commands.bench.sizes import Machine, Row, Size
 from dataset import open_trials
 from runtime import draws

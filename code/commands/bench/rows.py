@@ -16,17 +16,35 @@ from torch import Tensor, nn
 
 from commands.bench.data import data_batches, data_start
 from commands.bench.evaluation import evaluation, n_way
-from commands.bench.peers import diffusers_twin
 from commands.bench.recipe import picture, stage_a, stage_b
 from commands.bench.sizes import Machine, Row, Size, inputs, new_unet, product
+from commands.convert_checkpoint import in_diffusers
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.models.autoencoder import AutoencoderKL
+from dc_ldm.models.unet import UNet
+from dc_ldm.modules.attention import GroupNorm
+from dc_ldm.weights import BaseSizes
 from runtime.devices import compile_in_place
 from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder
 from vision.clip import FrozenCLIP
 
 PLAIN, LAST = "diffusers", "diffusers channels_last"
+
+
+def diffusers_twin(ours: UNet | AutoencoderKL, sizes: BaseSizes) -> nn.Module:
+    """Diffusers' network with our weights."""
+    import diffusers
+
+    part = "unet" if isinstance(ours, UNet) else "vae"
+    states = {"unet": {}, "vae": {}} | {part: ours.state_dict()}
+    config, state = in_diffusers(**states, sizes=sizes, img_size=512)[part]
+    groups = {"norm_num_groups": 32 if part == "unet" else sizes.vae["ch"] // 4}
+    theirs = getattr(diffusers, config.pop("_class_name")).from_config(config | groups)
+    theirs.load_state_dict(state)
+    for norm in (m for m in theirs.modules() if isinstance(m, nn.GroupNorm) and part == "vae"):
+        norm.num_groups = GroupNorm(norm.num_channels, norm.eps).num_groups  # theirs knows one number for all widths
+    return theirs
 
 
 def layouts(network: nn.Module) -> dict[str, nn.Module]:
