@@ -87,9 +87,8 @@ class Maker:
 
     def clip(self, steps: int) -> dict:
         """Train and write the miniature CLIP."""
-        model = towers.build(self.out / "clip")
-        if self.start:
-            model = towers.load(self.start / "clip")
+        untrained = towers.build(self.out / "clip")  # which also writes the tokenizer
+        model = towers.load(self.start / "clip") if self.start else untrained
         return towers.train_clip(model, self.out / "clip", self.pictures, steps, self.cfg.seed)
 
     def vae(self, steps: int) -> dict:
