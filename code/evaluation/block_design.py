@@ -13,6 +13,11 @@ from runtime.errors import UserError
 RANDOM = 0.05  # the order is called random from this p on; a smaller one may be chance, but is not trusted
 
 
+def _centred(n: int) -> np.ndarray:
+    """Places in time (n,), -1/2 to 1/2."""
+    return (np.arange(n) - (n - 1) / 2) / n
+
+
 def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tuple[float, float, float]:
     """How far labels follow the order of trials: (share of neighbours of one label, power, p).
 
@@ -21,24 +26,22 @@ def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tu
     number; power is the p that these labels would have if every class stood in one run: if that is large, so few
     trials cannot show blocks at all.
     """
-    random = np.random.default_rng(0)
-    n = len(label)
-    linked = recording[1:] == recording[:-1]
-    places = [(np.arange(n) - (n - 1) / 2) / n]
-    if len(tapes := np.unique(recording)) > 1:
-        within = np.zeros(n)
-        for own in (recording == tape for tape in tapes):
-            within[own] = (np.arange(own.sum()) - (own.sum() - 1) / 2) / own.sum()
-        places.append(within)
-    sizes = np.bincount(label)
+    random, sizes = np.random.default_rng(0), np.bincount(label)
+    linked, tapes = recording[1:] == recording[:-1], np.unique(recording)
+    times = [_centred(len(label))]
+    if len(tapes) > 1:
+        within = np.zeros(len(label))
+        for tape in tapes:
+            within[recording == tape] = _centred((recording == tape).sum())
+        times.append(within)
 
     def statistics(rows: np.ndarray) -> list[np.ndarray]:
         flat = (rows + len(sizes) * np.arange(len(rows))[:, None]).ravel()
-        found = [((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)]
-        for place in places:
-            sums = np.bincount(flat, np.tile(place, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
-            found.append((sums**2 / np.maximum(sizes, 1)).sum(1))
-        return found
+        values = [((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)]
+        for time in times:
+            sums = np.bincount(flat, np.tile(time, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
+            values.append((sums**2 / np.maximum(sizes, 1)).sum(1))
+        return values
 
     parts = [statistics(random.permuted(np.tile(label, (100, 1)), axis=1)) for _ in range(n_perm // 100)]
     nulls, observed = [np.concatenate(part) for part in zip(*parts, strict=True)], statistics(label[None])
