@@ -50,8 +50,8 @@ def main() -> None:
     if more and not is_bare(folder):
         keep(folder, more)
     # of a bare folder nothing but its pictures counts: what looked at them before is not known to look now
-    scored = (Path(folder) / "metrics.json").is_file() and not is_bare(folder)
-    run = read_metrics(folder)["run"] if scored else {}
+    scored_before = (Path(folder) / "metrics.json").is_file() and not is_bare(folder)
+    run = read_metrics(folder)["run"] if scored_before else {}
     asked = {name: getattr(cfg, name) for name in ("n_way", "top_k") if getattr(cfg, name)}
     print(table(write_metrics(folder, run | facts | asked, device, more, cfg.root_path)))
     if (Path(folder) / "index.html").is_file():

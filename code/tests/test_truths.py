@@ -50,7 +50,7 @@ def run_stages(name: str, root: Path) -> dict:
         ("gen_eval_eeg.py", *given, "num_samples=1"),
     ):
         subprocess.run(
-            [sys.executable, CODE / script, f"root_path={root}", *arguments],
+            [sys.executable, CODE / script, *arguments, f"root_path={root}"],
             check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     folder = root / "results" / "eval" / name
