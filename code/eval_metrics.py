@@ -13,7 +13,7 @@ from pathlib import Path
 
 from config import from_cli, setting
 from evaluation.features import keep, look
-from evaluation.folder import is_bare, read_metrics
+from evaluation.folder import is_bare, read_run
 from evaluation.n_way import n_way_accuracy
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
@@ -50,8 +50,7 @@ def main() -> None:
     if more and not is_bare(folder):
         keep(folder, more)
     # of a bare folder nothing but its pictures counts: what looked at them before is not known to look now
-    scored_before = (Path(folder) / "metrics.json").is_file() and not is_bare(folder)
-    run = read_metrics(folder)["run"] if scored_before else {}
+    run = {} if is_bare(folder) else read_run(folder)
     asked = {name: getattr(cfg, name) for name in ("n_way", "top_k") if getattr(cfg, name)}
     print(table(write_metrics(folder, run | facts | asked, device, more, cfg.root_path)))
     if (Path(folder) / "index.html").is_file():

@@ -41,7 +41,6 @@ TRIAL_COLUMNS = (
     "trial", "position", "subject", "label", "wnid", "class_name", "class_index", "image", "onset", "recording",
 )  # fmt: skip
 PICTURE_FIELDS = ("logits", "features", "clip", "fid")  # of pictures and of truths
-METRICS = ("scores", "controls", "verdict", "run")  # what metrics.json always has
 DIMENSIONS = dict.fromkeys(PICTURE_FIELDS, 3) | {"embedding": 2, "lda": 2, "lda_power": 2}  # of a run's arrays
 
 
@@ -131,29 +130,27 @@ def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str
     return np.stack(pixels).reshape(n, len(samples), *pixels[0].shape), notes
 
 
-def _file(folder: str | Path, name: str) -> Path:
-    path = Path(folder) / name
+def read_run(folder: str | Path) -> dict:
+    """The `run` part of metrics.json, empty where there is no such file. Raises UserError where it is not there."""
+    path = Path(folder) / "metrics.json"
     if not path.is_file():
-        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
-    return path
-
-
-def read_metrics(folder: str | Path) -> dict:
-    """metrics.json. Raises UserError where it is missing, damaged or of another version."""
-    path = _file(folder, "metrics.json")
+        return {}
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the evaluation again") from error
-    content = content if isinstance(content, dict) else {}
-    if lacking := [part for part in METRICS if not isinstance(content.get(part), dict)]:
-        raise UserError(f"{path}: lacks {', '.join(lacking)}: another version wrote it; run the evaluation again")
-    return content
+        run = json.loads(path.read_text())["run"]
+    except (ValueError, KeyError, TypeError):
+        run = None
+    if not isinstance(run, dict):
+        raise UserError(
+            f"{path}: holds no record of its run, is damaged or another version's; run the evaluation again"
+        )
+    return run
 
 
 def read_trials(folder: str | Path) -> list[dict]:
     """The rows of trials.csv, one a trial, as text by column. Raises UserError if it is missing or lacks a column."""
-    path = _file(folder, "trials.csv")
+    path = Path(folder) / "trials.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
         lacking = [name for name in (*TRIAL_COLUMNS, "seen_1") if name not in (reader.fieldnames or ())]
@@ -180,8 +177,9 @@ def _bare_trials(samples: Path) -> list[dict]:
     return [dict.fromkeys(TRIAL_COLUMNS, "") | {"trial": str(i), "position": str(i), "label": "-1"} for i in range(n)]
 
 
-def _stored(folder: Path) -> dict[str, np.ndarray]:
-    path = _file(folder, "arrays.safetensors")
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
     try:
         return load_file(path)
     except (SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16
@@ -224,7 +222,7 @@ def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None
     samples = folder if bare and not samples.is_dir() else samples
     trials = _bare_trials(samples) if bare else read_trials(folder)
     n, notes = len(trials), []
-    parts = _by_run(path, ({} if bare else _stored(folder)) | dict(more or {}), n)
+    parts = _by_run(path, ({} if bare else _stored(path)) | dict(more or {}), n)
     if bare:
         parts.setdefault("real", {})
     if "real" not in parts:

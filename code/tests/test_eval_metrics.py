@@ -339,19 +339,12 @@ def change(folder, key, how):
     save_file(content, folder / "arrays.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ('{"scores": {}, "verdict": {}}', "metrics.json: lacks controls, run: another version wrote it"),
-        ('[{"scores": {}}]', "lacks scores, controls, verdict, run"),
-        ('{"scores": ', "metrics.json: cannot be read"),
-    ],
-)
-def test_metrics_of_another_version_are_refused_in_a_sentence(folder, tmp_path, monkeypatch, content, words):
+@pytest.mark.parametrize("content", ['{"scores": {}}', '{"run": ["x"]}', '[{"run": {}}]', "2", '{"scores": '])
+def test_metrics_without_a_run_are_refused_in_a_sentence(folder, tmp_path, monkeypatch, content):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "metrics.json").write_text(content)
     monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(copy)])
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match="metrics.json: holds no record of its run, .* another version's"):
         eval_metrics.main()
 
 
