@@ -71,7 +71,7 @@ def test_a_conversion_killed_anywhere_is_made_again(tmp_path, monkeypatch, momen
     path = write(tmp_path / "eeg.pth", trials(), True)
     with monkeypatch.context() as patch:
         place = {
-            "trial 3": (trial_cache._Tensor, "read", kill_at(3)),
+            "trial 3": (trial_cache, "_samples_of", kill_at(3)),
             "rename": (os, "replace", kill_at(0)),
             "index": (os, "replace", kill_at(1)),
         }[moment]
@@ -120,7 +120,7 @@ def test_a_file_that_changes_under_its_conversion_is_refused_not_mixed(tmp_path,
     path = write(tmp_path / "eeg.pth", trials(), True)
     later = write(tmp_path / "later.pth", trials(seed=1), True)
     with monkeypatch.context() as patch:
-        before_each(patch, trial_cache._Tensor, "read", lambda call: call == 3 and os.replace(later, path))
+        before_each(patch, trial_cache, "_samples_of", lambda call: call == 3 and os.replace(later, path))
         with pytest.raises(UserError, match="eeg.pth: changed while it was read; give the same command again"):
             open_trial_file(path)
     assert_holds(open_trial_file(path), trials(seed=1))
