@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from config import PretrainConfig, from_cli
-from data.resident_windows import training_items
+from data.windows import training_items
 from dataset import EEGWindows
 from runtime import ranks
 from runtime.devices import compile_in_place, pick_device, pick_precision
