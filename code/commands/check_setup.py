@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 
 import commands.setup.report as told
 import eeg_ldm as stage_b
-import gen_eval_eeg as stage_c
 import runtime.memory as memory_plan
 import stageA1_eeg_pretrain as stage_a
 from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
@@ -35,6 +34,7 @@ from dataset import EEGWindows, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import check_sampler, load_generator
 from dc_ldm.published import about_stage_b
+from evaluation import inputs as stage_c
 from evaluation.controls import make_controls
 from runtime.devices import pick_device, pick_dtype
 from runtime.errors import UserError
@@ -102,10 +102,10 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
         if absent:
             r.findings[-1] |= {"state": "note", "about": absent, "get": told.GET["classifier"][0]}
         complete = file_kind(path) == PUBLISHED_B or check_base(cfg, r)  # the published file carries its own base
-        if complete and not r.comes_later("stage B checkpoint", path, cfg.model_path):
-            load = partial(load_generator, path, base, "meta", EEGEncoder)
-            how = cfg.precision, cfg.device
-            generator = r.see("stage B checkpoint", lambda: (load(pick_dtype(*how)), "a trained model"), [path])
+    if complete and not r.comes_later("stage B checkpoint", path, cfg.model_path):
+        load = partial(load_generator, path, base, pick_device(cfg.device), EEGEncoder)
+        how = cfg.precision, cfg.device
+        generator = r.see("stage B checkpoint", lambda: (load(pick_dtype(*how)), "a trained model"), [path])
     model = about_stage_b(path, base) if generator else None
     trials = check_trials(cfg, r, ("test",), model["config"]["encoder"] if model else stage_b.INPUT)
     config = None
@@ -113,7 +113,7 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
         fit = "rate, window and channels are those of the model's training"
         test = trials["test"]
         group = test.image if test.info["image_known"] else test.position
-        r.see("EEG", lambda: (stage_c.open_splits(cfg, stage_c.input_paths(cfg), model), fit))
+        r.see("EEG", lambda: (stage_c.open_splits(cfg, stage_c.find_paths(cfg), generator), fit))
         r.see("controls", lambda: (make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed), cfg.controls))
         hashes = {
             f"{name}_sha256": told.sha256(p) for name, p in (("model", path), ("splits", r.path(cfg.splits_path)))
@@ -123,10 +123,9 @@ def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
     if generator:
         judging = sum(p.numel() for p in judge.features.parameters()) if judge else 0
         others = {"clip, frozen": clip[1], "classifier, frozen": judging}
-        r.plan = stage_c.plan_sampling(cfg, generator, others, 1e9 * r.asked.memory)
+        r.plan = told.plan_sampling(cfg, generator, others, 1e9 * r.asked.memory)
     check_place(r, "eval", config)
     if generator and trials and r.asked.plan and r.ready:
-        generator = load_generator(path, base, pick_device(cfg.device), EEGEncoder, generator.dtype)
         r.plan["time"] = told.time_sampling(cfg, generator, trials["test"].eeg)
 
 

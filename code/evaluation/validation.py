@@ -12,12 +12,13 @@ from torch import Tensor
 from config import FinetuneConfig
 from data.stimuli import image_path
 from dataset import Trials
-from dc_ldm.generator import EEGImageGenerator
 from evaluation.n_way import n_way_accuracy
+from evaluation.seam import System
 from runtime import draws
 from runtime.errors import UserError
 from runtime.paths import file_or_name, under_root
 from runtime.pictures import image_tensor, load_image, save_grid
+from runtime.sampling import Sampling
 from vision.classifier import PictureClassifier, load_classifier
 
 N_SHOWN = 5  # validation trials in a grid, as in the published short validation
@@ -75,9 +76,7 @@ def cost(cfg: FinetuneConfig, n_train: int, n_val: int) -> str:
     )
 
 
-def look(
-    cfg: FinetuneConfig, generator: EEGImageGenerator, val: Trials, path: Path, judge: Judge | None
-) -> dict[str, float]:
+def look(cfg: FinetuneConfig, generator: System, val: Trials, path: Path, judge: Judge | None) -> dict[str, float]:
     """Write a grid of a few trials: the picture that was seen, then pictures from the EEG. A judge sees all trials'.
 
     Returns:
@@ -86,7 +85,7 @@ def look(
     shown = torch.linspace(0, len(val) - 1, min(N_SHOWN, len(val))).long()
     drawn = torch.arange(len(val)) if judge else shown
     seeds = draws.randint(0, 2**62, (len(drawn), cfg.num_samples), cfg.seed, "validation pictures")
-    pictures = generator.generate(val.eeg[drawn], seeds, cfg.ddim_steps, cfg.sampler, cfg.guidance, cfg.batch_size)
+    pictures = generator.generate(val.eeg[drawn], seeds, Sampling.of(cfg, cfg.batch_size))
 
     imagenet = under_root(cfg.root_path, cfg.imagenet_path)
     truth = [image_tensor(load_image(image_path(imagenet, val.names[i])), cfg.img_size) for i in shown]

@@ -69,3 +69,10 @@ class Findings:
     def lines(self) -> list[str]:
         """A line each, for the terminal."""
         return [f"  {finding.state:5}  {finding.subject}: {finding.message}" for finding in self.findings]
+
+    def report(self, stage: str) -> int:
+        """Print all findings and whether the stage can start; the exit status of a dry run, 0 or 1."""
+        wrong = sum(finding.state == WRONG for finding in self.findings)
+        end = "can start" if self.ready else f"cannot start: {wrong} of {len(self.findings)} are WRONG"
+        print(*self.lines(), f"stage {stage} {end}", sep="\n")
+        return int(not self.ready)

@@ -117,7 +117,7 @@ EEG, SPLITS = "datasets/eeg_5_95_std.pth", "datasets/block_splits_by_image_singl
 IMAGES, MAE_FILE, MODEL = "datasets/imageNet_images", "pretrains/eeg_pretrain/tiny.pth", "pretrains/generation/tiny.pth"
 FAULTS = {
     "recordings in the published folder, the new one empty": ("a", empty_recordings, ["eeg_train", "mne_data", "get:"]),
-    "no recordings": ("a", remove("datasets/eeg_train"), ["eeg_train: no such folder", "prepare_eeg.py"]),
+    "no recordings": ("a", remove("datasets/eeg_train"), ["eeg_train: no such folder", "run.py prepare_eeg"]),
     "a page as a recording": ("a", write("datasets/eeg_train/0.npy", HTML), ["0.npy", "not a readable .npy"]),
     "a run of another config": ("a", other_config, ["another configuration", "overwrite=true"]),
     "no EEG": ("b", move(EEG, "elsewhere.pth"), [f"{EEG}: no such file", "perceivelab/eeg_visual_classification"]),

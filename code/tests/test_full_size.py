@@ -24,6 +24,7 @@ from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime.devices import pick_precision
 from runtime.draws import Batch
+from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
 
@@ -94,7 +95,7 @@ def picture() -> dict:
     parts = [random_weights(build).eval() for build in (paper_conditioner, UNet, AutoencoderKL)]
     generator = EEGImageGenerator(*parts, sd_alphas_cumprod(), NO_CONTEXT, LATENT)
     with mixed_precision():
-        image = generator.generate(torch.randn(1, 128, 512), torch.tensor([7]), steps=20, sampler="dpm_solver")
+        image = generator.generate(torch.randn(1, 128, 512), torch.tensor([7]), Sampling("dpm_solver", 20))
     return {"shape": list(image.shape), "type": str(image.dtype), "grey_levels": len(image.unique())}
 
 

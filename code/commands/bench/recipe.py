@@ -25,6 +25,7 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from runtime.devices import compile_in_place
 from runtime.draws import StepBatches
+from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
 
@@ -144,7 +145,7 @@ def picture(size: Size, machine: Machine) -> Row:
     eeg = repeat(torch.randn(128, 512), "c t -> n c t", n=size.pictures)
 
     def mine() -> None:
-        generator.generate(eeg, torch.arange(len(eeg)), 20, "dpm_solver", batch_size=len(eeg))
+        generator.generate(eeg, torch.arange(len(eeg)), Sampling("dpm_solver", 20, batch=len(eeg)))
 
     def published(autocast: bool) -> None:
         with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dc_ldm.generator import EEGImageGenerator, in_precision
+from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
@@ -103,7 +103,7 @@ def product(
     size: Size, machine: Machine, unet: UNet, vae: AutoencoderKL, conditioner: nn.Module | None = None
 ) -> EEGImageGenerator:
     """Our networks, placed and laid out in memory as they are for every user's pictures."""
-    placed = in_precision(Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", ""), *machine)
+    placed = Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", "").ready(*machine)
     shape, nothing = (4, size.latent, size.latent), torch.zeros(77, size.context_dim)
     return EEGImageGenerator(conditioner or nn.Identity(), *placed, sd_alphas_cumprod(), nothing, shape)
 

@@ -17,15 +17,17 @@ from torch import Tensor
 from config import FinetuneConfig, GenerateConfig, setting
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import LatentTrials
-from dc_ldm.weights import BaseSizes
+from dc_ldm.weights import TIME_CONDITION, BaseSizes
 from eeg_ldm import diffusion
 from runtime import checkpoints
-from runtime.devices import pick_device
+from runtime.devices import free_memory, pick_device
 from runtime.draws import StepBatches, steps_per_epoch
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
-from runtime.memory import is_half
+from runtime.memory import ESTIMATED, count, is_half
 from runtime.paths import under_root
+from runtime.sampling import Sampling
+from vision.clip import OPEN_CLIP
 
 PROBE_STEPS, PROBE_SECONDS = 20, 60
 UNITS = {"parameters": (1e6, "million"), "memory": (1e9, "GB"), "time": (1, "")}
@@ -177,14 +179,34 @@ def time_finetuning(cfg: FinetuneConfig, eeg: Tensor, encoder: dict, sizes: Base
 
 def time_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, eeg: Tensor) -> dict:
     """Hours of drawing all pictures, controls too, from 12 sampling steps of one batch; eeg (N, C, T) of the test."""
-    batch_size = cfg.batch_size or generator.fitting_batch(cfg.guidance)
+    batch_size = cfg.batch_size or generator.fitting_batch(Sampling.of(cfg))
     some, seconds = eeg[torch.arange(batch_size) % len(eeg)], []
     for steps in (2, 2, 8):  # the first warms up
         started = time.perf_counter()
-        generator.generate(some, torch.arange(len(some)), steps, "ddim", cfg.guidance, batch_size)
+        generator.generate(some, torch.arange(len(some)), Sampling("ddim", steps, cfg.guidance, batch_size))
         seconds.append(time.perf_counter() - started)
     step = (seconds[2] - seconds[1]) / 6
     pictures = len(eeg) * (cfg.num_samples + {"none": 0, "basic": 2}.get(cfg.controls, 8))
     batches = -(-pictures // batch_size)
     hours = batches * (seconds[1] + (cfg.ddim_steps - 2) * step) / 3600
     return {"seconds a step of a batch": step, "pictures": pictures, "hours": hours}
+
+
+def plan_sampling(cfg: GenerateConfig, generator: EEGImageGenerator, others: dict[str, int], memory: float) -> dict:
+    """Parameters and memory of stage C; others: parameters of CLIP and the classifier; memory: bytes, 0: as is free.
+
+    Pictures by class name, of controls=all, are drawn by a second, untouched UNet with its VAE.
+    """
+    counts = count(conditioner=generator.conditioner, unet=generator.unet, vae=generator.vae) | others
+    parts, device = (generator.conditioner, generator.unet, generator.vae), pick_device(cfg.device)
+    weights = sum(p.nbytes for part in parts for p in part.parameters()) + 4 * sum(others.values())
+    if cfg.controls == "all" and others["classifier, frozen"] and not cfg.clip.startswith(OPEN_CLIP):
+        untouched = {name: p for name, p in generator.unet.named_parameters() if not name.startswith(TIME_CONDITION)}
+        second = [*untouched.values(), *generator.vae.parameters()]
+        counts["unet and vae of the controls, frozen"] = sum(p.numel() for p in second)
+        weights += sum(p.nbytes for p in second)
+    free = (memory or free_memory(device)) - weights  # the stage asks once its networks are there
+    batch_size = cfg.batch_size or generator.fitting_batch(Sampling.of(cfg), free)
+    needed = generator.memory(batch_size, cfg.guidance)
+    plan = {"weights": weights, ESTIMATED: needed}
+    return {"parameters": counts, "memory": plan, "batch_size": batch_size}
