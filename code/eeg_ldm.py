@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from config import FinetuneConfig, from_cli
-from data.splits import told
+from data.splits import describe_splits
 from data.stimuli import image_path, leave_out_missing
 from dataset import Trials, open_trials
 from dc_ldm import weights
@@ -211,7 +211,7 @@ def open_training_data(cfg: FinetuneConfig, sizes: dict, scale: float) -> dict[s
     signals, splits = (under_root(cfg.root_path, path) for path in (cfg.eeg_signals_path, cfg.splits_path))
     trials = open_trials(signals, splits, cfg.subject, ("train", "val"), sizes["n_chans"], sizes["n_times"], scale)
     trials, left_out = leave_out_missing(trials, under_root(cfg.root_path, cfg.imagenet_path), cfg.allow_missing)
-    print(told(trials["train"].info["split"]), *left_out, sep="\n")
+    print(describe_splits(trials["train"].info["split"]), *left_out, sep="\n")
     print(f"{len(trials['train'])} training and {len(trials['val'])} validation trials")
     return trials
 

@@ -115,7 +115,7 @@ def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]
     }
 
 
-def told(facts: dict) -> str:
+def describe_splits(facts: dict) -> str:
     """What `check_splits` found of the test split, in lines; the rest is in the manifest."""
     sizes, n_test = ", ".join(f"{name} {n}" for name, n in facts["sizes"].items()), facts["sizes"]["test"]
     lines = [f"splits: {sizes} trials, counted in {facts['index_space']}"]

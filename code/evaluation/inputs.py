@@ -14,7 +14,7 @@ import torch
 
 from config import GenerateConfig
 from data.signals import read_manifest
-from data.splits import told
+from data.splits import describe_splits
 from data.stimuli import leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
@@ -139,7 +139,12 @@ def open_inputs(
     notes += [absent] if absent else []
     for note in notes:
         findings.add("trials", NOTE, note)
-    print(told(trials["test"].info["split"]), *notes, f"{len(trials['test'])} test trials of {paths.eeg}", sep="\n")
+    print(
+        describe_splits(trials["test"].info["split"]),
+        *notes,
+        f"{len(trials['test'])} test trials of {paths.eeg}",
+        sep="\n",
+    )
     return Inputs(cfg, paths, device, generator, trials, opened_at, clip, classifier, notes)
 
 
