@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,14 +30,17 @@ from runtime import checkpoints, draws
 from runtime.errors import UserError
 from runtime.paths import under_root
 
-KINDS = ("shuffled_labels", "pseudo_categories")
+ABOUT_SHUFFLED = (
+    "CONTROL: the labels of the training trials were shuffled, so there was nothing to learn; any verdict but nothing "
+    "would be a fault of the chain."
+)
 
 
 @dataclass
 class ControlDataConfig:
     """Trials from which nothing of what was seen can be learnt."""
 
-    kind: str = setting("shuffled_labels", "shuffled_labels or pseudo_categories")
+    kind: Literal["shuffled_labels", "pseudo_categories"] = setting("shuffled_labels", "which control")
     root_path: str = setting(".", "folder that holds datasets/")
     eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "trials to make them of")
     splits_path: str = setting("datasets/block_splits_by_image_single.pth", "for shuffled_labels: which trials train")
@@ -57,12 +61,11 @@ def shuffled(
     return {i: (trials["image"][j], trials["label"][j]) for i, j in source.items()}
 
 
-def tenths(n: int, *place) -> list[str]:
-    """The split of n things in random order: a tenth tested, a tenth validates, one of each at least."""
-    few, names = max(1, n // 10), np.empty(n, dtype=object)
-    order = draws.permutation(n, *place).numpy()
-    names[order[:few]], names[order[few : 2 * few]], names[order[2 * few :]] = "test", "val", "train"
-    return names.tolist()
+def tenths(n: int, *key) -> list[str]:
+    """The split of each of n things, at random: a tenth tested, a tenth validates, one of each at least."""
+    few, order = max(1, n // 10), draws.permutation(n, *key).tolist()
+    parts = dict.fromkeys(order[:few], "test") | dict.fromkeys(order[few : 2 * few], "val")
+    return [parts.get(i, "train") for i in range(n)]
 
 
 def stretches_of(trials: dict[str, list], rows: list[int]) -> list[list[list[int]]]:
@@ -90,22 +93,13 @@ def pseudo(
         )
     given, parts = {}, {name: [] for name in SPLITS}
     for (k, label), subject in itertools.product(enumerate(sorted(shown)), stretches):
-        place = cfg.seed, "pseudo-categories", label
-        pool = list(zip(sorted(shown[label]), tenths(len(shown[label]), *place), strict=True))
+        key = cfg.seed, "pseudo-categories", label
+        pool = list(zip(sorted(shown[label]), tenths(len(shown[label]), *key), strict=True))
         turns = {name: itertools.cycle([image for image, part in pool if part == name]) for name in SPLITS}
-        for i, name in zip(subject[k], tenths(len(subject[k]), *place, trials["subject"][subject[k][0]]), strict=True):
+        for i, name in zip(subject[k], tenths(len(subject[k]), *key, trials["subject"][subject[k][0]]), strict=True):
             given[i] = (next(turns[name]), label)
             parts[name].append(i)
     return given, {name: sorted(part) for name, part in parts.items()}
-
-
-def about_shuffled(design: tuple[str, str]) -> dict:
-    """What stage C says of shuffled labels; the order in which classes were shown is that of the true ones."""
-    about = (
-        "CONTROL: the labels of the training trials were shuffled, so there was nothing to learn; any verdict but "
-        "nothing would be a fault of the chain."
-    )
-    return {"about": about, "design": list(design)}
 
 
 def about_pseudo(trials: dict[str, list], stretches: list, design: tuple[str, str]) -> dict:
@@ -130,12 +124,12 @@ def write_trials(path: Path, file: TrialFile, given: dict[int, tuple[int, int]],
     The samples are mapped from the source's cache, so that no copy of them is held in memory.
     """
     trials, kept = file.about["trials"], sorted(given)
-    place, dataset = {i: new for new, i in enumerate(kept)}, []
+    dataset = []
     for i in kept:
-        image, label = given[i]
-        row = {"eeg": torch.from_numpy(file.eeg(i)), "image": image, "label": label, "subject": trials["subject"][i]}
-        dataset.append(row | {key: trials[key][i] for key in OPTIONAL if trials[key][i] is not None})
-    splits = [{name: [place[i] for i in part] for name, part in parts.items()}]
+        facts = {key: trials[key][i] for key in ("subject", *OPTIONAL) if trials[key][i] is not None}
+        dataset.append({"eeg": torch.from_numpy(file.eeg(i)), "image": given[i][0], "label": given[i][1], **facts})
+    number = {i: new for new, i in enumerate(kept)}
+    splits = [{name: [number[i] for i in part] for name, part in parts.items()}]
     checkpoints.save(path.with_name("splits_all.pth"), {"splits": splits})
     checkpoints.save(path, {"dataset": dataset, "labels": file.about["labels"], "images": file.about["images"]})
 
@@ -154,7 +148,8 @@ def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple
     design = design_from([trials["label"][i] for i in rows], onset, tapes)
     if cfg.kind == "shuffled_labels":
         parts, _ = read_subject_splits(splits_path, trials["subject"], cfg.subject, cfg.eeg_signals_path)
-        return shuffled(cfg, trials, parts), parts, about_shuffled(design)
+        # the order in which classes were shown is that of the true ones
+        return shuffled(cfg, trials, parts), parts, {"about": ABOUT_SHUFFLED, "design": list(design)}
     stretches = stretches_of(trials, rows)
     return *pseudo(cfg, trials, stretches), about_pseudo(trials, stretches, design)
 
@@ -162,8 +157,6 @@ def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple
 def main() -> None:
     """Write one control's trials, splits and manifest."""
     cfg = from_cli(ControlDataConfig)
-    if cfg.kind not in KINDS:
-        raise UserError(f"kind={cfg.kind}: no such control; there are {', '.join(KINDS)}")
     source, splits_path = (under_root(cfg.root_path, p) for p in (cfg.eeg_signals_path, cfg.splits_path))
     out = under_root(cfg.root_path, cfg.out or f"datasets/{cfg.kind}") / "eeg.pth"
     if out.exists():
