@@ -23,7 +23,7 @@ import torch
 
 from config import from_cli, setting
 from data.signals import read_manifest
-from data.splits import NOT_VERIFIED, SPLITS, read_subject_splits, runs_in_time
+from data.splits import NOT_VERIFIED, SPLITS, read_subject_splits, runs_in_time, trials_of
 from data.trials_file import OPTIONAL, TrialFile, open_trial_file
 from evaluation.block_design import design_from
 from runtime import checkpoints, draws
@@ -70,8 +70,8 @@ def tenths(n: int, *key) -> list[str]:
 
 def stretches_of(trials: dict[str, list], rows: list[int]) -> list[list[list[int]]]:
     """For each subject as many equal stretches of the trials `rows` as there are classes, in their order."""
-    own = [list(run) for _, run in itertools.groupby(rows, key=lambda i: trials["subject"][i])]
-    return [[part.tolist() for part in np.array_split(run, len(set(trials["label"])))] for run in own]
+    subjects = [list(run) for _, run in itertools.groupby(rows, key=lambda i: trials["subject"][i])]
+    return [[part.tolist() for part in np.array_split(run, len(set(trials["label"])))] for run in subjects]
 
 
 def pseudo(
@@ -82,19 +82,19 @@ def pseudo(
     Raises:
         UserError: a class or a stretch is too small to be divided.
     """
-    shown: dict[int, set] = {}
+    images: dict[int, set] = {}  # of each class
     for label, image in zip(trials["label"], trials["image"], strict=True):
-        shown.setdefault(label, set()).add(image)
-    smallest = min([*map(len, shown.values()), *(len(part) for subject in stretches for part in subject)])
-    if len(shown) < 2 or smallest < len(SPLITS):
+        images.setdefault(label, set()).add(image)
+    smallest = min(map(len, [*images.values(), *itertools.chain(*stretches)]))
+    if len(images) < 2 or smallest < len(SPLITS):
         raise UserError(
-            f"{cfg.eeg_signals_path}: {len(shown)} classes, the smallest with {smallest} pictures or trials in its "
+            f"{cfg.eeg_signals_path}: {len(images)} classes, the smallest with {smallest} pictures or trials in its "
             "stretch of time; two classes and three of both are needed"
         )
     given, parts = {}, {name: [] for name in SPLITS}
-    for (k, label), subject in itertools.product(enumerate(sorted(shown)), stretches):
+    for (k, label), subject in itertools.product(enumerate(sorted(images)), stretches):
         key = cfg.seed, "pseudo-categories", label
-        pool = list(zip(sorted(shown[label]), tenths(len(shown[label]), *key), strict=True))
+        pool = list(zip(sorted(images[label]), tenths(len(images[label]), *key), strict=True))
         turns = {name: itertools.cycle([image for image, part in pool if part == name]) for name in SPLITS}
         for i, name in zip(subject[k], tenths(len(subject[k]), *key, trials["subject"][subject[k][0]]), strict=True):
             given[i] = (next(turns[name]), label)
@@ -105,7 +105,7 @@ def pseudo(
 def about_pseudo(trials: dict[str, list], stretches: list, design: tuple[str, str]) -> dict:
     """What stage C says of stretches in place of classes, and how far these are the true classes after all."""
     order = "in order of onset" if None not in trials["onset"] else NOT_VERIFIED
-    parts = [part for subject in stretches for part in subject]
+    parts = list(itertools.chain(*stretches))
     purity = np.mean([Counter(trials["label"][i] for i in part).most_common(1)[0][1] / len(part) for part in parts])
     tapes = sum(len({str(trials["recording"][i]) for i in part}) > 1 for part in parts)
     about = (
@@ -137,12 +137,10 @@ def write_trials(path: Path, file: TrialFile, given: dict[int, tuple[int, int]],
 def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple[dict, dict, dict]:
     """Picture and label by trial, splits as positions in the file, and what the manifest says. Raises UserError."""
     trials = file.about["trials"]
+    rows = set(trials_of(cfg.subject, trials["subject"], cfg.eeg_signals_path))
     # recordings in the order of the file: their names, sorted as text, would put "10" before "2"
     runs = sorted(runs_in_time(trials), key=lambda run: (trials["subject"][run[0]], min(run)))
-    rows = [i for run in runs for i in run if cfg.subject in (0, trials["subject"][i])]
-    if not rows:
-        there = sorted(set(trials["subject"]))
-        raise UserError(f"{cfg.eeg_signals_path}: no trial of subject {cfg.subject}; it holds {there}")
+    rows = [i for run in runs for i in run if i in rows]
     tapes = [f"{trials['subject'][i]} {trials['recording'][i]}" for i in rows]
     onset = None if None in trials["onset"] else [trials["onset"][i] for i in rows]
     design = design_from([trials["label"][i] for i in rows], onset, tapes)

@@ -50,9 +50,8 @@ def find_recordings(folder: str | Path) -> list[Path]:
     if not paths:
         raise UserError(f"{folder}: no recording in this folder or below it ({', '.join(SUFFIXES)})")
     names = [_name(path, folder) for path in paths]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{folder}: two recordings would both be called {name}; rename one")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{folder}: two recordings would both be called {twice[0]}; rename one")
     return paths
 
 
@@ -158,14 +157,12 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     lowest = min(sfreq or math.inf, raw.info["sfreq"])
     if not 0 <= low < high < lowest / 2:
         raise UserError(
-            f"{path}: band {low:g} to {high:g} Hz does not fit {lowest:g} Hz; the upper edge must stay below half the "
-            "rate"
+            f"{path}: band {low:g} to {high:g} Hz does not fit {lowest:g} Hz; its end must be below half that"
         )
-    missing = [name for name in channels if name not in raw.ch_names]
-    if missing:
+    if missing := [name for name in channels if name not in raw.ch_names]:
         raise UserError(f"{path}: has no usable channel {missing[0]}; it has {raw.ch_names}")
     raw = raw.copy().pick(channels or raw.ch_names).filter(low or None, high, verbose="ERROR")
-    if sfreq:
+    if sfreq not in (0, raw.info["sfreq"]):
         raw.resample(sfreq, method="polyphase", verbose="ERROR")
     data = raw.get_data()
     spread = np.median(np.abs(data - np.median(data, axis=1, keepdims=True)), axis=1)

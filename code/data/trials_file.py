@@ -12,7 +12,6 @@ import glob
 import hashlib
 import json
 import math
-import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -38,14 +37,16 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class TrialFile:
-    """An opened file of trials: every fact of every trial; samples are read when asked for."""
+    """An opened file of trials: every fact of every trial; samples are read when asked for.
+
+    `about` holds "labels", "images", "sha256" and "trials": one list each of shape, label, image, subject, digest and
+    OPTIONAL.
+    """
 
     samples: Path
     offset: int  # bytes before the first sample
     start: np.ndarray  # (N,) int64, of each trial's first sample
-    about: (
-        dict  # "labels", "images", "sha256", "trials": one list each of shape, label, image, subject, digest, OPTIONAL
-    )
+    about: dict
 
     def eeg(self, trial: int) -> np.ndarray:
         """(C, L) float32 of one trial, mapped from the disk, so that no more than is in use counts as memory."""
@@ -163,11 +164,8 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
         earlier.unlink(missing_ok=True)
     checkpoints.sweep(samples)
     _write_array(samples, (total,), read())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{path}: {len(trials)} trials converted once into {samples} ({4 * total / 1e9:.2f} GB) "
-        f"in {time.time() - started:.1f} s; peak memory of the process so far {peak:.2f} GB"
-    )
+    size, seconds = f"{4 * total / 1e9:.2f} GB", time.time() - started
+    print(f"{path}: {len(trials)} trials converted once into {samples} ({size}) in {seconds:.1f} s")
     return {"labels": content["labels"], "images": content["images"], "trials": columns}
 
 
