@@ -10,7 +10,7 @@ import time
 
 from config import GenerateConfig, from_cli
 from evaluation.baselines import baselines
-from evaluation.inputs import find_paths, identity, input_hashes, open_inputs, same_trials
+from evaluation.inputs import find_paths, identity, input_hashes, open_inputs, paths_of, same_trials
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
 from evaluation.record import score
@@ -56,9 +56,7 @@ def main() -> None:
 def dry_run(cfg: GenerateConfig) -> None:
     """Open every input, list what is there and what is wrong, and end: status 0 where stage C can start, else 1."""
     findings = Findings(keep_going=True)
-    paths = findings.open("files", lambda: find_paths(cfg))
-    if paths is not None:
-        open_inputs(cfg, paths, load_generator, findings)
+    open_inputs(cfg, paths_of(cfg), load_generator, findings)
     sys.exit(findings.report("C"))
 
 

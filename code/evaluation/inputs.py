@@ -23,7 +23,7 @@ from runtime import checkpoints, ranks
 from runtime.devices import pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.findings import NOTE, Findings
-from runtime.paths import file_or_name, in_place, under_root
+from runtime.paths import all_there, file_or_name, under_root
 from runtime.runs import run_config
 from runtime.sampling import Sampling
 from runtime.system import About, EEGInput
@@ -70,24 +70,36 @@ class Inputs:
         return self.paths.imagenet is not None
 
 
-def find_paths(cfg: GenerateConfig) -> Paths:
-    """Where the inputs lie. Raises UserError that names everything missing, in one sentence."""
-    wanted = {
-        "model_path": ("stage B checkpoint", cfg.model_path or f"pretrains/generation/{cfg.name}.pth"),
-        "eeg_signals_path": ("EEG of the trials", cfg.eeg_signals_path),
-        "splits_path": ("splits", cfg.splits_path),
-        "imagenet_path": ("folder of the images shown", cfg.imagenet_path),
-        "pretrain_gm_path": ("folder of Stable Diffusion", cfg.pretrain_gm_path),
-    }
-    manifest = under_root(cfg.root_path, cfg.eeg_signals_path).with_suffix(".json")
-    if not read_manifest(manifest).get("image_known", True):
-        del wanted["imagenet_path"]
-    there = in_place(cfg, wanted)
+def paths_of(cfg: GenerateConfig) -> Paths:
+    """Where the settings say that the inputs lie."""
+    eeg = under_root(cfg.root_path, cfg.eeg_signals_path)
+    known = read_manifest(eeg.with_suffix(".json")).get("image_known", True)
     return Paths(
-        there["model_path"], there["eeg_signals_path"], there["splits_path"], there.get("imagenet_path"),
-        there["pretrain_gm_path"], under_root(cfg.root_path, "datasets/cache"),
-        file_or_name(cfg.root_path, cfg.clip), file_or_name(cfg.root_path, cfg.classifier),
-    )  # fmt: skip
+        model=under_root(cfg.root_path, cfg.model_path or f"pretrains/generation/{cfg.name}.pth"),
+        eeg=eeg,
+        splits=under_root(cfg.root_path, cfg.splits_path),
+        imagenet=under_root(cfg.root_path, cfg.imagenet_path) if known else None,
+        stable_diffusion=under_root(cfg.root_path, cfg.pretrain_gm_path),
+        cache=under_root(cfg.root_path, "datasets/cache"),
+        clip=file_or_name(cfg.root_path, cfg.clip),
+        classifier=file_or_name(cfg.root_path, cfg.classifier),
+    )
+
+
+def find_paths(cfg: GenerateConfig) -> Paths:
+    """`paths_of`, all of which are there. Raises UserError that names everything missing, in one sentence."""
+    paths = paths_of(cfg)
+    wanted = {
+        "model_path": ("stage B checkpoint", paths.model),
+        "eeg_signals_path": ("EEG of the trials", paths.eeg),
+        "splits_path": ("splits", paths.splits),
+        "imagenet_path": ("folder of the images shown", paths.imagenet),
+        "pretrain_gm_path": ("folder of Stable Diffusion", paths.stable_diffusion),
+    }
+    if paths.imagenet is None:
+        del wanted["imagenet_path"]
+    all_there(wanted)
+    return paths
 
 
 def identity(cfg: GenerateConfig) -> dict:
@@ -106,45 +118,41 @@ def input_hashes(paths: Paths) -> dict[str, str]:
     }
 
 
-def open_inputs(
-    cfg: GenerateConfig, paths: Paths, load_generator: Callable[..., System], findings: Findings
-) -> Inputs | None:
+def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[..., System], findings: Findings) -> Inputs:
     """Open everything that stage C reads; here, and only here, the test split is opened.
 
     load_generator: `generate.load_generator`, passed in because evaluation knows no system.
 
     Raises:
         UserError: as the loaders; EEG unlike the training's; trials that the system was trained on. With
-            `findings.keep_going` these are findings, and the answer is None where one keeps stage C from starting.
+            `findings.keep_going` these are findings, and a field is None where that input did not open.
     """
-    device = findings.open("device", lambda: pick_device(cfg.device), str)
-    if device is None:
-        return None
+    device = findings.open("device", lambda: pick_device(cfg.device), str) or torch.device("cpu")
     clip = findings.open("CLIP", lambda: load_clip(paths.clip, device), lambda _: str(paths.clip), files_of(paths.clip))
-    judge = findings.open("classifier", lambda: load_classifier(str(paths.classifier), str(device)),
-                          lambda pair: pair[1] or pair[0].name, files_of(paths.classifier))  # fmt: skip
-    classifier, absent = judge or (None, "")
+    classifier, absent = findings.open(
+        "classifier", lambda: load_classifier(str(paths.classifier), str(device)),
+        lambda pair: pair[1] or pair[0].name, files_of(paths.classifier),
+    ) or (None, "")  # fmt: skip
 
     def load() -> System:
-        system = load_generator(paths.model, paths.stable_diffusion, str(device), cfg.precision, clip, cfg.compile)
+        where = paths.model, paths.stable_diffusion
+        system = load_generator(*where, str(device), cfg.precision, clip, cfg.compile)
         system.check(Sampling.of(cfg))
         return system
 
     generator = findings.open("stage B checkpoint", load, lambda system: system.about().name, [paths.model])
-    opened = findings.open("trials", lambda: ranks.lead_first(lambda: open_splits(cfg, paths, generator)),
-                           lambda pair: f"{len(pair[0]['test'])} test trials", [paths.eeg, paths.splits])  # fmt: skip
-    if opened is None or generator is None or clip is None:
-        return None
-    (trials, notes), opened_at = opened, datetime.now(UTC).isoformat(timespec="seconds")
+    opened = findings.open(
+        "trials", lambda: ranks.lead_first(lambda: open_splits(cfg, paths, generator)),
+        lambda pair: f"{len(pair[0]['test'])} test trials", [paths.eeg, paths.splits],
+    )  # fmt: skip
+    trials, notes = opened or (None, [])
     notes += [absent] if absent else []
     for note in notes:
         findings.add("trials", NOTE, note)
-    print(
-        describe_splits(trials["test"].info["split"]),
-        *notes,
-        f"{len(trials['test'])} test trials of {paths.eeg}",
-        sep="\n",
-    )
+    if trials:
+        print(describe_splits(trials["test"].info["split"]), *notes, sep="\n")
+        print(f"{len(trials['test'])} test trials of {paths.eeg}")
+    opened_at = datetime.now(UTC).isoformat(timespec="seconds")
     return Inputs(cfg, paths, device, generator, trials, opened_at, clip, classifier, notes)
 
 

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from test_stage_c import arguments, run, write_world
+from test_stage_c import run, write_world
 
 import evaluation.seam
 import generate
@@ -68,7 +69,6 @@ def test_a_system_without_diffusion_goes_through_stage_c(monkeypatch, capsys, wo
     assert page.count("samples/test0-1.png") >= 1 and "Retrieval baseline" in page
     arrays = load_file(folder / "arrays.safetensors")
     assert arrays["real.embedding"].shape == (8, 12)
-    # its own first picture is what the retrieval baseline of its own embedding shows, if CLIP agreed on the targets
     shown = read_pictures(sorted((folder / "samples").glob("test*-1.png")))
     stimuli = {path.name for path in (world / "datasets/imageNet_images").rglob("*.JPEG")}
     assert len(np.unique(shown.flatten(1), axis=0)) <= len(stimuli)
@@ -91,11 +91,13 @@ def test_a_retrieved_picture_is_the_nearest_and_samples_follow_in_order(world):
         assert torch.equal(again.generate(train.eeg[i : i + 1], torch.zeros(1), Sampling())[0], one[i])
 
 
-def test_more_samples_than_training_pictures_begin_again():
-    class Pictures(NearestTrainingPicture):
-        pass
-
-    assert Pictures(None, torch.eye(2), [], 8).fitting_batch(Sampling()) >= 1
+def test_more_samples_than_training_pictures_begin_again(tmp_path):
+    paths = [tmp_path / f"n1_{k}.JPEG" for k in range(2)]
+    for k, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (200 * k, 0, 0)).save(path, quality=100)
+    system = NearestTrainingPicture(lambda eeg: torch.eye(2)[[1]], torch.eye(2), paths, 8)
+    pictures = system.generate(torch.zeros(1, 1, 4), torch.zeros(1, 5, dtype=torch.int64), Sampling())
+    assert [int(picture[0, 0, 0]) > 100 for picture in pictures[0]] == [True, False, True, False, True]
 
 
 def test_a_checkpoint_of_no_known_system_says_what_it_is_and_which_are_known(monkeypatch, world):
@@ -122,4 +124,9 @@ def test_a_dry_run_lists_what_is_wrong_and_writes_nothing(monkeypatch, capsys, w
     text = capsys.readouterr().out
     assert end.value.code == 1 and "stage C cannot start: 2 of" in text
     assert "WRONG  classifier" in text and "WRONG  CLIP" in text and "ok     trials" in text
-    assert not (world / "results").exists() and arguments
+    for path in ("pretrains/generation/tiny.pth", "datasets/block_splits_by_image_single.pth"):
+        (world / path).unlink()
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, world, name="dry", **good)
+    assert "cannot start: 4 of" in capsys.readouterr().out  # all at once
+    assert not (world / "results").exists()
