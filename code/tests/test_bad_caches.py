@@ -238,7 +238,7 @@ def test_a_signal_before_or_after_training_is_one_sentence_and_the_same_command_
     tmp_path, monkeypatch, command, number, status
 ):
     handler = signal.getsignal(number)  # a run in the background may ignore SIGINT
-    for place, name in ((stage_a, "linear_share"), (checkpoints, "sha256")):  # before training; before the hand-on
+    for place, name in ((stage_a, "steps_per_epoch"), (checkpoints, "sha256")):  # before training; before the hand-on
         with monkeypatch.context() as patch:
             before_each(patch, place, name, lambda call: os.kill(os.getpid(), number))
             code, said = command()
@@ -258,6 +258,6 @@ def test_memory_that_ends_outside_training_is_one_sentence(monkeypatch, command,
     def full(*_):
         raise error
 
-    monkeypatch.setattr(stage_a, "build", full)
+    monkeypatch.setattr(stage_a, "training_items", full)
     code, said = command()
     assert code == 2 and said.count("\n") == 1 and said.startswith("error: not enough memory")
