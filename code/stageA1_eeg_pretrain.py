@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from config import PretrainConfig, from_cli
-from data.resident_windows import training_items
+from data.windows import training_items
 from dataset import EEGWindows
 from runtime import ranks
 from runtime.devices import about_device, compile_in_place, pick_device

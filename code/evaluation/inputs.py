@@ -14,7 +14,7 @@ import torch
 
 from config import GenerateConfig
 from data.signals import read_manifest
-from data.splits import told
+from data.splits import describe_splits
 from data.stimuli import leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
@@ -158,7 +158,12 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
     ) or ({}, [])  # fmt: skip
     notes += unsure + ([absent] if absent else [])
     if trials:
-        print(told(trials["test"].info["split"]), *notes, f"{len(kept['test'])} test trials of {paths.eeg}", sep="\n")
+        print(
+            describe_splits(trials["test"].info["split"]),
+            *notes,
+            f"{len(kept['test'])} test trials of {paths.eeg}",
+            sep="\n",
+        )
     opened_at = datetime.now(UTC).isoformat(timespec="seconds")
     return Inputs(cfg, paths, device, generator, trials | kept, opened_at, clip, classifier, notes)
 

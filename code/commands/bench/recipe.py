@@ -18,7 +18,7 @@ import commands.bench.peers as peers
 from commands.bench.sizes import PAPER_ENCODER, SIZES, SMALL_ENCODER, Machine, Row, Size, awake, product
 from commands.bench.sizes import conditioner as new_conditioner
 from commands.bench.sizes import unet as new_unet
-from data.resident_windows import ResidentWindows
+from data.windows import ResidentWindows
 from dataset import EEGWindows
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
