@@ -79,7 +79,7 @@ def train(cfg: FinetuneConfig, run: Run, inputs: Inputs) -> Trained | None:
             module.state = {"score": figures[criterion], "epoch": epoch, "model": module.training_state()}
         return figures
 
-    fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate, cfg.wandb)
+    fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate)
     if not ranks.lead():
         return None
 

@@ -107,7 +107,7 @@ def train(cfg: PretrainConfig, run: Run, inputs: Inputs) -> Trained | None:
         return module.state["figures"]
 
     items = training_items(windows, pick_device(cfg.device), SURELY * inputs.plan.total)
-    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate, cfg.wandb)
+    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate)
     if not ranks.lead():
         return None
 
