@@ -119,6 +119,7 @@ def test_scores_stand_beside_chance_controls_and_baseline(page, folder):
 def test_simulated_eeg_is_said_first_and_written_into_the_sheet(page, folder, tmp_path):
     assert page.text.index("SIMULATED EEG") < page.text.index("Pictures from EEG", 40)
     assert "The simulated EEG tells which class of picture was seen." in page.text
+    assert page.text.count("would put the first picture from simulated EEG as far above") == 2
     real = make_folder(tmp_path / "real", simulated=False)
     assert "SIMULATED" not in Page(write_page(real)).text
     sheets = [Image.open(place / "contact.png").crop((0, 0, 400, 40)).tobytes() for place in (folder, real)]

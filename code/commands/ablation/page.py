@@ -67,7 +67,7 @@ def _plot(reference: str, score: str, entries: dict[str, dict | None]) -> Plot:
 
 
 def _made(result: Result, folder: Path) -> dict:
-    """How a row was made: settings of its stages, the encoder's size, seconds, its own page's address if any."""
+    """How a row was made: settings of its stages, the encoder's size, times, its own page's address if any."""
     *first, second, third = result.jobs
     prefix, cfg = ("", first[0].cfg) if first else ("encoder_", second.cfg)
     sizes = {k: getattr(cfg, prefix + k) for k in ENCODER_SIZES if hasattr(cfg, prefix + k)}
@@ -75,9 +75,10 @@ def _made(result: Result, folder: Path) -> dict:
         count = sum(parameter.numel() for parameter in EEGEncoder(**sizes).parameters())
     return {
         "pretraining": first[0].name.split("-stage-a-")[-1] if first else "",
-        "cfg": (cfg, second.cfg),
+        "mask_ratio": cfg.mask_ratio if first else None,
+        "cfg": second.cfg,
         "sizes": sizes,
         "parameters": count,
-        "seconds": {job.stage: job.facts()["seconds"] for job in result.jobs if job.facts()},
+        "times": [f"{job.stage}\u00a0{job.facts()['seconds']:.0f}\u00a0s" for job in result.jobs if job.facts()],
         "page": os.path.relpath(third.folder / "index.html", folder) if result.metrics else "",
     }

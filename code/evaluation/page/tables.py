@@ -72,8 +72,8 @@ def _ordered(names: Iterable[str]) -> list[str]:
 def _plot(metrics: dict, score: str) -> Plot:
     """One score: the run, then controls, baselines, ceilings and floor that have it."""
     real, run, kind = metrics["scores"][score], metrics["run"], metrics["verdict"]["class"]
-    name = signals(run)
-    rows = {name[0].upper() + name[1:]: real}
+    eeg = signals(run)
+    rows = {eeg[0].upper() + eeg[1:]: real}
     groups = {"controls": {}, "retrieval": {}, "baselines": metrics["baselines"], "bounds": {}}
     for name, found in metrics["controls"].items():
         groups["bounds" if name in BOUNDS else "retrieval" if name in RETRIEVAL else "controls"][name] = found
@@ -84,7 +84,7 @@ def _plot(metrics: dict, score: str) -> Plot:
             note = f" ({one['note']})" if "note" in one else ""
             tested = {k: v for k, v in one.items() if k != "p_real_above"} if group == "bounds" else one
             rows[row_name(name) + note] = tested
-    facts = {"counted": counted(real), "chance": percent(real["chance"]), "band": band(run), "eeg": name}
+    facts = {"counted": counted(real), "chance": percent(real["chance"]), "band": band(run), "eeg": eeg}
     warning = f" {words()['about']['time']}" if kind == "explained_by_time" else ""
     about = words()["about"]["plot"].format(**facts) + warning
     return Plot(score_name(score) + uncontrolled(metrics), about, rows, kind)
@@ -142,25 +142,23 @@ def scores(metrics: dict, trials: list[dict], values: np.ndarray) -> dict[str, A
 
     trials: rows of trials.csv; values: (N,) the deciding score of each, or none.
     """
-    score, controls, meanings = metrics["verdict"]["score"], metrics["controls"], words()["meaning"]
+    score, order = metrics["verdict"]["score"], _ordered(metrics["controls"])
     shown = [name for name in dict.fromkeys((score, "class_accuracy")) if name in metrics["scores"]]
     keys = sorted({key for found in metrics["scores"].values() for key in found})
     subjects = {f"Subject {name}": found for name, found in metrics.get("subjects", {}).items()}
-    subjects = subjects if len(subjects) > 1 else {}
-    tables: dict[str, list[str]] = {"basic": [], "further": [], "bounds": []}
-    for name in _ordered(controls):
-        tables["basic" if name in BASIC else "bounds" if name in BOUNDS else "further"].append(name)
-    held = {key: [s for s in metrics["scores"] if any(s in controls[n] for n in tables[key])] for key in tables}
-    return tables | {
-        "held": held,
+    several = len(subjects) > 1
+    return {
+        "basic": [name for name in order if name in BASIC],
+        "further": [name for name in order if name not in (*BASIC, *BOUNDS)],
+        "bounds": [name for name in order if name in BOUNDS],
+        "known": [n for n in _ordered(metrics["controls"] | metrics["baselines"]) if n in words()["meaning"]],
         "best": [key for key in keys if key.startswith("best_of")],
         "over_classes": "ci95_by_class" in keys,
         "plots": [_plot(metrics, name) for name in shown],
-        "meanings": {row_name(n): meanings[n] for n in _ordered(controls | metrics["baselines"]) if n in meanings},
         "by_distance": _by_distance(metrics, trials, values) if len(values) else None,
         "by_class": _by_class(metrics, trials, values) if len(values) else None,
-        "by_subject": _by_subject(score, subjects) if subjects and score else None,
-        "subjects": subjects,
+        "by_subject": _by_subject(score, subjects) if several and score else None,
+        "subjects": subjects if several else {},
         "notes": dict.fromkeys((*metrics.get("left_out", ()), *metrics["run"].get("notes", ()))),
     }
 
