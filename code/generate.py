@@ -1,31 +1,80 @@
-"""Pictures and embeddings from EEG in a notebook: `load_generator(checkpoint).generate(eeg, seeds, steps=20)`."""
+"""Any system from its checkpoint, for stage C and notebooks: `load_generator(path).generate(eeg, seeds, sampling)`.
 
+Whatever system made the checkpoint: its `format` says which loader opens it. A new system is one more line in SYSTEMS.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 
-from dc_ldm import generator
+import torch
+
+from dc_ldm import generator, weights
 from dc_ldm.published import about_stage_b
-from runtime.checkpoints import sha256
-from runtime.devices import pick_device, pick_dtype
+from evaluation.seam import System
+from runtime.checkpoints import read_plain, sha256
+from runtime.devices import compile_in_place, pick_device, pick_dtype
 from runtime.errors import UserError
+from runtime.file_kinds import OURS_B, PUBLISHED_B, UNKNOWN, expect, file_kind
 from sc_mbm.mae_for_eeg import EEGEncoder
+from vision.clip import FrozenCLIP, OpenCLIP
 
 
 def load_generator(
-    checkpoint: str | Path, pretrain_gm_path: str | Path = "", device: str = "auto", precision: str = "auto"
-) -> generator.EEGImageGenerator:
-    """A trained stage B model with `generate` and `embed`, the functions that stage C uses.
+    checkpoint: str | Path,
+    pretrain_gm_path: str | Path = "",
+    device: str = "auto",
+    precision: str = "auto",
+    clip: FrozenCLIP | OpenCLIP | None = None,
+    compile: bool = False,
+) -> System:
+    """A trained system with the methods of `evaluation/seam.py`, the ones that stage C uses.
 
     Args:
-        checkpoint: ours, or the published generation checkpoint.
+        checkpoint: of a system in SYSTEMS, or the published generation checkpoint.
         pretrain_gm_path: folder whose models/ holds Stable Diffusion; empty: searched, see `find_base`.
         device: auto, cpu, cuda or cuda:N.
         precision: 32, bf16, or auto: bf16 where the device computes in it. Embeddings are computed in float32 always.
+        clip: Stable Diffusion's own CLIP, whose text tower is needed for pictures by class name.
+        compile: let torch.compile translate the denoiser.
 
     Raises:
         UserError: the checkpoint, its Stable Diffusion or the device is not what is wanted.
     """
+    load = SYSTEMS[format_of(checkpoint)]
+    return load(Path(checkpoint), pretrain_gm_path, pick_device(device), pick_dtype(precision, device), clip, compile)
+
+
+def format_of(checkpoint: str | Path) -> str:
+    """The `format` of a checkpoint of a known system; the published one counts as ours. Raises UserError."""
+    wanted = f"stage B checkpoint, of one of the formats {', '.join(SYSTEMS)}"
+    if file_kind(checkpoint) != UNKNOWN:
+        expect(checkpoint, (OURS_B, PUBLISHED_B), wanted)
+        return weights.FORMAT
+    name = read_plain(checkpoint, wanted).get("format")
+    if name not in SYSTEMS:
+        raise UserError(f"{checkpoint}: has {f'format {name!r}' if name else 'no format field'}; expected a {wanted}")
+    return name
+
+
+def dreamdiffusion(
+    checkpoint: Path,
+    pretrain_gm_path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    clip: FrozenCLIP | OpenCLIP | None,
+    compile: bool,
+) -> generator.EEGImageGenerator:
+    """Stage B's model on its Stable Diffusion. Arguments as `load_generator`'s; raises as it does."""
     base = pretrain_gm_path or find_base(checkpoint, about_stage_b(checkpoint, "pretrains")["base"])
-    return generator.load_generator(checkpoint, base, pick_device(device), EEGEncoder, pick_dtype(precision, device))
+    system = generator.load_generator(checkpoint, base, device, EEGEncoder, dtype)
+    if compile:
+        compile_in_place(system.unet)
+    if isinstance(clip, FrozenCLIP):
+        system.text_states = clip.text_states
+    return system
+
+
+SYSTEMS: dict[str, Callable[..., System]] = {weights.FORMAT: dreamdiffusion}  # by the format of their checkpoints
 
 
 def find_base(checkpoint: str | Path, base: dict) -> Path:
@@ -38,9 +87,10 @@ def find_base(checkpoint: str | Path, base: dict) -> Path:
     if not base["sha256"]:  # the published checkpoint carries its own
         return next((root for root in roots if (root / "models").is_dir()), roots[-1])
     folders = [folder for root in roots for folder in (root, *sorted(root.glob("*/")))]
-    found = list(dict.fromkeys(folder for folder in folders if (folder / "models" / base["name"]).is_file()))
-    if not found:
+    holding = list(dict.fromkeys(folder for folder in folders if (folder / "models" / base["name"]).is_file()))
+    if not holding:
         raise UserError(f"{checkpoint}: {base['name']} is in no pretrains/ near it or here; set pretrain_gm_path")
-    if len(found) == 1:  # load_generator compares its hash
-        return found[0]
-    return next((folder for folder in found if sha256(folder / "models" / base["name"]) == base["sha256"]), found[0])
+    if len(holding) == 1:  # load_generator compares its hash
+        return holding[0]
+    same = (folder for folder in holding if sha256(folder / "models" / base["name"]) == base["sha256"])
+    return next(same, holding[0])

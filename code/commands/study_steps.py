@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +24,22 @@ from config import GenerateConfig, from_cli, setting
 from data.stimuli import image_path, leave_out_missing
 from dataset import Trials, open_trials
 from dc_ldm.generator import SAMPLERS, check_sampler
-from dc_ldm.published import about_stage_b
+from evaluation.inputs import Paths, find_paths, identity, input_hashes, refuse_trained, same_trials
 from evaluation.n_way import n_way_accuracy
 from evaluation.page.tables import Plot, score_name
 from evaluation.page.templates import render
 from evaluation.sampling import draw, picture_seeds
+from evaluation.seam import System
 from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
-from gen_eval_eeg import identity, input_hashes, input_paths, refuse_trained, same_trials
 from generate import load_generator
 from runtime import checkpoints
-from runtime.devices import compile_in_place
+from runtime.devices import pick_device
 from runtime.errors import UserError
 from runtime.paths import under_root
 from runtime.pictures import image_tensor, load_image, to_uint8
 from runtime.runs import open_run
+from runtime.sampling import Sampling
+from runtime.system import About
 from vision.classifier import PictureClassifier, describe, load_classifier
 
 NAMES = {"plms": "PLMS", "ddim": "DDIM", "dpm_solver": "DPM-Solver++(2M)"}
@@ -57,17 +59,14 @@ def main() -> None:
     settings = [REFERENCE, *(pair for pair in asked(cfg.steps) if pair != REFERENCE)]
     if cfg.split not in ("val", "test"):
         raise UserError(f"split={cfg.split}: use val or test")
-    paths = input_paths(cfg)
-    model = about_stage_b(paths["model_path"], paths["pretrain_gm_path"])
-    trials, notes = read_trials(cfg, paths, model)
+    paths = find_paths(cfg)
+    generator = load_generator(paths.model, paths.stable_diffusion, cfg.device, cfg.precision, compile=cfg.compile)
+    trials, notes = read_trials(cfg, paths, generator)
     print(*notes, sep="\n")
-    generator = load_generator(paths["model_path"], paths["pretrain_gm_path"], cfg.device, cfg.precision)
-    if cfg.compile:
-        compile_in_place(generator.unet)
-    classifier, absent = load_classifier(paths["classifier"], str(generator.device))
+    classifier, absent = load_classifier(str(paths.classifier), str(pick_device(cfg.device)))
     if classifier is None:
         raise UserError(f"the study needs a picture classifier, but {absent}")
-    judged = own_classes(classifier, trials, paths["imagenet_path"], model["config"]["img_size"])
+    judged = own_classes(classifier, trials, paths.imagenet, generator.about().img_size)
 
     folder, config = under_root(cfg.root_path, f"results/studies/{cfg.name}"), identity(cfg) | input_hashes(paths)
     open_run(folder, config, cfg.overwrite)
@@ -76,10 +75,10 @@ def main() -> None:
         picture_seeds(cfg.seed, trials.position, 1),
         partial(describe, classifier=classifier, embed_images=None),
     )
-    batch_size, found = cfg.batch_size or generator.fitting_batch(cfg.guidance), {}
+    batch_size, found = cfg.batch_size or generator.fitting_batch(Sampling.of(cfg)), {}
     ways = min(50, len(classifier.classes))
     for sampler, steps in settings:
-        make = partial(generator.generate, steps=steps, sampler=sampler, guidance=cfg.guidance, batch_size=batch_size)
+        make = partial(generator.generate, sampling=Sampling(sampler, steps, cfg.guidance, batch_size))
         started, place = time.process_time(), folder / f"{sampler}-{steps}"
         logits = draw(place, make, trials.eeg, seeds, batch_size, see, "real")["real.logits"][:, 0]
         found[sampler, steps] = scores(logits, *judged)
@@ -102,30 +101,30 @@ def asked(steps: str) -> list[tuple[str, int]]:
     return pairs
 
 
-def read_trials(cfg: StudyConfig, paths: dict, model: dict) -> tuple[Trials, list[str]]:
+def read_trials(cfg: StudyConfig, paths: Paths, generator: System) -> tuple[Trials, list[str]]:
     """Trials of the split, scaled as the model's training was, and notes on what none can tell of them.
 
     Raises UserError, also where the model was trained on them, or selected on those of the test split.
     """
-    sizes, given = model["config"]["encoder"], (paths["eeg_signals_path"], paths["splits_path"])
-    shape = sizes["n_chans"], sizes["n_times"], model["input"]["scale"]
-    trials = open_trials(*given, cfg.subject, (cfg.split,), *shape)
+    wanted = generator.input
+    shape = wanted.n_chans, wanted.n_times, wanted.scale
+    trials = open_trials(paths.eeg, paths.splits, cfg.subject, (cfg.split,), *shape)
     if not trials[cfg.split].info["image_known"]:
-        raise UserError(f"{paths['eeg_signals_path']}: says of no trial which image was shown; the study needs it")
-    notes = unseen(trials[cfg.split], cfg.split, model, paths)
-    kept, left_out = leave_out_missing(trials, paths["imagenet_path"], cfg.allow_missing)
+        raise UserError(f"{paths.eeg}: says of no trial which image was shown; the study needs it")
+    notes = unseen(trials[cfg.split], cfg.split, generator.about(), paths)
+    kept, left_out = leave_out_missing(trials, paths.imagenet, cfg.allow_missing)
     mine = kept[cfg.split]
     return mine.select(range(min(cfg.max_items or len(mine), len(mine)))), [*left_out, *notes]
 
 
-def unseen(trials: Trials, split: str, model: dict, paths: dict) -> list[str]:
-    """As `gen_eval_eeg.refuse_trained`; but that the model was selected on validation trials is what they are for."""
+def unseen(trials: Trials, split: str, about: About, paths: Paths) -> list[str]:
+    """As `refuse_trained`; but that the model was selected on validation trials is what they are for."""
     if split == "test":
-        return refuse_trained(trials, model, paths)
-    run = model.get("run", {})
-    if "positions" in run:
-        run = {"split": run["split"], "positions": {"train": run["positions"]["train"]}}
-    return refuse_trained(trials, {"run": run}, paths, "validation")
+        return refuse_trained(trials, about, paths)
+    training = about.training
+    if "positions" in training:
+        training = {"split": training["split"], "positions": {"train": training["positions"]["train"]}}
+    return refuse_trained(trials, replace(about, training=training), paths, "validation")
 
 
 def own_classes(

@@ -45,7 +45,7 @@ def check_signal(low: np.ndarray, high: np.ndarray, where: str) -> None:
         if bad.any():
             *segment, channel = np.argwhere(bad)[0].tolist()
             at = f", segment {segment[0]}" if segment else ""
-            raise UserError(f"{where}{at}: channel {channel} {what}; repair it or leave it out (see prepare_eeg.py)")
+            raise UserError(f"{where}{at}: channel {channel} {what}; repair it or leave it out (run.py prepare_eeg)")
 
 
 def read_manifest(path: Path) -> dict:

@@ -1,9 +1,9 @@
-"""EEG in, pictures and embeddings out: the seam that controls, scores and notebooks use."""
+"""DreamDiffusion behind the seam: EEG in, pictures and embeddings out, for controls, scores and notebooks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dc_ldm import weights
+from dc_ldm.ceilings import ceilings
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import check_steps, ddim, dpm_solver, guided, plms, sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
@@ -20,6 +21,8 @@ from runtime import draws
 from runtime.devices import free_memory
 from runtime.errors import UserError
 from runtime.pictures import to_uint8
+from runtime.sampling import PAPER, Sampling
+from runtime.system import About, Drawing, EEGInput, Shown
 
 SAMPLERS = {"plms": plms, "ddim": ddim, "dpm_solver": dpm_solver}
 DECODED_AT_ONCE = 2**18  # pixels: one picture of 512 x 512, enough to keep a device busy
@@ -43,6 +46,10 @@ class EEGImageGenerator:
     latent_shape: tuple[int, int, int]  # (4, h, w)
     scale_factor: float = 0.18215
     guidable: bool = False
+    input: EEGInput | None = None
+    made_from: About | None = None
+    base_folder: Path | None = None  # Stable Diffusion as it was before stage B
+    text_states: Callable[[Sequence[str]], Tensor] | None = None  # captions -> (K, 77, 768), of its own text tower
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +60,12 @@ class EEGImageGenerator:
     def dtype(self) -> torch.dtype:
         """In what UNet and VAE compute."""
         return next(self.unet.parameters()).dtype
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse a sampler, a number of steps or a guidance that this model cannot do: UserError."""
+        check_sampler(sampling.sampler, sampling.steps)
+        if sampling.guidance != 1 and not self.guidable:
+            raise UserError(f"guidance={sampling.guidance}: the checkpoint was trained without cond_drop; use 1")
 
     @torch.inference_mode()
     def encode(self, eeg: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -70,39 +83,26 @@ class EEGImageGenerator:
         return self.encode(eeg)[1]
 
     @torch.inference_mode()
-    def generate(
-        self,
-        eeg: Tensor,
-        seeds: Tensor,
-        steps: int = 250,
-        sampler: str = "plms",
-        guidance: float = 1.0,
-        batch_size: int = 0,
-    ) -> Tensor:
+    def generate(self, eeg: Tensor, seeds: Tensor, sampling: Sampling = PAPER) -> Tensor:
         """Pictures (N, H, W, 3) uint8 of eeg (N, C, T), seeds (N,) int64; (N, S, H, W, 3) of seeds (N, S).
 
-        A starting latent depends on the picture's seed alone; batch_size counts pictures, 0: as `fitting_batch` says.
-        Raises UserError.
+        A starting latent depends on the picture's seed alone. Raises UserError.
         """
-        check_sampler(sampler, steps)
-        if guidance != 1 and not self.guidable:
-            raise UserError(f"guidance={guidance}: the checkpoint was trained without cond_drop; use 1")
+        self.check(sampling)
         if len(seeds) != len(eeg):
             raise UserError(f"{len(seeds)} seeds for {len(eeg)} trials; give one row of seeds a trial")
         context = self.encode(eeg)[0].repeat_interleave(seeds[0].numel(), dim=0)
-        pictures = self.from_context(context, seeds.flatten(), steps, sampler, guidance, batch_size)
+        pictures = self.from_context(context, seeds.flatten(), sampling)
         return pictures.unflatten(0, tuple(seeds.shape))
 
     @torch.inference_mode()
-    def from_context(
-        self, context: Tensor, seeds: Tensor, steps: int, sampler: str, guidance: float, batch_size: int = 0
-    ) -> Tensor:
+    def from_context(self, context: Tensor, seeds: Tensor, sampling: Sampling) -> Tensor:
         """Pictures (N, H, W, 3) uint8 of conditions (N, 77, 768), seeds (N,), as `generate` makes them of EEG."""
-        fitting = self.fitting_batch(guidance)
-        n = min(batch_size or fitting, len(seeds))
+        fitting = self.fitting_batch(sampling)
+        n = min(sampling.batch or fitting, len(seeds))
         try:
             parts = zip(context.split(n), seeds.split(n), strict=True)
-            return torch.cat([self._sample(some, own.tolist(), steps, sampler, guidance) for some, own in parts])
+            return torch.cat([self._sample(some, own.tolist(), sampling) for some, own in parts])
         except torch.OutOfMemoryError as error:
             smaller = f"batch_size={min(fitting, n // 2)} should" if n > 1 else "another device or size may"
             raise UserError(f"{n} pictures at once do not fit in the memory of {self.device}; {smaller}") from error
@@ -118,17 +118,14 @@ class EEGImageGenerator:
         decoding = 16 * self.vae.decoder.conv_out.in_channels * max(64 * h * w, min(DECODED_AT_ONCE, 64 * h * w * n))
         return self.dtype.itemsize * (sampling + decoding)
 
-    def fitting_batch(
-        self, guidance: float = 1.0, device: torch.device | None = None, free: float | None = None
-    ) -> int:
+    def fitting_batch(self, sampling: Sampling = PAPER, free: float | None = None) -> int:
         """How many pictures to sample at once, at least one: as many as fit, up to where more are no faster.
 
-        device: None: where the models are; free: bytes beside the weights, None: what is free there.
+        free: bytes beside the weights; None: those that are free where the models are.
         """
-        device = device or self.device
-        most = MOST_AT_ONCE[device.type] // math.prod(self.latent_shape[1:])
-        free = 0.9 * (free_memory(device) if free is None else free)
-        return next((n for n in range(most, 1, -1) if self.memory(n, guidance) <= free), 1)
+        most = MOST_AT_ONCE[self.device.type] // math.prod(self.latent_shape[1:])
+        free = 0.9 * (free_memory(self.device) if free is None else free)
+        return next((n for n in range(most, 1, -1) if self.memory(n, sampling.guidance) <= free), 1)
 
     @torch.inference_mode()
     def round_trip(self, images: Tensor) -> Tensor:
@@ -136,30 +133,37 @@ class EEGImageGenerator:
         parts = images.to(self.device, self.dtype).split(max(1, DECODED_AT_ONCE // images[0, 0].numel()))
         return torch.cat([self._decode(self.vae.encode(part).mean) for part in parts])
 
-    def _sample(self, context: Tensor, seeds: list[int], steps: int, sampler: str, guidance: float) -> Tensor:
+    @property
+    def img_size(self) -> int:
+        """Pixels of a side of a picture."""
+        return self.latent_shape[1] * 2 ** (len(self.vae.decoder.up) - 1)
+
+    def ceilings(self, trials: Shown, sampling: Sampling) -> dict[str, Drawing]:
+        """What Stable Diffusion draws without EEG (dc_ldm/ceilings.py)."""
+        return ceilings(self, trials, sampling)
+
+    def about(self) -> About:
+        """Where the checkpoint comes from."""
+        return self.made_from
+
+    def _sample(self, context: Tensor, seeds: list[int], sampling: Sampling) -> Tensor:
         start = torch.stack([draws.randn(self.latent_shape, seed, "starting latent") for seed in seeds])
         context = context.to(self.device, self.dtype)
-        if guidance != 1:
+        if sampling.guidance != 1:
             context = torch.cat([self.no_context.to(context).expand_as(context), context])
         prepared = self.unet.prepare(context)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             return self.unet(x.to(self.dtype), t, prepared).float()
 
-        denoise = denoise if guidance == 1 else guided(denoise, guidance)
-        latent = SAMPLERS[sampler](denoise, start.to(self.device), self.alphas_cumprod, steps)
+        denoise = denoise if sampling.guidance == 1 else guided(denoise, sampling.guidance)
+        latent = SAMPLERS[sampling.sampler](denoise, start.to(self.device), self.alphas_cumprod, sampling.steps)
         return self._decode(latent / self.scale_factor)
 
     def _decode(self, latent: Tensor) -> Tensor:
         """Latents (B, 4, h, w), unscaled -> pictures (B, H, W, 3) uint8."""
         parts = latent.to(self.dtype).split(max(1, DECODED_AT_ONCE // (64 * latent[0, 0].numel())))
         return torch.cat([to_uint8(self.vae.decode(part)) for part in parts])
-
-
-def in_precision(base: weights.Base, device: torch.device, dtype: torch.dtype) -> tuple[UNet, AutoencoderKL]:
-    """Networks ready to sample, channels last: measured no slower anywhere, and up to 1.8 times faster."""
-    unet, vae = (part.to(device, dtype, memory_format=torch.channels_last) for part in (base.unet, base.vae))
-    return unet, vae
 
 
 def check_sampler(sampler: str, steps: int) -> None:
@@ -190,10 +194,26 @@ def load_generator(
     weights.load_trained_state(conditioner, base.unet, content["model"], str(checkpoint))
     return EEGImageGenerator(
         conditioner.eval().requires_grad_(False).to(device),
-        *in_precision(base, device, dtype),
+        *base.ready(device, dtype),
         sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end),
         content["no_context"].to(device),
         base.sizes.latent_shape(config["img_size"]),
         base.sizes.scale_factor,
         guidable=config["cond_drop"] > 0,
+        input=_input(content),
+        made_from=_about(content, Path(checkpoint)),
+        base_folder=Path(pretrain_gm_path),
     )
+
+
+def _input(content: dict) -> EEGInput:
+    known = {name: content["input"].get(name) for name in ("sfreq", "window", "ch_names")}
+    sizes = {name: content["config"]["encoder"][name] for name in ("n_chans", "n_times")}
+    return EEGInput(**sizes, scale=content["input"]["scale"], **known)
+
+
+def _about(content: dict, checkpoint: Path) -> About:
+    training = content.get("run", {})
+    hashes = {"base_sha256": content["base"]["sha256"], "stage_a_sha256": training.get("stage_a_sha256")}
+    licences = {"Stable Diffusion 1.5": "CreativeML OpenRAIL-M"}
+    return About(checkpoint.name, content["config"]["img_size"], hashes, training, licences)

@@ -4,12 +4,11 @@ Shapes: N trials, C electrodes, T time points, K classes.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy import ndarray
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from dataset import Trials
@@ -52,6 +51,9 @@ def lda_probabilities(
     Raises:
         UserError: fewer than two classes among the training trials, or no more trials than classes.
     """
+    from sklearn.decomposition import PCA
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
     label = np.asarray(train_label)
     present = np.unique(label)
     if len(present) < 2 or len(label) <= len(present):
@@ -105,18 +107,27 @@ def time_only(train: Trials, test: Trials) -> tuple[np.ndarray, np.ndarray]:
     return nearest_in_time(*clock(train), train.label.numpy(), *clock(test), test.label.numpy())
 
 
-def baselines(train: Trials, test: Trials) -> tuple[dict[str, Tensor], np.ndarray]:
-    """Linear and time-only decoders of the same trials, as arrays by name, and each test trial's distance in time.
+@dataclass
+class Baselines:
+    """Decoders of the same trials that draw nothing."""
+
+    arrays: dict[str, Tensor]  # real.<name> probabilities (N, classes); baseline.<name> hits (N,)
+    gap: np.ndarray  # (N,) seconds to the nearest training trial of the recording, NaN where there is none
+
+
+def baselines(train: Trials, test: Trials) -> Baselines:
+    """Linear and time-only decoders of the same trials.
 
     They learn from the training split and choose among the classes that the pictures may show. LDA on evoked means
     (`lda`) asks what the EEG holds of them; LDA on each channel's power (`lda_power`) sees no evoked response, but
     all that changes slowly: where it alone does well, time is what names the class.
     """
     kinds = test.label.unique()
-    own, found = torch.searchsorted(kinds, test.label.contiguous()), {}
+    true_class, arrays = torch.searchsorted(kinds, test.label.contiguous()), {}
     for name, features in {"lda": time_bins, "lda_power": log_power}.items():
         eeg = train.eeg.numpy(), train.label.numpy(), test.eeg.numpy()
         likely = torch.from_numpy(lda_probabilities(*eeg, len(test.wnids), features))
-        found |= {f"real.{name}": likely, f"baseline.{name}": n_way_accuracy(likely[:, kinds], own, len(kinds))}
+        hits = n_way_accuracy(likely[:, kinds], true_class, len(kinds))
+        arrays |= {f"real.{name}": likely, f"baseline.{name}": hits}
     hits, gap = time_only(train, test)
-    return found | {"baseline.time_only": torch.from_numpy(hits)}, gap
+    return Baselines(arrays | {"baseline.time_only": torch.from_numpy(hits)}, gap)

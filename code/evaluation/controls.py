@@ -5,35 +5,28 @@ All start from the seeds of the first sample.
 Shapes: N trials, C electrodes, T time points.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from data.stimuli import image_path
 from dataset import Trials
-from dc_ldm.generator import EEGImageGenerator, in_precision
-from dc_ldm.models.samplers import sd_alphas_cumprod
-from dc_ldm.weights import Base, load_base
+from evaluation.retrieval import NearestTrainingPicture
+from evaluation.seam import System
 from runtime import draws
 from runtime.errors import UserError
 from runtime.pictures import image_tensor, load_image, readable, to_uint8
+from runtime.sampling import Sampling
+from runtime.system import Drawing, Shown
+from vision.cache import clip_embeddings
 from vision.classifier import PictureClassifier
 from vision.clip import FrozenCLIP, OpenCLIP
 
 KINDS = ("none", "basic", "all")
 CLASS_EEG = ("same_class_eeg", "other_class_eeg")
-
-
-class Control(NamedTuple):
-    """How the pictures of a control are made."""
-
-    given: Tensor  # (N, ...) what stands in for each trial's EEG
-    make: Callable[[Tensor, Tensor], Tensor]  # (given (n, ...), seeds (n,)) -> pictures (n, H, W, 3) uint8
-    sampled: bool = True  # through the UNet
 
 
 def gaussian_eeg(eeg: Tensor, seed: int) -> Tensor:
@@ -131,108 +124,83 @@ def make_controls(kind: str, eeg: Tensor, group: Tensor, label: Tensor, seed: in
     return made
 
 
-def mean_of(train: Sequence[Path]) -> tuple[list[Path], list[str]]:
+def readable_pictures(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """The distinct training pictures that can be read, and sentences about those that cannot."""
-    distinct = sorted(set(train))
+    distinct = sorted(set(paths))
     kept = [path for path in distinct if readable(path)]
-    lost = ", ".join([path.stem for path in distinct if path not in kept][:10])
-    if not lost:
+    if len(kept) == len(distinct):
         return kept, []
+    lost = ", ".join([path.stem for path in distinct if path not in kept][:10])
     n = f"{len(distinct) - len(kept)} of {len(distinct)} training pictures cannot be read ({lost})"
-    return kept, [f"mean_image is {'the mean of the others' if kept else 'left out'}: {n}."]
+    return kept, [f"The retrieval baseline and mean_image are {'of the others' if kept else 'left out'}: {n}."]
 
 
-def without_eeg(
-    generator: EEGImageGenerator, settings: dict, size: int, n: int, truth: Sequence[Path], train: Sequence[Path]
-) -> dict[str, Control]:
-    """Pictures that no EEG went into: from the condition of no EEG, plain grey, the mean training image, and as a
-    ceiling the truth encoded and decoded by the VAE.
+def without_eeg(n: int, size: int, train: Sequence[Path]) -> dict[str, Drawing]:
+    """Pictures that neither EEG nor a model went into: plain grey, and the mean training picture.
 
     Args:
-        settings: steps, sampler, guidance and batch_size of the run; size: pixels; n: trials.
-        truth: (n,) files of the images shown; train: the distinct ones of the training split. Empty where unknown.
+        n: trials; size: pixels.
+        train: files of the distinct training pictures; empty where unknown.
     """
-    nothing = torch.zeros(n, 1)
-    grey = torch.full((size, size, 3), 127, dtype=torch.uint8)
-    empty = generator.no_context.cpu().expand(n, -1, -1)
-    made = {
-        "zero_condition": Control(empty, partial(generator.from_context, **settings)),
-        "grey": Control(nothing, lambda given, _: grey.expand(len(given), -1, -1, -1), sampled=False),
-    }
+    pictures = {"grey": torch.full((size, size, 3), 127, dtype=torch.uint8)}
     if train:
-        mean = to_uint8(sum(image_tensor(load_image(path), size) for path in train)[None] / len(train))
-        made["mean_image"] = Control(nothing, lambda given, _: mean.expand(len(given), -1, -1, -1), sampled=False)
-    if truth:
+        mean = sum(image_tensor(load_image(path), size) for path in train)[None] / len(train)
+        pictures["mean_image"] = to_uint8(mean)[0]
 
-        def round_trip(rows: Tensor, _: Tensor) -> Tensor:
-            return generator.round_trip(torch.stack([image_tensor(load_image(truth[i]), size) for i in rows]))
+    def same_for_all(picture: Tensor) -> Drawing:
+        return Drawing(torch.zeros(n, 1), lambda given, _: picture.expand(len(given), -1, -1, -1), sampled=False)
 
-        made["vae_round_trip"] = Control(torch.arange(n), round_trip, sampled=False)
-    return made
+    return {name: same_for_all(picture) for name, picture in pictures.items()}
 
 
-def by_name(
-    base: Base, clip: FrozenCLIP, dtype: torch.dtype, settings: dict, size: int, names: Sequence[str], label: Tensor,
-    other: Tensor,
-):  # fmt: skip
-    """Ceiling and its floor: Stable Diffusion before any EEG, prompted with the true and with another trial's class.
-
-    Args:
-        dtype: in what to sample.
-        names: of the classes; label, other: (N,) int64, class of each trial and of another trial.
-    """
-    captions = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
-    states = clip.text_states([*captions, ""]).cpu()
-    device = clip.device
-    prompted = EEGImageGenerator(
-        torch.nn.Identity(), *in_precision(base, device, dtype),
-        sd_alphas_cumprod(base.sizes.linear_start, base.sizes.linear_end), states[-1].to(device),
-        base.sizes.latent_shape(size), base.sizes.scale_factor,
-    )  # fmt: skip
-
-    def draw(own: Tensor, seeds: Tensor) -> Tensor:
-        return prompted.from_context(states[own], seeds, **settings)
-
-    return {"true_class_name": Control(label, draw), "other_class_name": Control(other, draw)}
-
-
-def plan(
-    kind: str, trials: dict[str, Trials], generator: EEGImageGenerator, settings: dict, clip: FrozenCLIP | OpenCLIP,
-    classifier: PictureClassifier | None, paths: dict[str, Path], size: int, seed: int,
-) -> tuple[dict[str, Control], list[str]]:  # fmt: skip
+def plan_controls(
+    kind: str, trials: dict[str, Trials], generator: System, sampling: Sampling, clip: FrozenCLIP | OpenCLIP,
+    classifier: PictureClassifier | None, imagenet: Path | None, cache: Path, seed: int,
+) -> tuple[dict[str, Drawing], list[str]]:  # fmt: skip
     """The controls of `kind` for the test trials, by name, and a sentence for each that cannot be had.
 
     Args:
-        settings: steps, sampler, guidance and batch_size of the run, which controls share.
-        paths: "imagenet_path" (where images are known) and "pretrain_gm_path".
-        size: pixels of the pictures.
+        sampling: of the run, which controls share.
+        imagenet: folder of the pictures shown; None where which was shown is unknown.
+        cache: folder of cached CLIP embeddings.
     """
-    test, known = trials["test"], trials["test"].info["image_known"]
+    test, known = trials["test"], imagenet is not None
     borrowed = make_controls(kind, test.eeg, test.image if known else test.position, test.label, seed)
-    controls = {name: Control(eeg, partial(generator.generate, **settings)) for name, eeg in borrowed.items()}
+    if kind == "none":
+        return {}, []
+
+    from_eeg = partial(generator.generate, sampling=sampling)
+    controls = {name: Drawing(eeg, from_eeg) for name, eeg in borrowed.items()}
+    truth, train = ([image_path(imagenet, name) for name in t.names] if known else [] for t in (test, trials["train"]))
+    train, absent = readable_pictures(train)
+    size = generator.about().img_size
+    if train:
+        targets = clip_embeddings(cache, clip, train, load_image)
+        retrieval = NearestTrainingPicture(generator.embed, targets, train, size, generator.input)
+        if generator.embed(test.eeg[:1]).shape[1] == targets.shape[1]:
+            nearest = partial(retrieval.generate, sampling=sampling)
+            controls["nearest_training_picture"] = Drawing(test.eeg, nearest, sampled=False)
+        else:
+            absent.append("The retrieval baseline is left out: the EEG's embedding is not in this CLIP's space.")
     if kind != "all":
-        return controls, []
-    truth, train = (
-        [image_path(paths["imagenet_path"], name) for name in t.names] if known else [] for t in (test, trials["train"])
-    )
-    learnt, absent = mean_of(train)
-    controls |= without_eeg(generator, settings, size, len(test), truth, learnt)
+        return controls, absent
     absent += [f"{name} is left out: a trial has no such other trial." for name in CLASS_EEG if name not in borrowed]
     index = [-1] if classifier is None else classifier.index_of(test.wnids).tolist()
     source = another(test.label[:, None] != test.label, seed, "other_class_name")
-    if min(index) < 0 or source is None or not isinstance(clip, FrozenCLIP):
-        why = "they need a classifier that names two classes or more, and Stable Diffusion's own CLIP"
-        return controls, [*absent, f"Pictures by class name are left out: {why}."]
-    base, names = load_base(paths["pretrain_gm_path"], use_time_cond=False), [classifier.names[k] for k in index]
-    named = by_name(base, clip, generator.dtype, settings, size, names, test.label, test.label[source])
-    return controls | named, absent
+    names = [] if min(index) < 0 else [classifier.names[k] for k in index]
+    shown = Shown(test.label, truth, names, None if source is None else test.label[source])
+    ceilings = generator.ceilings(shown, sampling)
+    if "true_class_name" not in ceilings:
+        why = "they need a classifier that names two classes or more, and a system that draws from words"
+        absent.append(f"Pictures by class name are left out: {why}.")
+    return controls | without_eeg(len(test), size, train) | ceilings, absent
 
 
-def cost(n: int, samples: int, controls: dict[str, Control], settings: dict) -> str:
-    """What a run will take: pictures and UNet forwards of the real run and of its controls."""
+def cost(n: int, samples: int, controls: dict[str, Drawing], sampling: Sampling) -> str:
+    """What a run will take: pictures and denoiser calls of the real run and of its controls."""
     sampled = sum(control.sampled for control in controls.values())
-    each = (settings["steps"] + (settings["sampler"] == "plms")) * (1 + (settings["guidance"] != 1))
+    calls = n * sampling.calls
     return (
         f"{n * samples} pictures from EEG and {n * len(controls)} of {len(controls)} controls, "
-        f"{n * (samples + sampled) * each} UNet forwards ({n * sampled * each} of them for controls)"
+        f"{(samples + sampled) * calls} UNet forwards ({sampled * calls} of them for controls)"
     )

@@ -13,8 +13,7 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from evaluation.folder import Outcome, count_samples, is_bare, read_folder
-from evaluation.sampling import picture_path
+from evaluation.folder import Outcome, count_samples, is_bare, picture_path, read_folder
 from evaluation.similarity import pearson, pixel_mse
 from runtime import checkpoints
 from runtime.checkpoints import write_bytes

@@ -100,6 +100,11 @@ def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str
     return np.stack(found).reshape(n, len(samples), *found[0].shape), notes
 
 
+def picture_path(folder: Path, i: int, k: int) -> Path:
+    """`test{i}-{k}.png`: k = 0 is the truth of trial i, 1..S its pictures."""
+    return folder / f"test{i}-{k}.png"
+
+
 def place(folder: Path, run: str) -> Path:
     """Folder of the pictures of a run, "real" or a control."""
     return folder / "samples" if run == "real" else folder / "controls" / run

@@ -10,22 +10,27 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from dataset import Trials
-from evaluation.baselines import clock
+from evaluation.baselines import Baselines, clock
 from evaluation.block_design import design_from
 from evaluation.folder import TRIAL_COLUMNS
+from evaluation.inputs import Inputs, identity
+from evaluation.sampling import Sampled
+from evaluation.scores import write_metrics
 from runtime import checkpoints
+from runtime.runs import run_config
 from vision.cache import fingerprint
 from vision.classifier import PictureClassifier
-from vision.clip import FrozenCLIP, OpenCLIP
 
 
 def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
@@ -70,19 +75,17 @@ def write_trials(
     checkpoints.write_text(path, text.getvalue())
 
 
-def hashes_of(
-    config: dict, model: dict, clip: FrozenCLIP | OpenCLIP, classifier: PictureClassifier | None
-) -> dict[str, str | None]:
+def hashes_of(inputs: Inputs) -> dict[str, str | None]:
     """sha256 of the configuration and of what made and judged the pictures, of CLIP's image tower the weights alone.
 
-    model: the stage B checkpoint. None: not there, or stage B's record does not say.
+    None: not there, or the system's record does not say.
     """
+    config = json.dumps(run_config(inputs.cfg, "batch_size"), sort_keys=True)
     return {
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        "base_sha256": model["base"]["sha256"],
-        "stage_a_sha256": model.get("run", {}).get("stage_a_sha256"),
-        "clip_sha256": fingerprint(clip.fingerprint_parts()[0]),
-        "classifier_sha256": classifier and classifier.sha256,
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        **inputs.generator.about().hashes,
+        "clip_sha256": fingerprint(inputs.clip.fingerprint_parts()[0]),
+        "classifier_sha256": inputs.classifier and inputs.classifier.sha256,
     }
 
 
@@ -119,3 +122,42 @@ def about_trials(trials: dict[str, Trials], opened_at: str) -> dict:
     design = (test.info.get("control") or {}).get("design") or design_from(label.numpy()[order], onset, tape[order])
     facts = {"commit": commit(), "split": test.info["split"] | split, "design": list(design)}
     return {k: test.info.get(k) for k in known} | facts
+
+
+def agreement(arrays: dict[str, Tensor], classifier: PictureClassifier | None, test: Trials) -> float | None:
+    """Share of the truths in which the classifier sees the data set's class; the published score trusts it instead."""
+    if "truth.logits" not in arrays:
+        return None
+    true_class = classifier.index_of(test.wnids)[test.label]
+    return float((arrays["truth.logits"].argmax(1) == true_class).double().mean())
+
+
+def write_record(folder: Path, inputs: Inputs, sampled: Sampled, baselines: Baselines) -> dict:
+    """Write trials.csv and arrays.safetensors; returns the `run` part of metrics.json, without hashes of files."""
+    cfg, test, classifier = inputs.cfg, inputs.test, inputs.classifier
+    arrays = sampled.arrays | baselines.arrays
+    logits = arrays.get("real.logits")
+    write_trials(folder / "trials.csv", test, classifier, sampled.seeds, logits, baselines.gap)
+    content = {name: values.contiguous() for name, values in arrays.items()}
+    checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
+    facts = {
+        "name": cfg.name,
+        "n": len(test),
+        "samples": cfg.num_samples,
+        "config": identity(cfg),
+        "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
+        "hashes": hashes_of(inputs),
+        "controls": {"asked": cfg.controls, "cost": sampled.cost, "seconds": sampled.seconds},
+        "classifier": classifier and classifier.name,
+        "classifier_agrees": agreement(arrays, classifier, test),
+        "notes": inputs.notes + sampled.notes,
+        "licences": dict(inputs.generator.about().licences),
+    }
+    return about_trials(inputs.trials, inputs.opened_at) | machine(inputs.device) | facts
+
+
+def score(folder: Path, inputs: Inputs, sampled: Sampled, baselines: Baselines, hashes: dict, started: float) -> dict:
+    """The third call of stage C: the record of the run, then all scores; writes and returns metrics.json."""
+    run = write_record(folder, inputs, sampled, baselines)
+    run |= {"hashes": run["hashes"] | hashes, "seconds": round(time.time() - started, 1)}
+    return write_metrics(folder, run, run["device"], root=inputs.cfg.root_path)

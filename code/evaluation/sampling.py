@@ -3,8 +3,11 @@
 Shapes: N trials, S pictures a trial, C electrodes, T time points, H x W pixels.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.stimuli import image_path
+from evaluation.controls import cost, plan_controls
+from evaluation.features import network_arrays
+from evaluation.folder import picture_path, place, places
+from evaluation.inputs import Inputs
 from runtime import draws, ranks
 from runtime.pictures import image_tensor, load_image, readable, to_uint8, write_picture
-
-
-def picture_path(folder: Path, i: int, k: int) -> Path:
-    """`test{i}-{k}.png`: k = 0 is the truth of trial i, 1..S its pictures."""
-    return folder / f"test{i}-{k}.png"
+from runtime.sampling import Sampling
+from vision.cache import clip_embeddings
+from vision.classifier import describe
 
 
 def picture_seeds(seed: int, position: Tensor, num_samples: int) -> Tensor:
@@ -61,26 +66,26 @@ def generate_missing(
 
 
 def draw(
-    folder: Path, generate: Callable[[Tensor, Tensor], Tensor], eeg: Tensor, seeds: Tensor, batch_size: int,
-    see: Callable[[list[Path]], dict[str, Tensor]], name: str,
+    folder: Path, generate: Callable[[Tensor, Tensor], Tensor], given: Tensor, seeds: Tensor, batch_size: int,
+    look: Callable[[list[Path]], dict[str, Tensor]], name: str,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Write what is missing of the pictures (see `generate_missing`); the first process then looks at all of them.
 
     Args:
-        see: paths (n,) -> arrays (n, ...) by name.
+        look: paths (n,) -> arrays (n, ...) by name.
 
     Returns:
         `<name>.<what>`, each (N, S, ...); nothing on other processes than the first.
     """
-    generate_missing(folder, generate, eeg, seeds, batch_size)
+    generate_missing(folder, generate, given, seeds, batch_size)
     if not ranks.lead():
         return {}
     paths = [picture_path(folder, i, k + 1) for i in range(len(seeds)) for k in range(seeds.shape[1])]
-    return {f"{name}.{what}": values.unflatten(0, seeds.shape) for what, values in see(paths).items()}
+    return {f"{name}.{array}": values.unflatten(0, seeds.shape) for array, values in look(paths).items()}
 
 
-def show(
-    folder: Path, root: Path, names: list[str], size: int, see: Callable, embed: Callable[..., Tensor]
+def write_truths(
+    folder: Path, root: Path, names: list[str], size: int, look: Callable, embed: Callable[..., Tensor]
 ) -> dict[str, Tensor]:
     """Write each trial's image as its picture 0, at the size of the generated ones.
 
@@ -88,7 +93,7 @@ def show(
         root: folder of the images.
         names: (N,) image stem of each trial.
         size: pixels.
-        see: as in `draw`.
+        look: as in `draw`.
         embed: paths -> CLIP embeddings (n, D) of the original files.
 
     Returns:
@@ -99,5 +104,51 @@ def show(
     truth = [to_uint8(image_tensor(load_image(file), size)[None])[0] for file in files]
     for i, k in enumerate(row):
         write_picture(picture_path(folder, i, 0), truth[k])
-    seen = see([picture_path(folder, i, 0) for i in first]) | {"clip": embed(paths=files)}
-    return {f"truth.{what}": values[row] for what, values in seen.items()}
+    seen = look([picture_path(folder, i, 0) for i in first]) | {"clip": embed(paths=files)}
+    return {f"truth.{array}": values[row] for array, values in seen.items()}
+
+
+@dataclass
+class Sampled:
+    """The pictures of a run, as the frozen networks see them."""
+
+    seeds: Tensor  # (N, S)
+    arrays: dict[str, Tensor]  # as `evaluation/folder.py` lists them
+    notes: list[str]  # on controls that cannot be had
+    cost: str
+    seconds: dict[str, float]  # that each control took
+
+
+def sample_and_look(inputs: Inputs, folder: Path) -> Sampled | None:
+    """Pictures of every test trial and of its controls, written and looked at; None on all processes but the first."""
+    cfg, test, generator = inputs.cfg, inputs.test, inputs.generator
+    seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
+    sampling = Sampling.of(cfg, batch=seeds.numel())  # all that `draw` asks for at once
+    controls, notes = plan_controls(
+        cfg.controls, inputs.trials, generator, sampling, inputs.clip, inputs.classifier, inputs.paths.imagenet,
+        inputs.paths.cache, cfg.seed,
+    )  # fmt: skip
+    batch_size = cfg.batch_size or generator.fitting_batch(sampling)  # only now: ceilings may hold a second UNet
+    price = cost(len(test), cfg.num_samples, controls, sampling)
+    print(*notes, price, sep="\n")
+
+    look = partial(describe, classifier=inputs.classifier, embed_images=inputs.clip.embed_images)
+    from_eeg = partial(generator.generate, sampling=sampling)
+    arrays = draw(folder / "samples", from_eeg, test.eeg, seeds, batch_size, look, "real")
+    arrays["real.embedding"] = generator.embed(test.eeg)
+    seconds = {}
+    for name, control in controls.items():
+        begun = time.time()
+        arrays |= draw(place(folder, name), control.draw, control.given, seeds[:, :1], batch_size, look, name)
+        if name.endswith("_eeg"):
+            arrays[f"{name}.embedding"] = generator.embed(control.given)
+        seconds[name] = round(time.time() - begun, 1)
+    if not ranks.lead():
+        return None
+    if inputs.image_known:
+        # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
+        embed = partial(clip_embeddings, inputs.paths.cache, inputs.clip, open_image=load_image)
+        size = generator.about().img_size
+        arrays |= write_truths(folder / "samples", inputs.paths.imagenet, test.names, size, look, embed)
+        arrays |= network_arrays(cfg.root_path, places(folder, controls), test.names, str(inputs.device))
+    return Sampled(seeds, arrays, notes, price, seconds)

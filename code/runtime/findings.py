@@ -6,7 +6,7 @@ problem; a dry run and the doctor go on, so that one call names all of them.
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +31,9 @@ class Finding:
 class Findings:
     """Opens inputs and keeps what each shows; with `keep_going` a UserError becomes a finding instead of the end."""
 
-    def __init__(self, keep_going: bool = False) -> None:
-        self.keep_going = keep_going
+    def __init__(self, keep_going: bool = False, later: Collection[str] = ()) -> None:
+        """later: subjects whose files an earlier stage will make, so that they may be missing."""
+        self.keep_going, self.later = keep_going, later
         self.findings: list[Finding] = []
 
     @property
@@ -66,6 +67,19 @@ class Findings:
         self.add(subject, OK, message, paths)
         return value
 
+    def comes_later(self, subject: str, path: Path) -> bool:
+        """Whether `path` is missing and an earlier stage will make it; then kept as a finding."""
+        if later := subject in self.later and not path.exists():
+            self.add(subject, LATER, f"{path}: the stage before puts it there")
+        return later
+
     def lines(self) -> list[str]:
         """A line each, for the terminal."""
         return [f"  {finding.state:5}  {finding.subject}: {finding.message}" for finding in self.findings]
+
+    def report(self, stage: str) -> int:
+        """Print all findings and whether the stage can start; the exit status of a dry run, 0 or 1."""
+        wrong = sum(finding.state == WRONG for finding in self.findings)
+        end = "can start" if self.ready else f"cannot start: {wrong} of {len(self.findings)} are WRONG"
+        print(*self.lines(), f"stage {stage} {end}", sep="\n")
+        return int(not self.ready)

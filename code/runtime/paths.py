@@ -20,7 +20,12 @@ def file_or_name(root_path: str, value: str) -> Path | str:
 def in_place(cfg: Any, wanted: dict[str, tuple[str, str]]) -> dict[str, Path]:
     """Where inputs lie, by setting; `wanted`: what each is and its value. UserError names all that is missing."""
     paths = {name: under_root(cfg.root_path, value) for name, (_, value) in wanted.items()}
-    missing = [f"{what} {paths[name]} ({name}=)" for name, (what, _) in wanted.items() if not paths[name].exists()]
+    all_there({name: (subject, paths[name]) for name, (subject, _) in wanted.items()})
+    return paths
+
+
+def all_there(wanted: dict[str, tuple[str, Path]]) -> None:
+    """Raise UserError that names all files that are missing; by setting, what each is and where it should lie."""
+    missing = [f"{subject} {path} ({name}=)" for name, (subject, path) in wanted.items() if not path.exists()]
     if missing:
         raise UserError(f"missing: {'; '.join(missing)}; see datasets/README.md and pretrains/README.md")
-    return paths

@@ -22,3 +22,6 @@ class Sampling:
     def calls(self) -> int:
         """Forward passes of the denoiser for one picture: PLMS starts with one more, guidance doubles all."""
         return (self.steps + (self.sampler == "plms")) * (1 if self.guidance == 1 else 2)
+
+
+PAPER = Sampling()  # the default where a caller names none

@@ -10,9 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_stage_c import run, write_world
 
-import evaluation.sampling as samples
+from dc_ldm.ceilings import ceilings
 from evaluation import controls
 from runtime.errors import UserError
+from runtime.pictures import read_pictures
+from runtime.sampling import Sampling
+from runtime.system import Drawing, Shown
 
 
 def test_gaussian_eeg_matches_each_channel_and_no_trial():
@@ -103,11 +106,10 @@ def test_kinds():
 
 
 def test_the_cost_counts_every_forward():
-    plan = {"a": controls.Control(None, None), "b": controls.Control(None, None, sampled=False)}
-    settings = {"steps": 250, "sampler": "plms", "guidance": 1.0}
-    words = controls.cost(10, 5, plan, settings)
+    plan = {"a": Drawing(None, None), "b": Drawing(None, None, sampled=False)}
+    words = controls.cost(10, 5, plan, Sampling())
     assert "50 pictures from EEG and 20 of 2 controls, 15060 UNet forwards (2510" in words
-    assert "2400 UNet forwards" in controls.cost(10, 5, plan, {"steps": 20, "sampler": "ddim", "guidance": 3.0})
+    assert "2400 UNet forwards" in controls.cost(10, 5, plan, Sampling("ddim", 20, 3.0))
 
 
 def test_all_controls_go_through_the_same_scores(monkeypatch, capsys, tmp_path):
@@ -115,13 +117,13 @@ def test_all_controls_go_through_the_same_scores(monkeypatch, capsys, tmp_path):
     world = write_world(tmp_path)
     path = world / "datasets" / "block_splits_by_image_single.pth"
     folder = run(monkeypatch, world, controls="all", num_samples=1)
-    assert path.is_file() and "8 pictures from EEG and 88 of 11 controls" in capsys.readouterr().out
+    assert path.is_file() and "8 pictures from EEG and 96 of 12 controls" in capsys.readouterr().out
     metrics, arrays = json.loads((folder / "metrics.json").read_text()), load_file(folder / "arrays.safetensors")
     pictures = {
-        place.name: samples.read_pictures([place / f"test{i}-1.png" for i in range(8)]).float()
+        place.name: read_pictures([place / f"test{i}-1.png" for i in range(8)]).float()
         for place in (folder / "controls").iterdir()
     }
-    assert set(metrics["controls"]) == {*pictures, "class_prior"} and len(pictures) == 11
+    assert set(metrics["controls"]) == {*pictures, "class_prior"} and len(pictures) == 12
     page = (folder / "index.html").read_text()
     for name in pictures:
         assert {"5_way_top1", "two_way_mse", "two_way_clip"} <= set(metrics["controls"][name])
@@ -134,7 +136,7 @@ def test_all_controls_go_through_the_same_scores(monkeypatch, capsys, tmp_path):
     label = np.array([row.split(",")[3] for row in (folder / "trials.csv").read_text().splitlines()[1:]])
     assert metrics["baselines"]["time_only"]["class_accuracy"]["n"] == 8 and len(set(label)) > 1
     assert metrics["run"]["split"]["opened_at"].startswith("20") and "commit" in metrics["run"]
-    truth = samples.read_pictures([folder / "samples" / f"test{i}-0.png" for i in range(8)]).float()
+    truth = read_pictures([folder / "samples" / f"test{i}-0.png" for i in range(8)]).float()
     assert (pictures["vae_round_trip"] - truth).abs().mean() > 0 and pictures["vae_round_trip"].shape == truth.shape
 
 
@@ -142,17 +144,23 @@ def test_training_pictures_that_cannot_be_read_are_named(tmp_path):
     paths = [tmp_path / f"n01_{i}.JPEG" for i in range(3)]
     for path in paths[:2]:
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    assert controls.mean_of([*paths[:2], *paths[:2]]) == (paths[:2], [])
+    assert controls.readable_pictures([*paths[:2], *paths[:2]]) == (paths[:2], [])
     paths[1].write_bytes(paths[1].read_bytes()[:40])
-    kept, said = controls.mean_of(paths)
-    assert kept == paths[:1] and said == [
-        "mean_image is the mean of the others: 2 of 3 training pictures cannot be read (n01_1, n01_2)."
+    kept, notes = controls.readable_pictures(paths)
+    assert kept == paths[:1] and notes == [
+        "The retrieval baseline and mean_image are of the others: 2 of 3 training pictures cannot be read "
+        "(n01_1, n01_2)."
     ]
-    kept, said = controls.mean_of(paths[1:])
-    assert kept == [] and said[0].startswith("mean_image is left out: 2 of 2") and controls.mean_of([]) == ([], [])
+    kept, notes = controls.readable_pictures(paths[1:])
+    assert kept == [] and "left out: 2 of 2" in notes[0] and controls.readable_pictures([]) == ([], [])
 
 
-def test_without_a_training_picture_there_is_no_mean(tmp_path):
-    nothing = SimpleNamespace(no_context=torch.zeros(2, 3), from_context=print)
-    truth = [tmp_path / "n01_0.JPEG"] * 2
-    assert list(controls.without_eeg(nothing, {}, 8, 2, truth, [])) == ["zero_condition", "grey", "vae_round_trip"]
+def test_without_a_training_picture_there_is_no_mean():
+    assert list(controls.without_eeg(2, 8, [])) == ["grey"]
+
+
+def test_a_system_draws_only_the_ceilings_that_it_is_told_enough_for(tmp_path):
+    nothing = SimpleNamespace(no_context=torch.zeros(2, 3), from_context=print, text_states=None, base_folder=None)
+    shown = Shown(torch.zeros(2, dtype=torch.int64), [tmp_path / "n01_0.JPEG"] * 2, ["house"], torch.zeros(2))
+    assert list(ceilings(nothing, shown, Sampling())) == ["zero_condition", "vae_round_trip"]
+    assert list(ceilings(nothing, Shown(shown.label), Sampling())) == ["zero_condition"]

@@ -22,8 +22,9 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from runtime.devices import pick_precision
+from runtime.devices import pick_dtype
 from runtime.draws import Batch
+from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
 
@@ -42,14 +43,13 @@ def one_share(n: int, step: int) -> Batch:
 
 def mixed_precision() -> torch.autocast:
     """bfloat16 where training takes it on this CPU, else single precision."""
-    bf16 = pick_precision("auto", torch.device("cpu")) == "bf16-mixed"
-    return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    return torch.autocast("cpu", torch.bfloat16, enabled=pick_dtype("auto", "cpu") == torch.bfloat16)
 
 
 def train_step(module, optimizer: torch.optim.Optimizer, item: tuple) -> float:
     """One optimizer step; the loss."""
     with mixed_precision():
-        loss = module.training_step(item, 0)
+        loss = module(*item)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -94,7 +94,7 @@ def picture() -> dict:
     parts = [random_weights(build).eval() for build in (paper_conditioner, UNet, AutoencoderKL)]
     generator = EEGImageGenerator(*parts, sd_alphas_cumprod(), NO_CONTEXT, LATENT)
     with mixed_precision():
-        image = generator.generate(torch.randn(1, 128, 512), torch.tensor([7]), steps=20, sampler="dpm_solver")
+        image = generator.generate(torch.randn(1, 128, 512), torch.tensor([7]), Sampling("dpm_solver", 20))
     return {"shape": list(image.shape), "type": str(image.dtype), "grey_levels": len(image.unique())}
 
 

@@ -17,6 +17,7 @@ from dc_ldm.models.samplers import ddim
 from runtime import checkpoints, devices, draws
 from runtime.errors import UserError
 from runtime.pictures import save_grid, to_uint8
+from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 SEEDS = torch.tensor([11, 22, 33, 44, 55])
@@ -46,6 +47,10 @@ def eeg() -> torch.Tensor:
     return torch.randn(5, 8, 64, generator=torch.Generator().manual_seed(5))
 
 
+def ask(sampler: str = "plms", steps: int = 4, guidance: float = 1.0, batch: int = 0) -> Sampling:
+    return Sampling(sampler, steps, guidance, batch)
+
+
 def apart(one: torch.Tensor, two: torch.Tensor) -> int:
     """Largest difference of two uint8 pictures."""
     return int((one.int() - two.int()).abs().max())
@@ -54,26 +59,26 @@ def apart(one: torch.Tensor, two: torch.Tensor) -> int:
 @pytest.mark.parametrize("sampler", ["plms", "ddim", "dpm_solver"])
 def test_picture_depends_on_eeg_and_seed_not_on_its_batch(generator, eeg, sampler):
     settings = {"steps": 4, "sampler": sampler}
-    together = generator.generate(eeg, SEEDS, batch_size=5, **settings)
+    together = generator.generate(eeg, SEEDS, ask(batch=5, **settings))
     assert together.shape == (5, 32, 32, 3) and together.dtype == torch.uint8
-    assert apart(generator.generate(eeg, SEEDS, batch_size=2, **settings), together) <= 1
-    backwards = generator.generate(eeg.flip(0), SEEDS.flip(0), batch_size=3, **settings)
+    assert apart(generator.generate(eeg, SEEDS, ask(batch=2, **settings)), together) <= 1
+    backwards = generator.generate(eeg.flip(0), SEEDS.flip(0), ask(batch=3, **settings))
     assert apart(backwards.flip(0), together) <= 1
-    assert apart(generator.generate(eeg, SEEDS + 1, batch_size=5, **settings), together) > 1
+    assert apart(generator.generate(eeg, SEEDS + 1, ask(batch=5, **settings)), together) > 1
 
 
 def test_picture_follows_the_eeg(generator, eeg):
     same = eeg[:1].expand(5, -1, -1)
     one, other = (generator.encode(x)[0] for x in (eeg, same))
     assert not torch.allclose(one[1], other[1], atol=1e-4)
-    alike = generator.generate(same, SEEDS[:1].expand(5), 4)
+    alike = generator.generate(same, SEEDS[:1].expand(5), ask())
     assert apart(alike[:1], alike[4:]) <= 1
 
 
 def test_several_seeds_a_trial_are_the_trial_repeated(generator, eeg):
     seeds = torch.arange(15).view(5, 3)
-    several = generator.generate(eeg, seeds, 4)
-    repeated = generator.generate(eeg.repeat_interleave(3, 0), seeds.flatten(), 4)
+    several = generator.generate(eeg, seeds, ask())
+    repeated = generator.generate(eeg.repeat_interleave(3, 0), seeds.flatten(), ask())
     assert several.shape == (5, 3, 32, 32, 3)
     assert apart(several.flatten(0, 1), repeated) <= 1
 
@@ -85,13 +90,13 @@ def test_embedding_is_the_clip_head_and_needs_no_batch(generator, eeg):
 
 
 def test_guidance_mixes_with_the_zero_condition(generator, eeg, monkeypatch):
-    plain = generator.generate(eeg, SEEDS, 4)
-    assert apart(generator.generate(eeg, SEEDS, 4, guidance=3.0), plain) > 1
-    unconditional = generator.generate(eeg, SEEDS, 4, guidance=0.0)
-    assert apart(generator.generate(eeg.flip(0), SEEDS, 4, guidance=0.0), unconditional) == 0
+    plain = generator.generate(eeg, SEEDS, ask())
+    assert apart(generator.generate(eeg, SEEDS, ask(guidance=3.0)), plain) > 1
+    unconditional = generator.generate(eeg, SEEDS, ask(guidance=0.0))
+    assert apart(generator.generate(eeg.flip(0), SEEDS, ask(guidance=0.0)), unconditional) == 0
     monkeypatch.setattr(generator, "guidable", False)
     with pytest.raises(UserError, match="cond_drop"):
-        generator.generate(eeg, SEEDS, 4, guidance=3.0)
+        generator.generate(eeg, SEEDS, ask(guidance=3.0))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -116,7 +121,7 @@ def test_what_is_constant_is_computed_once_and_changes_nothing(generator, eeg, g
             calls[name] += 1
 
         hooks.append(getattr(first, name).to_k.register_forward_hook(count))
-    found = generator.generate(eeg, SEEDS, 5, "ddim", guidance, batch_size=5)
+    found = generator.generate(eeg, SEEDS, ask("ddim", 5, guidance, 5))
     for hook in hooks:
         hook.remove()
     assert apart(found, wanted) <= 1
@@ -127,11 +132,11 @@ def test_half_precision_shows_little_and_leaves_embeddings_alone(world, generato
     half = load(world, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and next(half.conditioner.parameters()).dtype == torch.float32
     assert torch.equal(half.embed(eeg), generator.embed(eeg))
-    one, other = (g.generate(eeg, SEEDS, 10, "dpm_solver", 3.0, batch_size=5) for g in (generator, half))
+    one, other = (g.generate(eeg, SEEDS, ask("dpm_solver", 10, 3.0, 5)) for g in (generator, half))
     error = (one.float() - other.float()).square().mean()
     spread = one.float().var()
     assert 0 < error < 0.01 * spread
-    assert torch.equal(half.generate(eeg, SEEDS, 10, "dpm_solver", 3.0, batch_size=5), other)
+    assert torch.equal(half.generate(eeg, SEEDS, ask("dpm_solver", 10, 3.0, 5)), other)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -139,13 +144,14 @@ def test_batch_is_what_fits_in_the_memory(generator, monkeypatch, guidance):
     found = {}
     for free in (0, 2e5, 2e6, 8e6, 1e12, float("inf")):
         monkeypatch.setattr(dc_ldm.generator, "free_memory", lambda device, free=free: free)
-        n = found[free] = generator.fitting_batch(guidance)
+        n = found[free] = generator.fitting_batch(ask(guidance=guidance))
         assert n == 1 or generator.memory(n, guidance) <= 0.9 * free
         assert n == 512 or generator.memory(n + 1, guidance) > 0.9 * free
     assert found[0] == 1 and found[1e12] == found[float("inf")] == 512  # 2^13 latent pixels in latents of 4 x 4
     assert 1 < found[2e6] < found[8e6] < 512
     assert generator.memory(8, 3.0) > generator.memory(8, 1.0)
-    assert generator.fitting_batch(guidance, torch.device("cuda")) == 8192
+    monkeypatch.setattr(type(generator), "device", torch.device("cuda"))
+    assert generator.fitting_batch(ask(guidance=guidance)) == 8192
 
 
 def test_a_round_trip_is_made_in_parts_too(generator, monkeypatch):
@@ -170,7 +176,7 @@ def test_a_batch_that_is_too_large_is_named_with_one_that_is_not(generator, eeg,
 
     monkeypatch.setattr(generator, "_sample", full)
     with pytest.raises(UserError, match=said):
-        generator.generate(eeg, SEEDS, 4, batch_size=n)
+        generator.generate(eeg, SEEDS, ask(batch=n))
 
 
 def test_pixels_are_truncated_not_rounded():
@@ -186,12 +192,12 @@ def test_wrong_requests_are_refused(generator, eeg):
         ({"eeg": eeg[:, :4]}, r"\(5, 4, 64\)"),
         ({"eeg": eeg[:, :, :60]}, r"\(5, 8, 60\)"),
         ({"seeds": SEEDS[:3]}, "3 seeds for 5 trials"),
-        ({"sampler": "euler"}, "plms, ddim, dpm_solver"),
-        ({"steps": 300}, "250"),
+        ({"sampling": ask("euler")}, "plms, ddim, dpm_solver"),
+        ({"sampling": ask(steps=300)}, "250"),
     ]
     for changed, said in cases:
         with pytest.raises(UserError, match=said):
-            generator.generate(**({"eeg": eeg, "seeds": SEEDS, "steps": 4} | changed))
+            generator.generate(**({"eeg": eeg, "seeds": SEEDS, "sampling": ask()} | changed))
 
 
 def test_checkpoints_that_do_not_fit_are_refused(world, tmp_path):
@@ -232,7 +238,7 @@ def test_a_notebook_needs_the_checkpoint_alone(world, generator, eeg, tmp_path):
     save_file({name: value + 1 for name, value in state.items()}, other / "v1-5-pruned.safetensors")
     found = generate.load_generator(world / "pretrains/generation/tiny.pth", device="cpu", precision="32")
     assert torch.equal(found.embed(eeg), generator.embed(eeg))
-    assert apart(found.generate(eeg, SEEDS, steps=4), generator.generate(eeg, SEEDS, steps=4)) == 0
+    assert apart(found.generate(eeg, SEEDS, ask()), generator.generate(eeg, SEEDS, ask())) == 0
     alone = shutil.copy(world / "pretrains/generation/tiny.pth", tmp_path / "tiny.pth")
     with pytest.raises(UserError, match="set pretrain_gm_path"), pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

@@ -29,6 +29,7 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.published import base_sizes, encoder_sizes, read_stage_a, read_stage_b
 from runtime.errors import UserError
+from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG, encoder_state
 
 PREFIXES = {"conditioner": "cond_stage_model.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
@@ -64,7 +65,7 @@ def test_published_generation_checkpoint_gives_all_its_parts(tmp_path, monkeypat
     assert torch.equal(generator.no_context, torch.zeros(77, 16))
     assert generator.conditioner.mae.blocks[0].attn.num_heads == 2
     eeg = torch.randn(2, 8, 64)
-    assert generator.generate(eeg, torch.tensor([1, 2]), steps=2).shape == (2, SIZE, SIZE, 3)
+    assert generator.generate(eeg, torch.tensor([1, 2]), Sampling(steps=2)).shape == (2, SIZE, SIZE, 3)
     content = read_stage_b(path, tmp_path)
     assert content["input"]["scale"] == 1.0 and content["config"]["encoder"] == ENCODER
 

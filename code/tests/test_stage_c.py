@@ -13,7 +13,6 @@ from test_scorers import write_classifier
 from tiny_diffusion import MAE, SIZE, stage_b_arguments
 from two_processes import launch
 
-import evaluation.record as eval_report
 import evaluation.sampling as samples
 import gen_eval_eeg
 from data.stimuli import image_path
@@ -21,9 +20,13 @@ from dataset import Trials
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.modules.conditioner import EEGConditioner
+from evaluation.baselines import baselines
+from evaluation.folder import picture_path
+from evaluation.inputs import Paths, refuse_trained, same_trials
 from runtime import checkpoints
 from runtime.errors import UserError, cli
-from runtime.pictures import image_tensor, load_image
+from runtime.pictures import image_tensor, load_image, read_pictures
+from runtime.system import About
 from sc_mbm.mae_for_eeg import EEGEncoder
 
 TEST_TRIALS = 8
@@ -106,7 +109,7 @@ def test_every_promised_file_is_there(evaluated):
 def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     assert {"5_way_top1", "class_accuracy", "two_way_mse", "retrieval_top1"} <= set(metrics["scores"])
-    assert set(metrics["controls"]) == {"gaussian_eeg", "other_trials_eeg", "class_prior"}
+    assert set(metrics["controls"]) == {"gaussian_eeg", "other_trials_eeg", "nearest_training_picture", "class_prior"}
     assert 0 <= metrics["baselines"]["lda"]["class_accuracy"]["value"] <= 1
     assert metrics["run"]["split"]["scored"] == "test" and "train" in metrics["run"]["split"]["opened"]
     assert metrics["run"]["split"]["shared"]["train/test"]["identical"] == 0
@@ -117,7 +120,7 @@ def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
         assert len(card["hashes"][f"{hashed}_sha256"]) == 64, hashed
     assert (card["n"], card["samples"], card["seeds"]["run"], card["device"]) == (TEST_TRIALS, 2, 2022, "cpu")
     assert card["controls"]["asked"] == "basic" and set(card["controls"]["seconds"]) == {
-        "gaussian_eeg", "other_trials_eeg",
+        "gaussian_eeg", "other_trials_eeg", "nearest_training_picture",
     }  # fmt: skip
     assert "UNet forwards" in card["controls"]["cost"] and {"band", "commit", "machine", "seconds"} <= set(card)
     assert metrics["run"]["hashes"]["model_sha256"] == checkpoints.sha256(
@@ -128,7 +131,7 @@ def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
 def test_truth_is_the_image_at_the_generators_size(world, evaluated):
     row = (evaluated / "trials.csv").read_text().splitlines()[1].split(",")
     truth = image_tensor(load_image(image_path(world / "datasets/imageNet_images", row[7])), SIZE)
-    shown = samples.read_pictures([evaluated / "samples" / "test0-0.png"])[0]
+    shown = read_pictures([evaluated / "samples" / "test0-0.png"])[0]
     assert np.abs(shown.permute(2, 0, 1).float() / 127.5 - 1 - truth).max() <= 1 / 127.5 + 1e-5
 
 
@@ -144,7 +147,7 @@ def test_powers_name_what_drifts_and_evoked_means_do_not():
         )
         for part in (slice(0, None, 2), slice(1, None, 2))
     )  # fmt: skip
-    found, _ = eval_report.baselines(train, test)
+    found = baselines(train, test).arrays
     means, power = (float(found[f"baseline.{name}"].mean()) for name in ("lda", "lda_power"))
     assert means < 0.4 and power > 0.6
 
@@ -201,7 +204,7 @@ def test_a_picture_that_cannot_be_written_stops_the_run_and_the_others_stay(monk
     assert made == [[0, 1], [2, 3], [4, 5]]  # the batch that was under way when the disk was full is the last
     monkeypatch.undo()
     samples.generate_missing(tmp_path, generate, eeg, seeds, 2)
-    written = samples.read_pictures([samples.picture_path(tmp_path, i, 1) for i in range(8)])
+    written = read_pictures([picture_path(tmp_path, i, 1) for i in range(8)])
     assert written[:, 0, 0, 0].tolist() == list(range(8))
     assert made[3][0] == 3  # what was whole is not made again
 
@@ -214,8 +217,8 @@ def test_pictures_that_are_too_few_are_not_lost_silently(tmp_path):
 
 
 def test_half_precision_and_a_batch_fitted_once_the_controls_models_are_there(monkeypatch, world, evaluated):
-    order, plan, fitting = [], gen_eval_eeg.plan, EEGImageGenerator.fitting_batch
-    monkeypatch.setattr(gen_eval_eeg, "plan", lambda *a: order.append("plan") or plan(*a))
+    order, plan, fitting = [], samples.plan_controls, EEGImageGenerator.fitting_batch
+    monkeypatch.setattr(samples, "plan_controls", lambda *a: order.append("plan") or plan(*a))
     monkeypatch.setattr(EEGImageGenerator, "fitting_batch", lambda *a: order.append("batch") or fitting(*a))
     model = "pretrains/generation/tiny.pth"
     folder = run(monkeypatch, world, name="half", model_path=model, batch_size=0, precision="bf16")
@@ -223,7 +226,7 @@ def test_half_precision_and_a_batch_fitted_once_the_controls_models_are_there(mo
     metrics, exact = (json.loads((f / "metrics.json").read_text()) for f in (folder, evaluated))
     assert metrics["run"]["config"]["precision"] == "bf16" and metrics["scores"].keys() == exact["scores"].keys()
     names = [f"{part}-1.png" for part in ("samples/test0", "samples/test7", "controls/gaussian_eeg/test3")]
-    half, full = (samples.read_pictures([where / name for name in names]).float() for where in (folder, evaluated))
+    half, full = (read_pictures([where / name for name in names]).float() for where in (folder, evaluated))
     assert 0 < (half - full).square().mean() < 0.01 * full.var()
 
 
@@ -235,7 +238,7 @@ def test_two_processes_share_the_pictures_and_score_once(world, evaluated):
     names = {path.relative_to(evaluated) for path in evaluated.rglob("*") if path.is_file()}
     assert names == {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     pictures = sorted(name for name in names if name.name.startswith("test"))
-    one, two = (samples.read_pictures([where / name for name in pictures]).int() for where in (evaluated, folder))
+    one, two = (read_pictures([where / name for name in pictures]).int() for where in (evaluated, folder))
     assert (one - two).abs().max() <= 1
     scores = [json.loads((f / "metrics.json").read_text())["scores"] for f in (evaluated, folder)]
     assert scores[0].keys() == scores[1].keys()
@@ -318,23 +321,25 @@ def test_trials_that_stage_b_knows_are_never_tested():
         torch.zeros(3, 1, 4), one, one, one, torch.tensor([7, 8, 9]), None, None, ["n1_1"] * 3, ["n1"],
         {"split": {"eeg_sha256": "a"}},
     )  # fmt: skip
-    paths = {"model_path": "model.pth", "splits_path": "splits.pth"}
+    paths = Paths("model.pth", "eeg.pth", "splits.pth", None, "", "", "", "")
+
+    def refuse(training: dict) -> list[str]:
+        return refuse_trained(test, About("model.pth", 64, training=training), paths)
+
     run = {"split": {"eeg_sha256": "a"}, "positions": {"train": [1, 2], "val": [3]}}
-    assert gen_eval_eeg.refuse_trained(test, {"run": run}, paths) == []
-    assert "does not say" in gen_eval_eeg.refuse_trained(test, {"run": {}}, paths)[0]
+    assert refuse(run) == []
+    assert "does not say" in refuse({})[0]
     with pytest.raises(UserError, match="trained or selected on 2 of the 3 test trials of splits.pth"):
-        gen_eval_eeg.refuse_trained(test, {"run": run | {"positions": {"train": [1, 7], "val": [9]}}}, paths)
-    other = {"run": run | {"split": {"eeg_sha256": "b"}, "positions": {"train": [7]}}}
-    (said,) = gen_eval_eeg.refuse_trained(test, other, paths)  # positions in another file say nothing
-    assert "another file" in said
+        refuse(run | {"positions": {"train": [1, 7], "val": [9]}})
+    (message,) = refuse(run | {"split": {"eeg_sha256": "b"}, "positions": {"train": [7]}})
+    assert "another file" in message  # positions in another file say nothing
     for known, words in ((None, "does not say that it saw none"), ("others' recordings", "others' recordings")):
-        trained = {"run": run | {"stage_a_sha256": "a", "stage_a_excludes_test": known}}
-        assert words in gen_eval_eeg.refuse_trained(test, trained, paths)[0]
+        assert words in refuse(run | {"stage_a_sha256": "a", "stage_a_excludes_test": known})[0]
 
 
 def test_pictures_of_other_trials_are_not_gone_on_with(tmp_path):
     test = SimpleNamespace(names=["n1_1", "n1_2"], eeg=torch.zeros(2, 1, 4))
-    gen_eval_eeg.same_trials(tmp_path, test)
-    gen_eval_eeg.same_trials(tmp_path, test)
+    same_trials(tmp_path, test)
+    same_trials(tmp_path, test)
     with pytest.raises(UserError, match="begun with other trials"):
-        gen_eval_eeg.same_trials(tmp_path, SimpleNamespace(names=["n1_2", "n1_1"], eeg=test.eeg))
+        same_trials(tmp_path, SimpleNamespace(names=["n1_2", "n1_1"], eeg=test.eeg))

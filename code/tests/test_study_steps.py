@@ -11,8 +11,10 @@ from test_stage_c import arguments, write_world
 
 from commands import study_steps
 from dataset import Trials
+from evaluation.inputs import Paths
 from runtime import checkpoints
 from runtime.errors import UserError
+from runtime.system import About
 
 
 def run(monkeypatch, world, **changed):
@@ -66,20 +68,21 @@ def test_the_study_runs_on_validation_trials_and_goes_on_where_it_stopped(monkey
 
 
 def test_trials_that_the_model_learned_from_are_refused():
-    paths = {"model_path": "model.pth", "splits_path": "splits.pth"}
+    paths = Paths("model.pth", "eeg.pth", "splits.pth", None, "", "", "", "")
     two, info = torch.zeros(2, dtype=torch.int64), {"split": {"eeg_sha256": "a"}}
     place = torch.tensor([3, 4])
     trials = Trials(torch.zeros(2, 1, 4), two, two, two, place, None, None, ["n1_1"] * 2, ["n1"], info)
 
     def unseen(split, **positions):
-        return study_steps.unseen(trials, split, {"run": {"split": {"eeg_sha256": "a"}, "positions": positions}}, paths)
+        training = {"split": {"eeg_sha256": "a"}, "positions": positions}
+        return study_steps.unseen(trials, split, About("model.pth", 64, training=training), paths)
 
     assert unseen("val", train=[1, 2], val=[3, 4]) == []  # they chose the epoch, as validation trials do
     with pytest.raises(UserError, match="1 of the 2 validation trials"):
         unseen("val", train=[1, 3], val=[9])
     with pytest.raises(UserError, match="2 of the 2 test trials"):
         unseen("test", train=[1, 2], val=[3, 4])
-    assert "does not say" in study_steps.unseen(trials, "val", {}, paths)[0]
+    assert "does not say" in study_steps.unseen(trials, "val", About("model.pth", 64), paths)[0]
 
 
 def test_scores_are_named_by_the_classes_that_were_compared():

@@ -45,7 +45,7 @@ def run_stages(name: str, root: Path) -> dict:
     given = ["preset=miniature", f"name={name}", "device=cpu", f"imagenet_path={data}/imageNet_images"]
     given += [f"eeg_signals_path={data}/eeg_5_95_std.pth", f"splits_path={data}/block_splits_by_image_single.pth"]
     for script, *arguments in (
-        ("simulate_eeg.py", f"out={data}", "corpus_minutes=0", f"seed={SEEDS[name]}", *TRUTHS[name][0].split()),
+        ("run.py", "simulate_eeg", f"out={data}", "corpus_minutes=0", f"seed={SEEDS[name]}", *TRUTHS[name][0].split()),
         ("eeg_ldm.py", *given, "pretrain_mbm_path=none"),
         ("gen_eval_eeg.py", *given, "num_samples=1"),
     ):

@@ -8,12 +8,12 @@ import torch
 
 from commands.ablation.results import ALPHA, CONTROLS, Difference, Result, deciding_score, differences, scores_csv
 from commands.ablation.table import Table
-from eeg_ldm import ENCODER_SIZES
 from evaluation.page.tables import Plot, score_name, words
 from evaluation.page.templates import render
 from evaluation.page.text import percent
 from runtime.checkpoints import write_text
 from sc_mbm.mae_for_eeg import EEGEncoder
+from training_inputs import ENCODER_SIZES
 
 Compared = dict[str, Difference | str]  # by row
 Entries = dict[str, dict[str, dict | None]]  # of metrics.json by score and row

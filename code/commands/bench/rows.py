@@ -23,6 +23,7 @@ from commands.bench.sizes import unet as new_unet
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.models.autoencoder import AutoencoderKL
 from runtime.devices import compile_in_place
+from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder
 from vision.clip import FrozenCLIP
 
@@ -104,7 +105,7 @@ def sampling(size: Size, machine: Machine, compiled: bool = False, steps: int = 
         return decoder.decode(z / 0.18215).sample
 
     def mine(own: EEGImageGenerator) -> Tensor:
-        return own.from_context(condition, seeds, steps, "dpm_solver", 1.0, len(x))
+        return own.from_context(condition, seeds, Sampling("dpm_solver", steps, batch=len(x)))
 
     if not compiled:
         both = {who: partial(diffusers, network, their_vae[who]) for who, network in theirs.items()}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dc_ldm.generator import EEGImageGenerator, in_precision
+from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
@@ -65,6 +65,11 @@ class Machine(NamedTuple):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def precision(self) -> str:
+        """The stages' word for `dtype`."""
+        return "32" if self.dtype == torch.float32 else "bf16"
+
     def autocast(self) -> torch.autocast:
         """Our training's precision: weights in float32, products in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -103,7 +108,7 @@ def product(
     size: Size, machine: Machine, unet: UNet, vae: AutoencoderKL, conditioner: nn.Module | None = None
 ) -> EEGImageGenerator:
     """Our networks, placed and laid out in memory as they are for every user's pictures."""
-    placed = in_precision(Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", ""), *machine)
+    placed = Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", "").ready(*machine)
     shape, nothing = (4, size.latent, size.latent), torch.zeros(77, size.context_dim)
     return EEGImageGenerator(conditioner or nn.Identity(), *placed, sd_alphas_cumprod(), nothing, shape)
 

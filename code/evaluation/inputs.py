@@ -1,0 +1,218 @@
+"""Stage C's inputs: files, trials, the system under test, and the frozen networks that look at its pictures.
+
+Shapes: N trials.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from config import GenerateConfig
+from data.signals import read_manifest
+from data.splits import told
+from data.stimuli import leave_out_missing
+from data.trials_file import open_trial_file
+from dataset import Trials, open_trials
+from evaluation.seam import System
+from runtime import checkpoints, ranks
+from runtime.devices import pick_device, pick_dtype
+from runtime.errors import UserError
+from runtime.findings import NOTE, Findings
+from runtime.paths import all_there, file_or_name, under_root
+from runtime.runs import run_config
+from runtime.sampling import Sampling
+from runtime.system import About, EEGInput
+from vision.classifier import PictureClassifier, load_classifier
+from vision.clip import FrozenCLIP, OpenCLIP, load_clip
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the inputs lie."""
+
+    model: Path
+    eeg: Path
+    splits: Path
+    imagenet: Path | None  # None where the file says that the images shown are unknown
+    stable_diffusion: Path
+    cache: Path
+    clip: Path | str  # a folder, or a name known elsewhere
+    classifier: Path | str
+
+
+@dataclass
+class Inputs:
+    """What stage C opens before it samples."""
+
+    cfg: GenerateConfig
+    paths: Paths
+    device: torch.device
+    generator: System
+    trials: dict[str, Trials]  # "test" is scored, "train" serves baselines and the order of classes
+    opened_at: str
+    clip: FrozenCLIP | OpenCLIP
+    classifier: PictureClassifier | None
+    notes: list[str]
+
+    @property
+    def test(self) -> Trials:
+        """The trials that are scored."""
+        return self.trials["test"]
+
+    @property
+    def image_known(self) -> bool:
+        """Whether it is known which image each trial showed."""
+        return self.paths.imagenet is not None
+
+
+def paths_of(cfg: GenerateConfig) -> Paths:
+    """Where the settings say that the inputs lie."""
+    eeg = under_root(cfg.root_path, cfg.eeg_signals_path)
+    known = read_manifest(eeg.with_suffix(".json")).get("image_known", True)
+    return Paths(
+        model=under_root(cfg.root_path, cfg.model_path or f"pretrains/generation/{cfg.name}.pth"),
+        eeg=eeg,
+        splits=under_root(cfg.root_path, cfg.splits_path),
+        imagenet=under_root(cfg.root_path, cfg.imagenet_path) if known else None,
+        stable_diffusion=under_root(cfg.root_path, cfg.pretrain_gm_path),
+        cache=under_root(cfg.root_path, "datasets/cache"),
+        clip=file_or_name(cfg.root_path, cfg.clip),
+        classifier=file_or_name(cfg.root_path, cfg.classifier),
+    )
+
+
+def find_paths(cfg: GenerateConfig) -> Paths:
+    """`paths_of`, all of which are there. Raises UserError that names everything missing, in one sentence."""
+    paths = paths_of(cfg)
+    wanted = {
+        "model_path": ("stage B checkpoint", paths.model),
+        "eeg_signals_path": ("EEG of the trials", paths.eeg),
+        "splits_path": ("splits", paths.splits),
+        "imagenet_path": ("folder of the images shown", paths.imagenet),
+        "pretrain_gm_path": ("folder of Stable Diffusion", paths.stable_diffusion),
+    }
+    if paths.imagenet is None:
+        del wanted["imagenet_path"]
+    all_there(wanted)
+    return paths
+
+
+def identity(cfg: GenerateConfig) -> dict:
+    """The settings that make a run what it is, with what precision=auto means here; the batch does not count."""
+    half = pick_dtype(cfg.precision, cfg.device) == torch.bfloat16
+    return run_config(cfg, "batch_size") | {"precision": "bf16" if half else "32"}
+
+
+def input_hashes(paths: Paths) -> dict[str, str]:
+    """sha256 of the checkpoint, the splits and the EEG: other files behind the same names make another run."""
+    file = ranks.lead_first(lambda: open_trial_file(paths.eeg))
+    return {
+        "model_sha256": checkpoints.sha256(paths.model),
+        "splits_sha256": checkpoints.sha256(paths.splits),
+        "eeg_sha256": file.about["sha256"],
+    }
+
+
+def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[..., System], findings: Findings) -> Inputs:
+    """Open everything that stage C reads; here, and only here, the test split is opened.
+
+    load_generator: `generate.load_generator`, passed in because evaluation knows no system.
+
+    Raises:
+        UserError: as the loaders; EEG unlike the training's; trials that the system was trained on. With
+            `findings.keep_going` these are findings, and a field is None where that input did not open.
+    """
+    device = findings.open("device", lambda: pick_device(cfg.device), str) or torch.device("cpu")
+    clip = findings.open("CLIP", lambda: load_clip(paths.clip, device), lambda _: str(paths.clip), files_of(paths.clip))
+    classifier, absent = findings.open(
+        "classifier", lambda: load_classifier(str(paths.classifier), str(device)),
+        lambda pair: pair[1] or pair[0].name, files_of(paths.classifier),
+    ) or (None, "")  # fmt: skip
+
+    def load() -> System:
+        where = paths.model, paths.stable_diffusion
+        system = load_generator(*where, str(device), cfg.precision, clip, cfg.compile)
+        system.check(Sampling.of(cfg))
+        return system
+
+    generator = findings.open("stage B checkpoint", load, lambda system: system.about().name, [paths.model])
+    opened = findings.open(
+        "trials", lambda: ranks.lead_first(lambda: open_splits(cfg, paths, generator)),
+        lambda pair: f"{len(pair[0]['test'])} test trials", [paths.eeg, paths.splits],
+    )  # fmt: skip
+    trials, notes = opened or (None, [])
+    notes += [absent] if absent else []
+    for note in notes:
+        findings.add("trials", NOTE, note)
+    if trials:
+        print(told(trials["test"].info["split"]), *notes, f"{len(trials['test'])} test trials of {paths.eeg}", sep="\n")
+    opened_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Inputs(cfg, paths, device, generator, trials, opened_at, clip, classifier, notes)
+
+
+def files_of(where: Path | str) -> list[Path]:
+    """The files of a model's folder; none of a name known elsewhere."""
+    return sorted(path for path in Path(where).glob("*") if path.is_file()) if isinstance(where, Path) else []
+
+
+def open_splits(cfg: GenerateConfig, paths: Paths, generator: System | None) -> tuple[dict[str, Trials], list[str]]:
+    """Test and training trials, scaled as the system's training was, without those whose image is missing.
+
+    Without a system (it did not open) they are cut as for the published one. Also notes on what is left out or unknown.
+    """
+    wanted = generator.input if generator else EEGInput(n_chans=128, n_times=512)
+    trials = open_trials(
+        paths.eeg, paths.splits, cfg.subject, ("train", "test"), wanted.n_chans, wanted.n_times, wanted.scale
+    )
+    for key in ("sfreq", "window", "ch_names"):
+        there, trained = trials["test"].info[key], getattr(wanted, key)
+        if None not in (there, trained) and there != trained:
+            raise UserError(f"{paths.eeg}: {key} is {there}, but {paths.model} was trained on {trained}")
+    unsure = refuse_trained(trials["test"], generator.about(), paths) if generator else []
+    if paths.imagenet:
+        needed, notes = leave_out_missing({"test": trials["test"]}, paths.imagenet, cfg.allow_missing)
+        trials |= needed
+    else:
+        notes = ["which image was shown is unknown, so only class scores are computed"]
+    if cfg.max_items:
+        trials["test"] = trials["test"].select(range(min(cfg.max_items, len(trials["test"]))))
+        notes.append(f"max_items={cfg.max_items}: only the first {len(trials['test'])} test trials are scored")
+    return trials, notes + unsure
+
+
+def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test") -> list[str]:
+    """Raises UserError where the system was trained or selected on trials now to be tested; notes on what is unknown.
+
+    Stage A's recordings are continuous, so only their manifest can say that no test trial is among them.
+    """
+    trained, notes = about.training, []
+    if trained.get("stage_a_sha256"):
+        known = trained.get("stage_a_excludes_test")
+        notes = [
+            f"stage A and the test trials: {known or 'its manifest.json (excludes_test) does not say that it saw none'}"
+        ]
+    if "positions" not in trained:
+        return [*notes, f"{paths.model} does not say on which trials it was trained"]
+    if trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]:
+        return [*notes, f"{paths.model} was trained on another file; whether it holds these {kind} trials is unknown"]
+    both = {i for part in trained["positions"].values() for i in part} & set(test.position.tolist())
+    if both:
+        raise UserError(
+            f"{paths.model}: was trained or selected on {len(both)} of the {len(test)} {kind} trials of "
+            f"{paths.splits}; use the splits that it was trained with"
+        )
+    return notes
+
+
+def same_trials(folder: Path, test: Trials) -> None:
+    """Raises UserError where pictures in the folder were made of other trials: files or the manifest changed since."""
+    record = folder / "begun.json"
+    now = {"names": test.names, "eeg_sha256": hashlib.sha256(test.eeg.numpy().tobytes()).hexdigest()}
+    if record.is_file() and json.loads(record.read_text()) != now:
+        raise UserError(f"{folder}: was begun with other trials; take another name=, or overwrite=true")
+    checkpoints.write_text(record, json.dumps(now))
