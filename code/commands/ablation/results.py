@@ -5,7 +5,6 @@ Shapes: S seeds of training, N test trials.
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from commands.ablation.table import Job, Row
 from evaluation.folder import read_item_scores, read_trials
+from evaluation.page.tables import read_metrics
 from evaluation.statistics import bootstrap_interval, entry, paired_p
 from runtime.errors import UserError
 
@@ -37,7 +37,7 @@ class Result:
             if not jobs[-1].finished():
                 self.problems[seed] = problem or "stage C did not finish"
                 return
-            self.metrics[seed] = json.loads((jobs[-1].folder / "metrics.json").read_text())
+            self.metrics[seed] = read_metrics(jobs[-1].folder)
             self.folders[seed] = jobs[-1].folder
         except UserError as error:
             self.problems[seed] = str(error)
