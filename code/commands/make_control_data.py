@@ -1,4 +1,4 @@
-"""Training-side controls: trials from which nothing of what was seen can be learnt, made of your own trials.
+"""Training-side controls: trials made of your own, from which nothing that was seen can be learnt.
 
 python code/run.py make_control_data kind=shuffled_labels        # which picture a training trial showed is shuffled
 python code/run.py make_control_data kind=pseudo_categories      # stretches of time take the place of classes

@@ -1,4 +1,4 @@
-"""Recordings from a headset -> what the three stages read: a folder of .npy for stage A, or trials for stages B and C.
+"""Recordings from a headset -> what the stages read: a folder of .npy (A) or trials (B and C).
 
 Without markers: `<out>/eeg_train/<recording>.npy` and its manifest.json. With markers: one folder a fold,
 `<out>/fold<k>/` (eeg.pth, eeg.json, splits_all.pth), which leaves recording k out for the test;

@@ -1,4 +1,4 @@
-"""Simulate the miniature world's experiment: pictures, EEG trials with splits, and unlabelled EEG for stage A.
+"""Simulate the miniature world's experiment: pictures, trials with splits, unlabelled EEG.
 
 python code/run.py simulate_eeg                                                 the demo: random order, signal, drift
 python code/run.py simulate_eeg out=datasets/drift design=block signal=0 seed=1     slow drift that looks like classes

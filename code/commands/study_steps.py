@@ -1,4 +1,4 @@
-"""How many sampling steps are enough: scores against steps for PLMS, DDIM and DPM-Solver++, same trials and seeds.
+"""How many sampling steps are enough: scores by steps of three samplers, same trials and seeds.
 
 python code/run.py study_steps preset=miniature           # on validation trials of pretrains/generation/miniature.pth
 python code/run.py study_steps preset=miniature steps=10,20 max_items=40

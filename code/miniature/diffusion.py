@@ -13,6 +13,9 @@ from miniature.classifier import stages
 from miniature.training import Pictures, train
 from runtime import draws
 
+UNET_SIZES = {"in_channels": 4, "out_channels": 4, "model_channels": 64, "attention_resolutions": [2, 1]}
+UNET_SIZES |= {"num_res_blocks": 1, "channel_mult": [1, 2], "num_heads": 4, "context_dim": 64}
+VAE_SIZES = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4}
 KL_WEIGHT = 2e-4  # per latent value; the latents stay near unit size, the pictures hardly suffer
 FEATURE_WEIGHT = 0.1
 

@@ -17,8 +17,6 @@ from commands import run_ablations
 from commands.ablation.page import render_page
 from commands.ablation.results import Difference, difference
 from commands.ablation.table import STAGES, Table, chain, read_table
-from config import GenerateConfig
-from gen_eval_eeg import identity
 from runtime import checkpoints
 from runtime.errors import UserError
 
@@ -39,20 +37,33 @@ rows:
   untrained: {about: no pretraining, paper: 32.3, pretrained: false, use: [large]}
 """
 EEG, SPLITS = "datasets/miniature/eeg_5_95_std.pth", "datasets/miniature/block_splits_by_image_single.pth"
-# Stands for all three stages: a run folder as the real ones leave it, scores by what stage B was told
+# Stands for all three stages, without their seconds of imports: a run folder as the real ones leave it, which they
+# know again, and scores by what stage B was told
 FAKE = """
-import csv, json, os, sys, time
+import csv, hashlib, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {code!r})
-from dataclasses import asdict
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
-from runtime.checkpoints import sha256
 from runtime.errors import UserError, cli
 
 DATA = {{"eeg": {eeg!r}, "splits": {splits!r}}}
 
 def main():
     cfg, root = from_cli({kind}), Path({root!r})
+    folder, b = (root / "results" / kind / cfg.name for kind in ({folder!r}, "generation"))
+    config = {{k: v for k, v in vars(cfg).items() if k not in ("overwrite", "root_path")}}
+    if {stage!r} == "C":
+        config["model_sha256"] = json.loads((b / "finished.json").read_text())["sha256"]
+        config |= {{f"{{k}}_sha256": hashlib.sha256((root / v).read_bytes()).hexdigest() for k, v in DATA.items()}}
+    if (folder / "config.yaml").exists():
+        there = json.loads((folder / "config.yaml").read_text())
+        if differ := [k for k in config if there[k] != config[k]]:
+            raise UserError(f"{{folder}}: holds a run with another configuration ({{', '.join(differ)}})")
+        if (folder / "finished.json").exists():
+            print(folder, "is finished")
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(json.dumps(config))
     with open(root / "calls.txt", "a") as calls:
         calls.write({stage!r} + " " + cfg.name + "\\n")
     with open(root / "gpus.txt", "a") as gpus:
@@ -61,18 +72,8 @@ def main():
         time.sleep(60)
     if (root / ("fail " + cfg.name)).exists():
         raise UserError("the disk is full")
-    folder, drop = root / "results" / {folder!r} / cfg.name, ["overwrite", "wandb", "device", "root_path", "dry_run"]
-    folder.mkdir(parents=True)
-    config = asdict(cfg)
     if {stage!r} == "C":
-        b = root / "results/generation" / cfg.name
-        config["model_sha256"] = json.loads((b / "finished.json").read_text())["sha256"]
-        config |= {{f"{{k}}_sha256": sha256(root / v) for k, v in DATA.items()}}
-        config["precision"] = {precision!r}
-        drop.append("batch_size")
         write(folder, json.loads((b / "config.yaml").read_text()))
-    config = {{name: value for name, value in config.items() if name not in drop}}
-    (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "finished.json").write_text(json.dumps({{"seconds": 12.3, "sha256": cfg.name}}))
 
 def write(folder, b, n=40):
@@ -104,12 +105,7 @@ def root(tmp_path, monkeypatch):
     for stage, (kind, script, folder) in list(STAGES.items()):
         fake = tmp_path / f"fake_{stage}.py"
         about = {"kind": kind.__name__, "stage": stage, "folder": folder, "root": str(tmp_path)}
-        about |= {
-            "eeg": EEG,
-            "splits": SPLITS,
-            "code": str(script.parent),
-            "precision": identity(GenerateConfig())["precision"],
-        }
+        about |= {"eeg": EEG, "splits": SPLITS, "code": str(script.parent)}
         fake.write_text(FAKE.format(**about))
         monkeypatch.setitem(ablation_table.STAGES, stage, (kind, fake, folder))
     for path in ("datasets/miniature/imageNet_images", "pretrains/miniature"):
@@ -171,7 +167,7 @@ def test_rows_share_stage_a_and_page_and_csv_tell_noise_from_difference(root, mo
     assert "http" not in text.replace("http-equiv", "")  # nothing is fetched
 
 
-def test_finished_runs_are_skipped_and_other_seeds_are_added(root, monkeypatch):
+def test_finished_runs_say_so_and_other_seeds_are_added(root, monkeypatch, capsys):
     run(monkeypatch, root, "only=full")
     assert len(calls(root)) == 3 and rows_of(root)["no-clip"]["problem"] == "not run"
     run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
@@ -181,7 +177,9 @@ def test_finished_runs_are_skipped_and_other_seeds_are_added(root, monkeypatch):
     assert rows_of(root)["no-clip"]["difference_seeds"] == "2" and "all seeds agree on its sign" in page(root)
     assert "Two trainings of a model do not order" in page(root) and "the fewest are 2" in page(root)
     run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
-    assert calls(root) == []
+    assert calls(root) == [] and capsys.readouterr().out.count("seed7 is finished") == 5
+    log = (root / "results/ablations/t/logs/t-full-seed7-B.log").read_text()
+    assert log.count("is finished") == 1  # what the run itself said, first, is kept
     with pytest.raises(UserError, match="row full, seed 7: .*another configuration .controls"):
         run(monkeypatch, root, "only=full", "seeds=7", "controls=all")
 
@@ -241,8 +239,8 @@ def test_a_row_whose_data_are_missing_says_so_and_runs_nothing(root, monkeypatch
     [
         (["only=ful"], "there is no row ful; the rows are full, no-clip"),
         (["seeds=one"], "expected numbers"),
-        (["workers=0"], "one worker or more"),
-        (["controls=some"], "controls=some"),
+        (["workers=0"], "workers=0: expected at least 1"),
+        (["controls=some"], "controls=some: expected none or basic or all"),
         (["preset=paper"], "table.yaml is for miniature"),
         (["table=absent"], "table=absent"),
     ],
