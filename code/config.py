@@ -4,10 +4,11 @@ Usage in a script: `cfg = from_cli(PretrainConfig)`. Both `name=value` and `--na
 """
 
 import difflib
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,11 +18,19 @@ from runtime.errors import UserError
 T = TypeVar("T")
 PAPER, PUBLISHED, OURS = "paper", "published code", "ours"
 _OPEN_CLIP = "open_clip:<model>/<tag> or open_clip:<model>:<file>"
+Precision = Literal["auto", "32", "bf16"]
+Sampler = Literal["plms", "ddim", "dpm_solver"]
+Controls = Literal["none", "basic", "all"]
+# bounds of a number, as keywords of `setting`: how they are said, and what must hold of (value, bound)
+BOUNDS = {"least": ("at least", operator.ge), "above": ("more than", operator.gt), "below": ("below", operator.lt)}
 
 
-def setting(default: Any, about: str, source: str = OURS) -> Any:
-    """A field with its explanation (unit included) and where the default comes from; both are shown by --help."""
-    return field(default=default, metadata={"about": about, "source": source})
+def setting(default: Any, about: str, source: str = OURS, **bounds: float) -> Any:
+    """A field with its explanation (unit included) and where the default comes from; both are shown by --help.
+
+    bounds: of a number, by the names of BOUNDS. Choices are the field's type, a Literal.
+    """
+    return field(default=default, metadata={"about": about, "source": source, "bounds": bounds})
 
 
 @dataclass
@@ -41,7 +50,7 @@ class _Run:
 class _Training(_Run):
     """What stages A and B share."""
 
-    precision: str = setting("auto", "32, bf16, or auto: bf16 where the device computes in it")
+    precision: Precision = setting("auto", "auto is bf16 where the device computes in it")
     compile: bool = setting(False, "torch.compile: a minute or more at the first step, then faster (README, Speed)")
     wandb: bool = setting(False, "also log to wandb")
 
@@ -58,9 +67,9 @@ class _Pictures(_Run):
     pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
     clip: str = setting("openai/clip-vit-large-patch14", f"CLIP: a folder, a hub name, {_OPEN_CLIP}", PUBLISHED)
     classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
-    num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED)
-    ddim_steps: int = setting(250, "sampling steps", PUBLISHED)
-    sampler: str = setting("plms", "plms, ddim or dpm_solver", PUBLISHED)
+    num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED, least=1)
+    ddim_steps: int = setting(250, "sampling steps", PUBLISHED, least=1)
+    sampler: Sampler = setting("plms", "method of sampling", PUBLISHED)
     guidance: float = setting(1.0, "classifier-free guidance scale; 1: none", PUBLISHED)
 
 
@@ -69,59 +78,65 @@ class PretrainConfig(_Training):
     """Stage A: masked modelling of unlabelled EEG."""
 
     eeg_path: str = setting("datasets/eeg_train", "folder of .npy recordings, (C, T) or (n, C, T)", PUBLISHED)
-    eeg_scale: float = setting(1.0, "factor on the recordings; published code: 0.1 in stage A only")
-    held_out: float = setting(0.1, "share of the recordings kept out of training to report the loss on")
-    n_chans: int = setting(128, "electrodes after replication or cropping", PUBLISHED)
-    n_times: int = setting(512, "samples in a window", PAPER)
-    patch_size: int = setting(4, "samples in a token", PAPER)
-    embed_dim: int = setting(1024, "width of the encoder", PAPER)
-    depth: int = setting(24, "blocks of the encoder", PAPER)
-    num_heads: int = setting(16, "heads of the encoder", PAPER)
-    mlp_ratio: float = setting(4.0, "hidden over outer width of an MLP; published code: 1", PAPER)
-    decoder_embed_dim: int = setting(512, "width of the decoder", PUBLISHED)
-    decoder_depth: int = setting(8, "blocks of the decoder", PUBLISHED)
-    decoder_num_heads: int = setting(16, "heads of the decoder", PUBLISHED)
-    mask_ratio: float = setting(0.75, "share of the tokens masked; published code: 0.1", PAPER)
-    lr: float = setting(2.5e-4, "peak learning rate, not scaled by the batch", PUBLISHED)
-    min_lr: float = setting(0.0, "learning rate at the end of the cosine", PUBLISHED)
-    weight_decay: float = setting(0.05, "AdamW, on everything but biases and norms", PUBLISHED)
-    num_epoch: int = setting(500, "epochs", PAPER)
-    warmup_epochs: float = setting(40.0, "epochs of linear warm-up", PUBLISHED)
-    batch_size: int = setting(100, "windows in a batch, over all processes together", PUBLISHED)
-    accum_iter: int = setting(1, "batches in an optimizer step", PUBLISHED)
-    clip_grad: float = setting(0.8, "largest global gradient norm", PUBLISHED)
+    eeg_scale: float = setting(1.0, "factor on the recordings; published code: 0.1 in stage A only", above=0)
+    held_out: float = setting(0.1, "share of the recordings to report the loss on, not trained on", above=0, below=1)
+    n_chans: int = setting(128, "electrodes after replication or cropping", PUBLISHED, least=1)
+    n_times: int = setting(512, "samples in a window", PAPER, least=1)
+    patch_size: int = setting(4, "samples in a token", PAPER, least=1)
+    embed_dim: int = setting(1024, "width of the encoder", PAPER, least=1)
+    depth: int = setting(24, "blocks of the encoder", PAPER, least=1)
+    num_heads: int = setting(16, "heads of the encoder", PAPER, least=1)
+    mlp_ratio: float = setting(4.0, "hidden over outer width of an MLP; published code: 1", PAPER, above=0)
+    decoder_embed_dim: int = setting(512, "width of the decoder", PUBLISHED, least=1)
+    decoder_depth: int = setting(8, "blocks of the decoder", PUBLISHED, least=1)
+    decoder_num_heads: int = setting(16, "heads of the decoder", PUBLISHED, least=1)
+    mask_ratio: float = setting(0.75, "share of the tokens masked; published code: 0.1", PAPER, least=0, below=1)
+    lr: float = setting(2.5e-4, "peak learning rate, not scaled by the batch", PUBLISHED, least=0)
+    min_lr: float = setting(0.0, "learning rate at the end of the cosine", PUBLISHED, least=0)
+    weight_decay: float = setting(0.05, "AdamW, on everything but biases and norms", PUBLISHED, least=0)
+    num_epoch: int = setting(500, "epochs", PAPER, least=1)
+    warmup_epochs: float = setting(40.0, "epochs of linear warm-up", PUBLISHED, least=0)
+    batch_size: int = setting(100, "windows in a batch, over all processes together", PUBLISHED, least=1)
+    accum_iter: int = setting(1, "batches in an optimizer step", PUBLISHED, least=1)
+    clip_grad: float = setting(0.8, "largest global gradient norm", PUBLISHED, least=0)
     local_start: float = setting(0.0, "gain of queries and keys that start equal: attention starts near; 0: off")
-    validate_every: int = setting(20, "epochs between held-out losses, figures and resume points", PUBLISHED)
+    validate_every: int = setting(20, "epochs between held-out losses, figures and resume points", PUBLISHED, least=1)
 
 
 @dataclass
 class FinetuneConfig(_Pictures, _Training):
     """Stage B: Stable Diffusion's cross-attention and the EEG conditioner, with CLIP alignment."""
 
-    dataset: str = setting("EEG", "only EEG exists", PUBLISHED)
-    eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
+    dataset: Literal["EEG"] = setting("EEG", "nothing else exists", PUBLISHED)
+    eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale", least=0)
     pretrain_mbm_path: str = setting("", "stage A's file; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
-    finetune: str = setting("E+A", "pretrained parts that train: E (EEG encoder), A (cross-attention) or E+A", PAPER)
-    clip_head: str = setting("condition", "aligned with CLIP: the condition (paper) or the tokens (published)", PAPER)
+    finetune: Literal["E", "A", "E+A"] = setting(
+        "E+A", "pretrained parts that train: E, the EEG encoder; A, cross-attention", PAPER
+    )
+    clip_head: Literal["condition", "tokens"] = setting(
+        "condition", "what is aligned with CLIP: the condition (paper) or the encoder's tokens (published)", PAPER
+    )
     clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
     text_start: bool = setting(True, "the condition starts at CLIP's empty caption, its head at CLIP's text projection")
     use_time_cond: bool = setting(True, "also add the condition to the time embedding", PUBLISHED)
-    img_size: int = setting(512, "pixels", PUBLISHED)
-    crop_ratio: float = setting(0.2, "share cut off by a training crop", PUBLISHED)
-    n_crops: int = setting(4, "cached random crops an image, standing for the endless stream")
-    cond_drop: float = setting(0.0, "share of training conditions replaced by that of no EEG; needed for guidance")
-    lr: float = setting(5.3e-5, "learning rate, constant", PUBLISHED)
-    weight_decay: float = setting(0.01, "AdamW, on everything that trains", PUBLISHED)
-    num_epoch: int = setting(300, "epochs", PAPER)
-    batch_size: int = setting(25, "trials in a batch, over all processes together", PUBLISHED)
-    accumulate_grad: int = setting(1, "batches in an optimizer step", PUBLISHED)
-    clip_grad: float = setting(0.5, "largest global gradient norm", PUBLISHED)
-    select: str = setting("clip_retrieval", "best epoch on validation: clip_retrieval, or n_way of generated pictures")
-    validate_every: int = setting(10, "epochs between validations", PUBLISHED)
-    encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER)
-    encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER)
-    encoder_num_heads: int = setting(16, "encoder heads without a stage A checkpoint", PAPER)
-    encoder_mlp_ratio: float = setting(4.0, "encoder MLP ratio without a stage A checkpoint", PAPER)
+    img_size: int = setting(512, "pixels", PUBLISHED, least=1)
+    crop_ratio: float = setting(0.2, "share cut off by a training crop", PUBLISHED, least=0, below=1)
+    n_crops: int = setting(4, "cached random crops an image, standing for the endless stream", least=0)
+    cond_drop: float = setting(0.0, "share of training conditions replaced by no EEG's, for guidance", least=0, below=1)
+    lr: float = setting(5.3e-5, "learning rate, constant", PUBLISHED, least=0)
+    weight_decay: float = setting(0.01, "AdamW, on everything that trains", PUBLISHED, least=0)
+    num_epoch: int = setting(300, "epochs", PAPER, least=1)
+    batch_size: int = setting(25, "trials in a batch, over all processes together", PUBLISHED, least=1)
+    accumulate_grad: int = setting(1, "batches in an optimizer step", PUBLISHED, least=1)
+    clip_grad: float = setting(0.5, "largest global gradient norm", PUBLISHED, least=0)
+    select: Literal["clip_retrieval", "n_way"] = setting(
+        "clip_retrieval", "best epoch on validation: by retrieval, or n_way of generated pictures"
+    )
+    validate_every: int = setting(10, "epochs between validations", PUBLISHED, least=1)
+    encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER, least=1)
+    encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER, least=1)
+    encoder_num_heads: int = setting(16, "encoder heads without a stage A checkpoint", PAPER, least=1)
+    encoder_mlp_ratio: float = setting(4.0, "encoder MLP ratio without a stage A checkpoint", PAPER, above=0)
 
 
 @dataclass
@@ -129,11 +144,11 @@ class GenerateConfig(_Pictures):
     """Stage C: pictures from unseen EEG, scores with controls, a page."""
 
     model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
-    max_items: int = setting(0, "score only the first test trials; 0: all")
-    controls: str = setting("basic", "none, basic (Gaussian EEG, other trials' EEG) or all (cost is printed)")
-    precision: str = setting("auto", "of sampling: 32, bf16, or auto: bf16 where the device computes in it")
+    max_items: int = setting(0, "score only the first test trials; 0: all", least=0)
+    controls: Controls = setting("basic", "basic: Gaussian EEG and other trials' EEG; all: cost is printed")
+    precision: Precision = setting("auto", "of sampling; auto is bf16 where the device computes in it")
     compile: bool = setting(False, "torch.compile: a minute or more at the first picture, then faster")
-    batch_size: int = setting(0, "pictures sampled at once; 0: as many as memory takes")
+    batch_size: int = setting(0, "pictures sampled at once; 0: as many as memory takes", least=0)
 
 
 _MINIATURE_DATA = {
@@ -197,15 +212,6 @@ NO_EFFECT: dict[type, dict[str, str]] = {
 ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 
 
-# the lowest sensible value of settings, in every config that has them, defaults aside; shares lie from 0 to below 1
-_AT_LEAST_1 = """n_chans n_times patch_size embed_dim depth num_heads decoder_embed_dim decoder_depth decoder_num_heads
-    encoder_embed_dim encoder_depth encoder_num_heads num_epoch batch_size accum_iter accumulate_grad validate_every
-    img_size num_samples ddim_steps repeats""".split()
-_LOWEST = dict.fromkeys(_AT_LEAST_1, 1)
-_LOWEST |= dict.fromkeys(("lr", "min_lr", "weight_decay", "clip_grad", "warmup_epochs", "max_items", "n_crops"), 0)
-_SHARES = ("mask_ratio", "held_out", "crop_ratio", "cond_drop")
-
-
 def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     """Build `cls` from its defaults, then presets, then the command line.
 
@@ -227,18 +233,24 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         config.name = "-".join(chosen)
         if not given.get("name"):
             given.pop("name", None)
-    try:
-        for name, text in given.items():
-            OmegaConf.update(config, name, None if text.lower() == "null" else text)
-    except OmegaConfBaseException as error:
-        kind = {f.name: getattr(f.type, "__name__", f.type) for f in fields(cls)}[name]
-        raise UserError(f"{name}={text}: expected a value of type {kind} (see --help)") from error
-    for name, value in config.items():
-        if name in _LOWEST and not value >= _LOWEST[name] and value != getattr(cls, name):
-            raise UserError(f"{name}={value}: expected at least {_LOWEST[name]}")
-        if name in _SHARES and not 0 <= value < 1:
-            raise UserError(f"{name}={value}: expected a share, from 0 to below 1")
+    for name, text in given.items():
+        try:  # a value is text: ${...} in it stands for itself
+            OmegaConf.update(config, name, text.replace("${", r"\${"))
+            _ = config[name]
+        except OmegaConfBaseException as error:
+            raise UserError(f"{name}={text}: expected {_expected(cls, name)} (see --help)") from error
+    for f in fields(cls):
+        bounds = f.metadata["bounds"]
+        if not all(BOUNDS[word][1](config[f.name], bound) for word, bound in bounds.items()):
+            expected = " and ".join(f"{BOUNDS[word][0]} {bound:g}" for word, bound in bounds.items())
+            raise UserError(f"{f.name}={config[f.name]}: expected {expected}")
     return OmegaConf.to_object(config)
+
+
+def _expected(cls: type, name: str) -> str:
+    """The choices of a setting, or its type."""
+    kind = next(f.type for f in fields(cls) if f.name == name)
+    return " or ".join(get_args(kind)) or f"a value of type {kind.__name__}"
 
 
 def presets_of(cls: type) -> dict[str, dict[str, Any]]:
@@ -279,8 +291,8 @@ def help_text(cls: type) -> str:
     lines = [str(cls.__doc__).strip().splitlines()[0], "", "Settings, as name=value or --name value:"]
     for f in fields(cls):
         default = "" if f.default is MISSING else f.default
-        source = f.metadata.get("source", OURS)
-        lines.append(f"  {f.name + '=' + str(default):44} {f.metadata.get('about', '')} [{source}]")
+        choices = f"({' | '.join(get_args(f.type))}) " if get_args(f.type) else ""
+        lines.append(f"  {f.name + '=' + str(default):44} {choices}{f.metadata['about']} [{f.metadata['source']}]")
     for preset, values in presets_of(cls).items():
         shown = " ".join(f"{k}={v}" for k, v in values.items())
         lines.append(f"\npreset={preset}: {shown or 'the defaults above'}")

@@ -24,10 +24,10 @@ from commands.ablation.page import write_results
 from commands.ablation.results import Result
 from commands.ablation.table import STAGES, Job, chain, read_table
 from config import from_cli, setting
-from eeg_ldm import check_inputs
 from evaluation.controls import KINDS
 from runtime.errors import UserError
-from runtime.paths import under_root
+from runtime.paths import in_place, under_root
+from training_inputs import wanted_files
 
 
 @dataclass
@@ -84,7 +84,8 @@ def main() -> None:
 def lacking(jobs: list[Job]) -> str:
     """Which data of a row are missing, as a sentence; "" if none. Without this its stage A would run in vain."""
     try:
-        check_inputs(replace(jobs[-2].cfg, pretrain_mbm_path="none"))
+        cfg = replace(jobs[-2].cfg, pretrain_mbm_path="none")
+        in_place(cfg, wanted_files(cfg))
     except UserError as error:
         return str(error)
     return ""

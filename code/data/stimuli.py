@@ -1,6 +1,6 @@
 """The pictures that were shown: where they lie, how they are read and made into tensors (spec 1.3, 3.3)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
 from runtime.errors import UserError
@@ -41,7 +41,8 @@ def leave_out_missing(trials: Mapping, root: str | Path, allow_missing: int = 0)
     if len(unknown) > limit:
         raise UserError(
             f"{image_path(root, unknown[0])}: missing or corrupt, {len(unknown)} of {len(names)} pictures; "
-            f"at most {limit} may be left out (allow_missing={len(unknown)} to go on without them)"
+            f"at most {limit} may be left out (allow_missing={len(unknown)} to go on without them); "
+            f"{_missing_classes(root, names)}"
         )
     if not missing:
         return dict(trials), []
@@ -54,3 +55,25 @@ def leave_out_missing(trials: Mapping, root: str | Path, allow_missing: int = 0)
         kept[split] = part if len(rows) == len(part) else part.select(rows)
         lines.append(f"  {split}: {len(rows)} of {len(part)} trials remain")
     return kept, lines
+
+
+def _missing_classes(root: Path, names: Sequence[str]) -> str:
+    """Which class folders are missing, and where they lie instead, in words."""
+    wnids = sorted({name.split("_")[0] for name in names})
+    missing = [wnid for wnid in wnids if not (root / wnid).is_dir()]
+    sentence = f"{len(missing)} of {len(wnids)} class folders are missing: {', '.join(missing) or 'none'}"
+    for folder in (root.parent, *root.parent.glob("*/"), *root.glob("*/")):
+        if missing and (folder / missing[0]).is_dir():
+            sentence += f"; they lie in {folder}: set imagenet_path={folder}"
+    return sentence
+
+
+def about_pictures(trials: Mapping, root: Path) -> str:
+    """How many classes the trials' pictures are of; whether the file known to be corrupt is so here."""
+    wnids = {name.split("_")[0] for part in trials.values() for name in part.names}
+    known = [path for path in (image_path(root, name) for name in sorted(KNOWN_CORRUPT)) if path.is_file()]
+    lines = [
+        f"{path.name}, corrupt in the copy handed around, is {'whole' if readable(path) else 'so'} here"
+        for path in known
+    ]
+    return "; ".join([f"pictures of {len(wnids)} classes in {root}", *lines])

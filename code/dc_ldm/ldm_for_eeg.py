@@ -1,4 +1,4 @@
-"""Stage B's training step: Stable Diffusion given EEG, aligned with CLIP (arXiv 2306.16934, 3.2, 3.3).
+"""Stage B's training: Stable Diffusion given EEG, aligned with CLIP (arXiv 2306.16934, 3.2, 3.3); what it holds.
 
 Shapes: B batch, C electrodes, T samples, M pictures, K crops, h x w latent size, D width of CLIP.
 """
@@ -9,19 +9,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dc_ldm.models.autoencoder import AutoencoderKL
+from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from dc_ldm.weights import TIME_CONDITION, is_trained, load_trained_state, trained_state, trained_unet_tensors
+from dc_ldm.weights import (
+    TIME_CONDITION,
+    BaseSizes,
+    is_trained,
+    load_trained_state,
+    trained_state,
+    trained_unet_tensors,
+)
 from runtime import draws
 from runtime.devices import adamw
 from runtime.errors import UserError
+from runtime.memory import MemoryPlan, count, plan_step
 
 TIMESTEPS = 1000
+CONTEXT_LENGTH = 77  # tokens of Stable Diffusion 1.5's condition
 
 
 class LatentBatch(NamedTuple):
@@ -95,13 +105,23 @@ def losses(
 FINETUNE = ("E", "A", "E+A")
 
 
-def check_finetune(finetune: str) -> None:
-    """Raises UserError unless it is one of FINETUNE."""
-    if finetune not in FINETUNE:
-        raise UserError(f"finetune={finetune}: use {', '.join(FINETUNE[:-1])} or {FINETUNE[-1]}")
+def new_conditioner(
+    encoder: nn.Module, text_start: tuple[Tensor, Tensor] | None, **shape: Any
+) -> tuple[EEGConditioner, Tensor]:
+    """The conditioner as training begins, and the condition of no EEG (77, context_dim).
+
+    text_start: CLIP's empty caption and text projection, as `EEGConditioner.start_at_text` takes them; None: a random
+    start, and zeros for no EEG. shape: the conditioner's arguments. Raises UserError.
+    """
+    conditioner = EEGConditioner(encoder, CONTEXT_LENGTH, **shape)
+    if text_start is None:
+        return conditioner, torch.zeros(CONTEXT_LENGTH, shape["context_dim"])
+    empty, projection = (part.clone() for part in text_start)  # several processes write into them
+    conditioner.start_at_text(empty, projection)
+    return conditioner, empty
 
 
-class EEGLatentDiffusion(pl.LightningModule):
+class EEGLatentDiffusion(nn.Module):
     """Trains the conditioner and, of the UNet, cross-attention, the norm before it and the time condition.
 
     `finetune` says which of the two parts that come pretrained train (the paper's ablation): E, the EEG encoder;
@@ -122,7 +142,8 @@ class EEGLatentDiffusion(pl.LightningModule):
         finetune: str = "E+A",
     ):
         super().__init__()
-        check_finetune(finetune)
+        if finetune not in FINETUNE:
+            raise UserError(f"finetune={finetune}: use {', '.join(FINETUNE)}")
         self.conditioner, self.unet = conditioner, unet
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
         self.register_buffer("no_context", no_context, persistent=False)
@@ -144,9 +165,8 @@ class EEGLatentDiffusion(pl.LightningModule):
             if isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Linear) and not is_trained(f"{name}."):
                 layer.to(torch.bfloat16)
 
-    def training_step(self, item: tuple[draws.Batch, LatentBatch], _: int) -> Tensor:
+    def forward(self, batch: draws.Batch, data: LatentBatch) -> Tensor:
         """Weighted loss of one share of a batch."""
-        batch, data = item
         loss_noise, loss_clip = self.losses(data)
         return (loss_noise + self.clip_weight * loss_clip) * batch.weight
 
@@ -178,7 +198,7 @@ def validation_losses(module: EEGLatentDiffusion, trials: LatentTrials, batch_si
     batches = draws.StepBatches(len(trials), batch_size, trials.seed, 0, -(-len(trials) // batch_size))
     sums = torch.zeros(2)
     for batch in batches:
-        data = LatentBatch(*(value.to(module.device) for value in trials[batch]))
+        data = LatentBatch(*(value.to(module.no_context.device) for value in trials[batch]))
         pair = module.losses(data)
         sums += torch.stack(pair).cpu() * len(batch.index)
     noise, clip = (sums / len(trials)).tolist()
@@ -195,3 +215,40 @@ def reciprocal_rank(embedding: Tensor, targets: Tensor, target: Tensor) -> Tenso
     above, tied = (similarity > own).sum(1), (similarity == own).sum(1)
     harmonic = F.pad((1 / torch.arange(1, len(targets) + 1, dtype=torch.float64)).cumsum(0), (1, 0))
     return (harmonic[above + tied] - harmonic[above]) / tied
+
+
+def untrained(
+    encoder: nn.Module, sizes: BaseSizes, clip_dim: int, clip_head: str, use_time_cond: bool, **learning: Any
+) -> EEGLatentDiffusion:
+    """What trains, with random weights, on torch's default device; learning: arguments of EEGLatentDiffusion."""
+    context_dim = sizes.unet.get("context_dim", 768)
+    conditioner, no_context = new_conditioner(
+        encoder, None, context_dim=context_dim, clip_dim=clip_dim, clip_head=clip_head
+    )
+    abar = sd_alphas_cumprod(sizes.linear_start, sizes.linear_end).to(no_context.device)
+    unet = UNet(**sizes.unet, use_time_cond=use_time_cond)
+    return EEGLatentDiffusion(conditioner, unet, abar, no_context, **learning)
+
+
+def plan_finetuning(
+    module: EEGLatentDiffusion, sizes: BaseSizes, img_size: int, batch_size: int, half: bool, clip_parameters: int
+) -> MemoryPlan:
+    """Parameters and memory of a process of stage B whose share of a batch is `batch_size`. Raises UserError.
+
+    module: as `untrained` makes it on the meta device; half: in mixed precision; clip_parameters: how many CLIP has.
+    """
+    latent, encoder = (batch_size, *sizes.latent_shape(img_size)), module.conditioner.mae
+    clip_dim = module.conditioner.mapping.fc.out_features
+    eeg = (batch_size, encoder.n_chans, encoder.n_times)
+    shapes = (eeg, latent, latent, (batch_size,), (batch_size, 1, 1), (batch_size, clip_dim))
+    with torch.device("meta"):
+        data = LatentBatch(*(torch.zeros(shape) for shape in shapes))
+        data = data._replace(t=data.t.long())
+        vae = AutoencoderKL(**sizes.vae).requires_grad_(False)
+        counts = count(conditioner=module.conditioner, unet=module.unet, vae=vae)
+        plan = plan_step(counts, module, lambda: sum(module.losses(data)), batch_size, half)
+    if half:
+        module.halve_frozen()
+    plan.memory["weights"] = sum(p.nbytes for part in (module, vae) for p in part.parameters())
+    plan.parameters["clip, frozen, before training"] = clip_parameters
+    return plan

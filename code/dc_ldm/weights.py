@@ -189,6 +189,18 @@ def load_base(pretrain_gm_path: str | Path, use_time_cond: bool = True) -> Base:
     return assemble(read_base(path), read_sizes(config), use_time_cond, str(path), checkpoints.sha256(path))
 
 
+def look_at_base(pretrain_gm_path: str | Path, whole: bool) -> BaseSizes:
+    """Sizes of the Stable Diffusion in a folder; whole: also that its tensors are those of these sizes.
+
+    Keeps none of them in memory. Raises UserError.
+    """
+    path, config = base_files(pretrain_gm_path)
+    sizes = read_sizes(config)
+    if whole:
+        assemble({name: value.to("meta") for name, value in read_base(path).items()}, sizes, True, str(path), "")
+    return sizes
+
+
 def trained_unet_tensors(unet: UNet) -> dict[str, nn.Parameter]:
     """The UNet's trained part, by name: cross-attention, the norm before it, the time condition."""
     return {name: parameter for name, parameter in unet.named_parameters() if is_trained(name)}

@@ -42,26 +42,28 @@ def pick_device(asked: str) -> torch.device:
     return device
 
 
-def pick_precision(asked: str, device: torch.device) -> str:
-    """Lightning's name of the precision; `auto` takes bf16 where the GPU or the CPU multiplies in it, else 32.
+def pick_dtype(precision: str, device: str) -> torch.dtype:
+    """What to multiply in: 32 is float32, bf16 bfloat16; auto is bfloat16 where the GPU or the CPU computes in it.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or as `pick_device`.
     """
-    if asked not in ("auto", "32", "bf16"):
-        raise UserError(f"precision={asked}: use 32, bf16 or auto")
-    if device.type == "cuda":
+    if precision not in ("auto", "32", "bf16"):
+        raise UserError(f"precision={precision}: use 32, bf16 or auto")
+    if pick_device(device).type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
         has_bf16 = bool(known.get("amx_bf16") or known.get("avx512_bf16"))
-    return "bf16-mixed" if asked == "bf16" or (asked == "auto" and has_bf16) else "32-true"
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and has_bf16) else torch.float32
 
 
-def pick_dtype(precision: str, device: str) -> torch.dtype:
-    """What 32, bf16 or auto mean on a device. Raises UserError."""
-    half = pick_precision(precision, pick_device(device)) == "bf16-mixed"
-    return torch.bfloat16 if half else torch.float32
+def about_device(device: torch.device) -> str:
+    """A device and what else this machine has, in words."""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    seen = ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus) or "torch sees no GPU"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{device} ({seen}; {os.cpu_count()} cores, {memory / 1e9:.0f} GB)"
 
 
 def free_memory(device: torch.device) -> float:
@@ -95,7 +97,4 @@ def adamw(parameters: Iterable[Any], **settings: Any) -> torch.optim.AdamW:
     Three times faster on a CPU for the 349 million parameters of stage B; equal to the plain one within rounding.
     parameters and settings are those of torch.optim.AdamW.
     """
-    optimizer = torch.optim.AdamW(parameters, fused=True, **settings)
-    # Lightning will not clip gradients that a fused optimizer might have to unscale; in float32 and bfloat16 none are
-    optimizer._step_supports_amp_scaling = False
-    return optimizer
+    return torch.optim.AdamW(parameters, fused=True, **settings)

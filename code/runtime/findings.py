@@ -6,7 +6,7 @@ problem; a dry run and the doctor go on, so that one call names all of them.
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +31,8 @@ class Finding:
 class Findings:
     """Opens inputs and keeps what each shows; with `keep_going` a UserError becomes a finding instead of the end."""
 
-    def __init__(self, keep_going: bool = False, later: Sequence[str] = ()) -> None:
-        """later: subjects that may be missing, because an earlier stage makes them."""
+    def __init__(self, keep_going: bool = False, later: Collection[str] = ()) -> None:
+        """later: subjects whose files an earlier stage will make, so that they may be missing."""
         self.keep_going, self.later = keep_going, later
         self.findings: list[Finding] = []
 
@@ -57,9 +57,6 @@ class Findings:
         """
         if not self.keep_going:
             return opener()
-        if subject in self.later and not any(path.exists() for path in paths):
-            self.add(subject, LATER, f"{paths[0]}: the stage before puts it there", paths)
-            return None
         try:
             with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings(action="ignore"):
                 value = opener()
@@ -69,6 +66,12 @@ class Findings:
             return None
         self.add(subject, OK, message, paths)
         return value
+
+    def comes_later(self, subject: str, path: Path) -> bool:
+        """Whether `path` is missing and an earlier stage will make it; then kept as a finding."""
+        if later := subject in self.later and not path.exists():
+            self.add(subject, LATER, f"{path}: the stage before puts it there")
+        return later
 
     def lines(self) -> list[str]:
         """A line each, for the terminal."""

@@ -4,6 +4,7 @@ Models are counted on torch's meta device, which has shapes but no numbers: that
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,41 +13,59 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from runtime import ranks
-from runtime.devices import free_memory, pick_device, pick_precision
+from runtime.devices import free_memory, pick_device
 from runtime.errors import UserError
 
 ESTIMATED = "activations (estimate)"
 SURELY = 1.25  # plans of full size lay at most 9 % above the peaks measured on a CPU, so beyond this nothing runs
 
 
-def check_fits(cfg: Any, plan: dict) -> None:
-    """Refuse a batch whose step would take clearly more memory than is free, on all processes alike.
+@dataclass
+class MemoryPlan:
+    """What one process will hold."""
 
-    plan: of one process's share, as `plan_pretraining` and `plan_finetuning` give it. Raises UserError.
+    parameters: dict[str, int]  # how many, by part
+    memory: dict[str, float]  # bytes, by part
+    batch_size: int  # items in its share of a batch
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts."""
+        return sum(self.memory.values())
+
+    def __str__(self) -> str:
+        return f"about {self.total / 1e9:.1f} GB of memory, estimated beforehand"
+
+
+def check_fits(cfg: Any, plan: MemoryPlan) -> float:
+    """Bytes that are free, by a stage's settings `device`, `batch_size` and accumulation.
+
+    Raises:
+        UserError: a step would take clearly more; on all processes alike.
     """
-    device, needed = pick_device(cfg.device), sum(plan["memory"].values())
+    device = pick_device(cfg.device)
     free = free_memory(device)
     with ranks.together():
-        if needed > SURELY * free:
+        if plan.total > SURELY * free:
             each = f"each of {ranks.world()} processes" if ranks.world() > 1 else "a step"
             raise UserError(
-                f"batch_size={cfg.batch_size} does not fit in memory: {each} would take about {needed / 1e9:.1f} GB, "
-                f"and {free / 1e9:.1f} GB are free ({device}); {smaller(cfg, plan, free)} (estimate)"
+                f"batch_size={cfg.batch_size} does not fit in memory: {each} would take about {plan.total / 1e9:.1f} "
+                f"GB, and {free / 1e9:.1f} GB are free ({device}); {smaller(cfg, plan, free)} (estimate)"
             )
+    return free
 
 
-def smaller(cfg: Any, plan: dict, there: float) -> str:
-    """The end of a sentence: the batch that fits in `there` bytes, with the accumulation that leaves the steps of
+def smaller(cfg: Any, plan: MemoryPlan, free: float) -> str:
+    """The end of a sentence: the batch that fits in `free` bytes, with the accumulation that leaves the steps of
     training as they are; or, where none does, what else is needed.
 
     plan: of one process, the batch that it names is of all. "Might" is a single item within the plan's own error.
     """
-    memory, planned = plan["memory"], plan["batch_size"]
-    fixed, each = sum(memory.values()) - memory[ESTIMATED], memory[ESTIMATED] / planned
-    fits, verb = int((there - fixed) / each), "would"
-    if fits < 1 and fixed + each <= SURELY * there:
+    fixed, each = plan.total - plan.memory[ESTIMATED], plan.memory[ESTIMATED] / plan.batch_size
+    fits, verb = int((free - fixed) / each), "would"
+    if fits < 1 and fixed + each <= SURELY * free:
         fits, verb = 1, "might"
-    if not 0 < fits < planned:
+    if not 0 < fits < plan.batch_size:
         return "more memory is needed, or smaller networks or pictures"
     names = [name for name in ("accum_iter", "accumulate_grad") if hasattr(cfg, name)]
     if not names:
@@ -66,28 +85,24 @@ def count(**parts: nn.Module) -> dict[str, int]:
     return counts
 
 
-def own_batch(cfg: Any) -> int:
+def local_batch(batch_size: int) -> int:
     """How many items of a batch one process gets, at most."""
-    return -(-cfg.batch_size // ranks.world())
+    return -(-batch_size // ranks.world())
 
 
-def plan_step(counts: dict[str, int], module: nn.Module, loss: Callable[[], Tensor], cfg: Any) -> dict:
+def plan_step(
+    counts: dict[str, int], module: nn.Module, loss: Callable[[], Tensor], batch_size: int, half: bool
+) -> MemoryPlan:
     """Parameters, and bytes of a training step: fp32 weights, gradients, AdamW's two moments; the rest estimated.
 
-    Of one process, whose `own_batch` the `loss` is of.
+    loss: of one process's share, `batch_size` items; half: multiplied in bfloat16.
     """
     trained = sum(n for name, n in counts.items() if name.endswith("trained"))
     memory = {"weights": 4 * sum(counts.values()), "gradients": 4 * trained, "AdamW state": 8 * trained}
-    half = is_half(cfg)
     # factors measured on the CPU: backward keeps some more for a while; half precision halves most of it
     memory[ESTIMATED] = round((0.65 if half else 1.3) * activations(loss, module))
     memory["16-bit copies"] = 2 * trained if half else 0
-    return {"parameters": counts, "memory": memory, "batch_size": own_batch(cfg)}
-
-
-def is_half(cfg: Any) -> bool:
-    """Whether training multiplies in bfloat16."""
-    return pick_precision(cfg.precision, pick_device(cfg.device)) == "bf16-mixed"
+    return MemoryPlan(counts, memory, batch_size)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -101,7 +116,7 @@ class _FusedAttention(TorchFunctionMode):
 
 def activations(loss: Callable[[], Tensor], module: nn.Module) -> int:
     """Bytes that a backward pass of `loss()` would keep in fp32, parameters aside; everything on the meta device."""
-    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    weights = {p.untyped_storage()._cdata for p in module.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -110,4 +125,4 @@ def activations(loss: Callable[[], Tensor], module: nn.Module) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
         loss()
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,6 +15,9 @@ from omegaconf import OmegaConf
 
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
+from runtime.findings import Findings
+from runtime.memory import MemoryPlan
+from runtime.paths import under_root
 
 
 @dataclass(frozen=True)
@@ -117,33 +122,81 @@ def hand_on(run: Run, target: Path) -> str:
     return digest
 
 
-def train_stage(cfg: Any, letter: str, kind: str, train: Callable[[Any, Run], Any]) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """What a training stage hands on."""
+
+    content: dict  # of its checkpoint
+    facts: dict  # for finished.json
+    summary: str  # the line that it ends with
+
+
+def train_stage(
+    cfg: Any,
+    letter: str,
+    kind: str,
+    check: Callable[[Any], None],
+    open_inputs: Callable[[Any, Findings], Any],
+    train: Callable[[Any, Run, Any], Trained | None],
+) -> None:
     """A training stage from its settings to the checkpoint it hands on; once, however many processes there are.
+
+    With `cfg.dry_run` it opens its inputs, lists how each opens, and ends with exit status 0 or 1.
 
     Args:
         cfg: the stage's dataclass.
         kind: folder below results/ and pretrains/.
-        train: (cfg, run) -> content of the checkpoint, facts for finished.json, the line that sums up; None on other
-            processes than the first.
+        check: refuses settings that make no sense.
+        open_inputs: opens all that the stage reads, one finding each; its `plan` is the MemoryPlan.
+        train: (cfg, run, inputs) -> what it hands on; None on other processes than the first.
 
     Raises:
-        UserError: as `open_run`, `check_hand_on` and `train`.
+        UserError: as `open_run`, `check_hand_on` and the three functions.
     """
-    started = time.time()
-    root = Path(cfg.root_path).expanduser()
-    target = root / "pretrains" / kind / f"{cfg.name}.pth"
-    run = open_for_all(cfg, root / "results" / kind / cfg.name, run_config(cfg))
+    started, findings = time.time(), Findings(keep_going=cfg.dry_run)
+    findings.open("settings", lambda: check(cfg), lambda _: "understood")
+    if cfg.dry_run:
+        plan = open_inputs(cfg, findings).plan
+        findings.open("run folder", lambda: look_at_folder(cfg, kind, run_config(cfg), plan), str)
+        sys.exit(findings.report(letter))
+    target = under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth")
+    run = open_for_all(cfg, under_root(cfg.root_path, f"results/{kind}/{cfg.name}"), run_config(cfg))
     if run.finished:
         print(f"{run.folder} is finished; its checkpoint is {target}")
         return
     with ranks.together():
         check_hand_on(target, run)
-    trained = train(cfg, run)
-    if trained:
-        content, facts, summary = trained
-        checkpoints.save(run.checkpoint, content)
-        run.finish(seconds=round(time.time() - started, 1), sha256=hand_on(run, target), **facts)
-        print(f"{summary}\nstage {letter} done in {time.time() - started:.0f} s -> {target}")
+    if trained := train(cfg, run, open_inputs(cfg, findings)):
+        checkpoints.save(run.checkpoint, trained.content)
+        seconds = round(time.time() - started, 1)
+        run.finish(seconds=seconds, sha256=hand_on(run, target), **trained.facts)
+        print(f"{trained.summary}\nstage {letter} done in {seconds:.0f} s -> {target}")
+
+
+def look_at_folder(cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | None) -> str:
+    """Whether a run may begin or go on in results/<kind>/<name>, in words; writes nothing.
+
+    config: as `open_run`'s; None: not known yet, so that only the disk is looked at. plan: of training, if it trains.
+
+    Raises:
+        UserError: as `begun` and `check_hand_on`, or the disk cannot be written or is too small for the checkpoints.
+    """
+    folder = under_root(cfg.root_path, f"results/{kind}/{cfg.name}")
+    run = Run(folder, (folder / "finished.json").exists())
+    goes_on = config is not None and not cfg.overwrite and begun(folder, config)
+    check_hand_on(under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth"), run)
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise UserError(f"{above}: cannot be written ({error}); give another root_path=") from error
+    free = shutil.disk_usage(above).free / 1e9
+    # weights and moments, twice while replaced, and the copy that is handed on
+    needed = 8 * plan.memory.get("gradients", 0) / 1e9 if plan else 0.0
+    if free < needed:
+        raise UserError(f"{above}: {free:.1f} GB are free, the checkpoints take {needed:.1f} GB; make room")
+    state = "finished, nothing is left to do" if run.finished else "begun, goes on" if goes_on else "free"
+    return f"{folder}: {state}; {free:.0f} GB of disk{f' for checkpoints of {needed:.1f} GB' if needed else ''}"
 
 
 def _owner(target: Path) -> Path | None:

@@ -11,15 +11,16 @@ import torch
 from test_stage_c import arguments, write_world
 from tiny_diffusion import MAE, stage_b_arguments
 
-import eeg_ldm
 import runtime.memory as memory_plan
-import stageA1_eeg_pretrain
+import training_inputs
 from commands import check_setup
 from commands.setup import report as setup_report
 from config import FinetuneConfig, PretrainConfig, from_cli
 from dc_ldm.weights import load_base, trained_unet_tensors
 from runtime import checkpoints
 from runtime.errors import cli
+from sc_mbm.trainer import plan_pretraining
+from vision.clip_files import VIT_L_14
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7703807346\n"
 HTML = "<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title></html>"
@@ -247,11 +248,10 @@ def test_the_plan_tells_parameters_memory_and_time(monkeypatch, capsys, world, s
 
 def test_the_plan_of_the_papers_run_needs_no_files():
     cfg = from_cli(PretrainConfig, ["preset=published", "device=cpu", "precision=32"])
-    plan = stageA1_eeg_pretrain.plan_pretraining(cfg, stageA1_eeg_pretrain.build)
-    assert plan["parameters"] == {"mae, trained": 165_181_952, "mae, frozen": 198_144}  # spec 4.1
-    sizes = eeg_ldm.INPUT | {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 1.0}
+    assert plan_pretraining(cfg).parameters == {"mae, trained": 165_181_952, "mae, frozen": 198_144}  # spec 4.1
     cfg = from_cli(FinetuneConfig, ["preset=published", "batch_size=1", "device=cpu", "precision=32"])
-    n = eeg_ldm.plan_finetuning(cfg, sizes, eeg_ldm.PUBLISHED_BASE, eeg_ldm.PUBLISHED_CLIP)["parameters"]
+    n = training_inputs.plan_run(cfg, training_inputs.untrained_sizes(cfg), training_inputs.PUBLISHED_BASE, VIT_L_14)
+    n = n.parameters
     assert n["unet, trained"] == 43_962_560 + 24_960 + 987_323 and n["vae, frozen"] == 83_653_863  # spec 5.4, 1.6
     assert n["unet, trained"] + n["unet, frozen"] == 860_508_287
     constant = 129 * 1024 + 2 * 1024  # position table, class and mask token

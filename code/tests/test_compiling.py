@@ -4,20 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from runtime import compiling
+from runtime import devices
 from runtime.errors import UserError
 
 
 def test_without_a_compiler_the_setting_is_refused(monkeypatch):
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
-        compiling.compile_in_place(nn.Linear(2, 2))
+        devices.compile_in_place(nn.Linear(2, 2))
 
 
 def test_names_of_parameters_stay():
     network = nn.Sequential(nn.Linear(2, 3))
     before = list(network.state_dict())
-    compiling.compile_in_place(network)
+    devices.compile_in_place(network)
     assert list(network.state_dict()) == before
 
 
@@ -31,7 +31,7 @@ def test_a_compiled_network_answers_and_learns_the_same():
     found = []
     for compiled in (False, True):
         if compiled:
-            compiling.compile_in_place(mae)
+            devices.compile_in_place(mae)
         mae.zero_grad()
         loss = mae(eeg, 0.75, noise)[0]
         loss.backward()

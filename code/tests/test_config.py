@@ -1,8 +1,13 @@
 """The command line: names, types, presets."""
 
+from dataclasses import fields
+from typing import get_args
+
 import pytest
 
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, help_text
+from dc_ldm.generator import SAMPLERS
+from dc_ldm.modules.conditioner import CLIP_HEADS
 from runtime.errors import UserError
 
 
@@ -49,6 +54,9 @@ def test_booleans_mean_what_they_say(text, value):
         (["lr=fast"], "lr=fast: expected a value of type float"),
         (["batch_size=1.5"], "expected a value of type int"),
         (["wandb=maybe"], "expected a value of type bool"),
+        (["seed=???"], "expected a value of type int"),
+        (["seed=${depth}"], r"seed=.{depth}: expected a value of type int"),
+        (["precision=16"], "precision=16: expected auto or 32 or bf16 .see --help.$"),
         (["preset=huge"], "no such preset"),
         (["--lr"], "a value is missing"),
         (["lr"], "expected name=value"),
@@ -68,10 +76,25 @@ def test_help_shows_every_setting_with_its_source(cls):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "expected"),
     [("batch_size=0", "at least 1"), ("num_epoch=0", "at least 1"), ("lr=-1", "at least 0"), ("lr=nan", "at least 0")]
-    + [("mask_ratio=1.5", "a share"), ("held_out=1", "a share")],
+    + [("mask_ratio=1.5", "at least 0 and below 1"), ("held_out=0", "more than 0 and below 1")],
 )
-def test_values_that_make_no_sense_are_refused(word, said):
-    with pytest.raises(UserError, match=f"{word.split('=')[0]}=.*expected {said}"):
+def test_values_that_make_no_sense_are_refused(word, expected):
+    with pytest.raises(UserError, match=f"{word.split('=')[0]}=.*expected {expected}$"):
         from_cli(PretrainConfig, [word])
+
+
+def test_text_that_looks_like_a_reference_stands_for_itself():
+    assert from_cli(PretrainConfig, ["eeg_path=a/${seed}", "name=${x"]).eeg_path == "a/${seed}"
+
+
+def test_help_names_the_choices():
+    text = help_text(FinetuneConfig)
+    assert "(plms | ddim | dpm_solver)" in text and "(E | A | E+A)" in text and "(auto | 32 | bf16)" in text
+
+
+def test_choices_are_those_of_the_code_that_takes_them():
+    kinds = {f.name: f.type for cls in (FinetuneConfig, GenerateConfig) for f in fields(cls)}
+    assert set(get_args(kinds["sampler"])) == set(SAMPLERS)
+    assert set(get_args(kinds["clip_head"])) == set(CLIP_HEADS)

@@ -22,7 +22,7 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from runtime.devices import pick_precision
+from runtime.devices import pick_dtype
 from runtime.draws import Batch
 from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG
@@ -43,14 +43,13 @@ def one_share(n: int, step: int) -> Batch:
 
 def mixed_precision() -> torch.autocast:
     """bfloat16 where training takes it on this CPU, else single precision."""
-    bf16 = pick_precision("auto", torch.device("cpu")) == "bf16-mixed"
-    return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    return torch.autocast("cpu", torch.bfloat16, enabled=pick_dtype("auto", "cpu") == torch.bfloat16)
 
 
 def train_step(module, optimizer: torch.optim.Optimizer, item: tuple) -> float:
     """One optimizer step; the loss."""
     with mixed_precision():
-        loss = module.training_step(item, 0)
+        loss = module(*item)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -49,7 +49,7 @@ def words(tmp_path_factory):
         ("memory 1", [1, 1, 1], 1, "batch_size=2 does not fit in the memory of cpu; batch_size=1 should"),
         ("kill 1", [1, -9, 1], None, "another process ended without a word"),
         ("seed=7", [2, 2, 2], 0, "processes 0 and 1 differ in seed 2022 and 7"),
-        ("other machine", [2, 2, 2], 0, "processes 0 and 1 differ in precision '32-true' and 'bf16-mixed'"),
+        ("other machine", [2, 2, 2], 0, "processes 0 and 1 differ in precision 'torch.float32' and 'torch.bfloat16'"),
     ],
 )
 def test_what_ends_one_process_ends_all_with_one_message(words, tmp_path, fault, codes, speaker, message):
@@ -74,8 +74,8 @@ def test_a_signal_outside_training_stops_all_with_one_message(tmp_path, told):
     ("fault", "status", "message"),
     [
         ("SIGTERM setup", 143, "stopped by SIGTERM after step 1 of"),
-        ("SIGINT on_fit_start", 130, "stopped by SIGINT after step 1 of"),
-        ("SIGTERM teardown", 0, "stage A done"),  # the last resume point is written: what is left takes seconds
+        ("SIGINT launch", 130, "stopped by SIGINT after step 1 of"),
+        ("SIGTERM close", 0, "stage A done"),  # the last resume point is written: what is left takes seconds
     ],
 )
 def test_a_signal_around_training_stops_after_a_step_or_lets_it_finish(words, tmp_path, world, fault, status, message):
@@ -230,5 +230,5 @@ def test_every_tensor_that_trains_has_a_gradient(finetune, head, clip_weight, us
     )  # fmt: skip
     items = LatentTrials(torch.randn(3, 8, 64), torch.arange(3), torch.randn(3, 1, 2, 4, 4, 4), torch.randn(3, 12))
     batch = next(iter(StepBatches(3, 3, 0, 0, 1)))
-    module.training_step((batch, items[batch]), 0).backward()
+    module(batch, items[batch]).backward()
     assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]

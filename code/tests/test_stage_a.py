@@ -19,6 +19,7 @@ from runtime import checkpoints
 from runtime.draws import steps_per_epoch
 from runtime.errors import UserError
 from sc_mbm.linear_reference import linear_share
+from sc_mbm.trainer import MaskedPretraining
 
 SMALL = [
     "preset=miniature", "eeg_path=eeg", "n_chans=6", "n_times=64", "embed_dim=16", "depth=1", "num_heads=2",
@@ -138,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(root, monkeypatch):
 
 def test_the_learning_rate_is_the_published_one():
     cfg = from_cli(PretrainConfig, [*SMALL, "lr=2.5e-4", "num_epoch=500", "warmup_epochs=40"])
-    module = stage_a.build(cfg, 100)
+    module = MaskedPretraining.of(cfg, 100)
     expected = {0.01: 6.25e-8, 1: 6.25e-6, 20: 1.25e-4, 40: 2.5e-4, 100: 2.3965141e-4, 270: 1.25e-4, 499: 2.9151601e-9}
     for epoch, lr in expected.items():
         assert module.lr_at(round(epoch * 100)) == pytest.approx(lr, rel=1e-7)

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from two_processes import assert_gradients_agree, keep_gradients, launch
 
 import eeg_ldm
+import training_inputs
 import vision.classifier as scorers
 from dc_ldm import weights
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, add_noise, losses, reciprocal_rank
@@ -166,7 +167,7 @@ def test_gradient_of_a_step_does_not_depend_on_how_its_batch_is_cut():
     def gradients(accumulate: int) -> list[torch.Tensor]:
         module, trials = tiny_module(), some_trials(10, cond_drop=0.3)
         for batch in StepBatches(10, 12 // accumulate, 1, 0, 1, accumulate):
-            (module.training_step((batch, trials[batch]), 0) / accumulate).backward()
+            (module(batch, trials[batch]) / accumulate).backward()
         assert all(p.grad is None for p in module.parameters() if not p.requires_grad)
         return [p.grad for p in module.parameters() if p.grad is not None]
 
@@ -304,15 +305,19 @@ def test_stage_a_weights_arrive_and_none_means_untrained(world):
     from config import FinetuneConfig, from_cli
 
     def encoder(**changed):
-        return eeg_ldm.stage_a(from_cli(FinetuneConfig, stage_b_arguments(world, **changed)))
+        cfg = from_cli(FinetuneConfig, stage_b_arguments(world, **changed))
+        file = training_inputs.wanted_files(cfg).get("pretrain_mbm_path")
+        return training_inputs.open_stage_a(cfg, file and world / file[1])
 
-    trained, sizes, scale = encoder()
+    trained = encoder()
     saved = checkpoints.load(world / "pretrains/eeg_pretrain/tiny.pth", ("eeg-mae-1",), "stage A checkpoint")["model"]
-    assert torch.equal(trained.blocks[0].attn.qkv.weight, saved["blocks.0.attn.qkv.weight"]) and scale == 1.0
+    assert torch.equal(trained.encoder.blocks[0].attn.qkv.weight, saved["blocks.0.attn.qkv.weight"])
+    assert trained.scale == 1.0
     small = {"encoder_embed_dim": 32, "encoder_depth": 2, "encoder_num_heads": 2}
-    untrained, sizes, _ = encoder(pretrain_mbm_path="none", **small)
-    assert (sizes["embed_dim"], sizes["depth"], sizes["n_chans"], len(untrained.blocks)) == (32, 2, 128, 2)
-    assert encoder(eeg_scale=0.1)[2] == 0.1
+    untrained = encoder(pretrain_mbm_path="none", **small)
+    sizes = [untrained.sizes[name] for name in ("embed_dim", "depth", "n_chans")]
+    assert (sizes, len(untrained.encoder.blocks)) == ([32, 2, 128], 2)
+    assert encoder(eeg_scale=0.1).scale == 0.1
 
 
 @pytest.mark.parametrize(
@@ -332,9 +337,9 @@ def test_stage_a_weights_arrive_and_none_means_untrained(world):
         ({"select": "test"}, "clip_retrieval or n_way"),
         ({"select": "n_way", "classifier": "absent"}, "no such classifier"),
         ({"select": "n_way"}, "needs a picture classifier"),
-        ({"dataset": "GOD"}, "only EEG"),
+        ({"dataset": "GOD"}, "dataset=GOD: expected EEG"),
         ({"clip_head": "both"}, "clip_head"),
-        ({"finetune": "e"}, "finetune=e: use E, A or E.A"),
+        ({"finetune": "e"}, "finetune=e: expected E or A or E.A"),
         ({"ddim_steps": 300}, "asked for 300"),
         ({"sampler": "euler"}, "sampler=euler"),
         ({"img_size": 30}, "multiples of 16"),

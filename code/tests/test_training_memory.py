@@ -15,12 +15,14 @@ from two_processes import launch
 import eeg_ldm
 import runtime.memory as memory_plan
 import stageA1_eeg_pretrain as stage_a
+import training_inputs
 from config import PretrainConfig, from_cli
 from runtime import checkpoints
 from runtime.devices import adamw
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit
 from runtime.runs import open_run
+from sc_mbm.trainer import plan_pretraining
 from vision import cache as image_cache
 
 
@@ -32,7 +34,7 @@ def loss_and_gradients(halved: bool) -> tuple[torch.Tensor, dict[str, torch.Tens
     if halved:
         module.halve_frozen()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = module.training_step((batch, some_trials()[batch]), 0)
+        loss = module(batch, some_trials()[batch])
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
 
@@ -81,7 +83,7 @@ def test_a_batch_that_does_not_fit_is_told_one_that_should(tmp_path, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     module = tiny_module()
-    monkeypatch.setattr(module, "training_step", full)
+    monkeypatch.setattr(module, "forward", full)
     schedule = Schedule(batch_size=5, num_epoch=1, seed=1, accumulate=2, device="cpu")
     with pytest.raises(UserError, match="batch_size=5 does not fit .* batch_size=2 should, with 6 batches"):
         fit(module, some_trials(), open_run(tmp_path, {}), schedule, lambda epoch: {})
@@ -124,8 +126,8 @@ def command(stage: str, root: Path) -> tuple[Path, list[str]]:
 
 @pytest.mark.parametrize("stage", [stage_a, eeg_ldm])
 def test_a_batch_that_cannot_fit_is_refused_before_any_work(tmp_path, monkeypatch, stage):
-    words, plans, plan_step = command(stage.__name__, tmp_path), [], memory_plan.plan_step
-    monkeypatch.setattr(memory_plan, "plan_step", lambda *about: plans.append(plan_step(*about)) or plans[-1])
+    words, plans, smaller = command(stage.__name__, tmp_path), [], memory_plan.smaller
+    monkeypatch.setattr(memory_plan, "smaller", lambda *given: plans.append(given[1]) or smaller(*given))
 
     def start(*more: str) -> None:
         monkeypatch.setattr(memory_plan, "free_memory", lambda device: room)
@@ -137,11 +139,10 @@ def test_a_batch_that_cannot_fit_is_refused_before_any_work(tmp_path, monkeypatc
 
     room = 1.0
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "EEGWindows" if stage is stage_a else "open_training_data", no_work)
+        patch.setattr(*(stage_a, "EEGWindows") if stage is stage_a else (training_inputs, "open_trials"), no_work)
         with pytest.raises(UserError, match="batch_size=6 does not fit .* more memory is needed"):
             start()
-        memory = plans[-1]["memory"]
-        kept, needed = memory[memory_plan.ESTIMATED], sum(memory.values())
+        kept, needed = plans[-1].memory[memory_plan.ESTIMATED], plans[-1].total
         room = needed - kept * 3.5 / 6
         with pytest.raises(UserError, match="batch_size=6 does not fit") as refused:
             start()
@@ -157,15 +158,15 @@ def test_a_batch_that_cannot_fit_is_refused_before_any_work(tmp_path, monkeypatc
 
 def test_several_processes_share_a_batch_and_refuse_alike(tmp_path, monkeypatch):
     cfg = from_cli(PretrainConfig, ["preset=miniature", "device=cpu", "batch_size=12"])
-    alone = stage_a.plan_pretraining(cfg, stage_a.build)
+    alone = plan_pretraining(cfg)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    half = stage_a.plan_pretraining(cfg, stage_a.build)
-    assert half["batch_size"] == 6
-    kept = half["memory"].pop(memory_plan.ESTIMATED)
-    assert kept == pytest.approx(alone["memory"].pop(memory_plan.ESTIMATED) / 2, rel=0.01)
-    assert half["memory"] == alone["memory"]
-    room = sum(half["memory"].values()) + kept * 2.5 / 6  # two items in each of two processes
-    half["memory"][memory_plan.ESTIMATED] = kept
+    half = plan_pretraining(cfg)
+    assert half.batch_size == 6
+    kept = half.memory.pop(memory_plan.ESTIMATED)
+    assert kept == pytest.approx(alone.memory.pop(memory_plan.ESTIMATED) / 2, rel=0.01)
+    assert half.memory == alone.memory
+    room = half.total + kept * 2.5 / 6  # two items in each of two processes
+    half.memory[memory_plan.ESTIMATED] = kept
     assert "batch_size=4 accum_iter=3 would" in memory_plan.smaller(cfg, half, room)
     monkeypatch.delenv("WORLD_SIZE")
     codes, said = launch("stageA1_eeg_pretrain", [*command("A", tmp_path), "batch_size=1000000000"], tmp_path / "logs")

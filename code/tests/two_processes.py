@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
+from lightning_fabric import Fabric
 from torch.distributed import TCPStore
 
 from dc_ldm.generator import EEGImageGenerator
@@ -21,6 +21,7 @@ from runtime import checkpoints, loop, ranks
 from runtime.errors import UserError
 
 STAGES = {"stageA1_eeg_pretrain": ("dataset", "EEGWindows"), "eeg_ldm": ("dc_ldm.ldm_for_eeg", "LatentTrials")}
+AROUND = {"launch": Fabric, "setup": Fabric, "close": loop.tqdm}  # what is called before the first step, after the last
 
 
 def launch(script: str, words: list[str], logs: Path, fault: str = "", world: int = 2) -> tuple[list[int], list[str]]:
@@ -31,12 +32,12 @@ def launch(script: str, words: list[str], logs: Path, fault: str = "", world: in
     Args:
         fault: what happens to the second process alone (or to the only one): "nan 3", "term 3", "error 3" (one that is
             foreseen), "crash 3" (one that is not), "kill 3" or "memory 3" (none is left in the backward pass) in step
-            3, a signal as in "SIGTERM setup" in Lightning's hook of that name, "memory sampling" (in stage C), "other
-            machine" (which takes precision=auto for bf16), or a word more on its command line.
+            3, a signal as in "SIGTERM setup" at a point of AROUND, "memory sampling" (in stage C), "other machine"
+            (which takes precision=auto for bf16), or a word more on its command line.
     """
     logs.mkdir(exist_ok=True, parents=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *STAGES, "gen_eval_eeg", "pytorch_lightning"])
+    context.set_forkserver_preload([__name__, *STAGES, "gen_eval_eeg", "lightning_fabric"])
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's own process has it, too
     port = store.port
     all_ = [context.Process(target=_process, args=(n, world, port, script, words, logs, fault)) for n in range(world)]
@@ -134,12 +135,18 @@ def _out_of_memory(*args, **kwargs) -> None:
 
 def _inject(script: str, kind: str, step: str) -> None:
     if kind.startswith("SIG"):
-        hook = getattr(pl.LightningModule, step)
-        number = signal.Signals[kind]
-        setattr(pl.LightningModule, step, lambda *args, **more: os.kill(os.getpid(), number) or hook(*args, **more))
+        owner = AROUND[step]
+        whole, numbers = getattr(owner, step), [signal.Signals[kind]]
+
+        def interrupted(*args, **more):
+            while numbers:
+                os.kill(os.getpid(), numbers.pop())
+            return whole(*args, **more)
+
+        setattr(owner, step, interrupted)
         return
     if step == "machine":
-        loop.pick_precision = lambda *_: "bf16-mixed"
+        loop.pick_dtype = lambda *_: torch.bfloat16
         return
     if step == "sampling":
         EEGImageGenerator._sample = _out_of_memory

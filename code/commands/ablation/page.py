@@ -9,11 +9,11 @@ import torch
 
 from commands.ablation.results import ALPHA, CONTROLS, Difference, Result, deciding_score, differences, scores_csv
 from commands.ablation.table import Table
-from eeg_ldm import ENCODER_SIZES
 from evaluation.page import tables
 from evaluation.page.tables import figure, interval, percent, score_name, words
 from runtime.checkpoints import write_text
 from sc_mbm.mae_for_eeg import EEGEncoder
+from training_inputs import ENCODER_SIZES
 
 Found = dict[str, Difference | str]
 MINIATURE = (

@@ -25,6 +25,7 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from runtime.devices import compile_in_place
 from runtime.draws import StepBatches
+from runtime.loop import Trainer
 from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
@@ -36,6 +37,11 @@ def recipe_peers(published: Callable[[bool], object], machine: Machine) -> dict[
     if machine.dtype != torch.float32:
         calls["published recipe, bf16"] = partial(published, True)
     return calls
+
+
+def trainer_of(module: nn.Module, machine: Machine, clip_grad: float) -> Trainer:
+    """A stage's training module as the stage steps with it."""
+    return Trainer(module, module.configure_optimizers(), str(machine.device), machine.precision, clip_grad=clip_grad)
 
 
 def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
@@ -50,20 +56,14 @@ def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
     batch = next(iter(StepBatches(32, 32, 0, 0, 1)))
     networks = [MAEforEEG(**size.encoder, **size.decoder).to(machine.device) for _ in range(2)]
     modules = [MaskedPretraining(network, 0.75, 2.5e-4, 0.0, 0.05, 0, 1, 0) for network in networks]
-    optimizer = modules[0].configure_optimizers()
 
-    def mine(module: MaskedPretraining, optimizer: torch.optim.Optimizer) -> None:
-        with machine.autocast():
-            loss = module.training_step((batch, items[batch]), 0)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 0.8)
-        optimizer.step()
+    def mine(module: MaskedPretraining) -> Callable[[], float]:
+        trainer = trainer_of(module, machine, clip_grad=0.8)
+        return lambda: trainer.step(module.lr, [(batch, items[batch])])
 
     if compiled:
         compile_in_place(modules[0].mae)
-        other = {"ours, not compiled": partial(mine, modules[1], modules[1].configure_optimizers())}
-        return Row(partial(mine, modules[0], optimizer), other)
+        return Row(mine(modules[0]), {"ours, not compiled": mine(modules[1])})
     their_optimizer = torch.optim.AdamW(networks[1].parameters(), lr=2.5e-4)
 
     def published(autocast: bool) -> None:
@@ -71,7 +71,7 @@ def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
         with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
             peers.stage_a_step(networks[1], their_optimizer, files, 0.75)
 
-    return Row(partial(mine, modules[0], optimizer), recipe_peers(published, machine))
+    return Row(mine(modules[0]), recipe_peers(published, machine))
 
 
 def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
@@ -90,28 +90,22 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     items = LatentTrials(eeg, torch.arange(n), moments, torch.randn(n, dim))
     batch = next(iter(StepBatches(n, n, 0, 0, 1)))
 
-    def ours() -> EEGLatentDiffusion:
+    def new_module() -> EEGLatentDiffusion:
         unet = awake(new_unet(size, use_time_cond=True))
         module = EEGLatentDiffusion(new_conditioner(size), unet, abar, torch.zeros(77, size.context_dim))
         if machine.dtype == torch.bfloat16:
             module.halve_frozen()
-        return module.to(machine.device)
+        return module
 
-    def mine(module: EEGLatentDiffusion, optimizer: torch.optim.Optimizer) -> None:
-        with machine.autocast():
-            data = items[batch]
-            loss = module.training_step((batch, type(data)(*(v.to(machine.device) for v in data))), 0)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
+    def mine(module: EEGLatentDiffusion) -> Callable[[], float]:
+        trainer = trainer_of(module, machine, clip_grad=0.5)
+        return lambda: trainer.step(module.lr, [(batch, items[batch])])
 
-    module = ours()
-    call = partial(mine, module, module.configure_optimizers())
+    module = new_module()
     if compiled:
-        plain = ours()
         compile_in_place(module.unet)
-        return Row(call, {"ours, not compiled": partial(mine, plain, plain.configure_optimizers())})
+        return Row(mine(module), {"ours, not compiled": mine(new_module())})
+    call = mine(module)
 
     conditioner, unet = new_conditioner(size), awake(new_unet(size, use_time_cond=True))
     vae, clip = AutoencoderKL(**size.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))

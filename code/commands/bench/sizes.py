@@ -65,6 +65,11 @@ class Machine(NamedTuple):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def precision(self) -> str:
+        """The stages' word for `dtype`."""
+        return "32" if self.dtype == torch.float32 else "bf16"
+
     def autocast(self) -> torch.autocast:
         """Our training's precision: weights in float32, products in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

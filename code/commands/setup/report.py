@@ -1,10 +1,7 @@
 """What run.py check_setup tells: its findings, in words, and how long a run will take, from a few real steps."""
 
-import io
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -18,15 +15,16 @@ from config import FinetuneConfig, GenerateConfig, setting
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import LatentTrials
 from dc_ldm.weights import TIME_CONDITION, BaseSizes
-from eeg_ldm import diffusion
 from runtime import checkpoints
-from runtime.devices import free_memory, pick_device
+from runtime.devices import free_memory, pick_device, pick_dtype
 from runtime.draws import StepBatches, steps_per_epoch
-from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
-from runtime.memory import ESTIMATED, count, is_half
+from runtime.findings import WRONG, Finding, Findings
+from runtime.loop import Trainer
+from runtime.memory import ESTIMATED, count
 from runtime.paths import under_root
 from runtime.sampling import Sampling
+from training_inputs import new_module
 from vision.clip import OPEN_CLIP
 
 PROBE_STEPS, PROBE_SECONDS = 20, 60
@@ -95,24 +93,29 @@ class Report:
 
     def see(self, what: str, check: Callable[[], tuple[Any, str]], paths: Sequence[Path] = ()) -> Any:
         """Run one of the stage's own checks, whose UserError is then the finding. Returns its value, or None."""
-        try:
-            with redirect_stdout(io.StringIO()) as said, warnings.catch_warnings(action="ignore"):
-                value, about = check()
-        except UserError as error:
-            get, names = GET.get(what, ("", ""))
-            if "miniature" in self.cfg.preset:
-                get = MINIATURE.get(what, get)
-            self.add(what, "WRONG", " ".join(str(error).split()), paths, get)
-            wanted = [path.name for path in paths if not path.exists()] + names.split()
-            for pattern in ("*/*", "*/*/*", "pretrains/*/*/*"):
-                for path in set(self.path("").glob(pattern)) - set(paths):
-                    if "miniature" not in path.parts and any(fnmatch(path.name.lower(), name) for name in wanted):
-                        self.add(
-                            what, "note", f"{path} ({file_kind(path)}) may be it; move it, or name it in a setting"
-                        )
-            return None
-        self.add(what, "ok", "; ".join([about, *said.getvalue().splitlines()]), paths)
-        return value
+        findings = Findings(keep_going=True)
+        pair = findings.open(what, check, lambda pair: pair[1], paths)
+        self.take(findings.findings)
+        return pair and pair[0]
+
+    def take(self, findings: Iterable[Finding]) -> None:
+        """Keep the stage's own findings; of those that are WRONG also where to get the file, and what may be it."""
+        for finding in findings:
+            what, paths, get = finding.subject, finding.paths, ""
+            if finding.state == WRONG:
+                get, names = GET.get(what, ("", ""))
+                if "miniature" in self.cfg.preset:
+                    get = MINIATURE.get(what, get)
+            self.add(what, finding.state, finding.message, paths, get)
+            if finding.state == WRONG:
+                self.guess(what, paths, [path.name for path in paths if not path.exists()] + names.split())
+
+    def guess(self, what: str, paths: Sequence[Path], wanted: list[str]) -> None:
+        """Note files elsewhere whose names are like the wanted ones."""
+        for pattern in ("*/*", "*/*/*", "pretrains/*/*/*"):
+            for path in set(self.path("").glob(pattern)) - set(paths):
+                if "miniature" not in path.parts and any(fnmatch(path.name.lower(), name) for name in wanted):
+                    self.add(what, "note", f"{path} ({file_kind(path)}) may be it; move it, or name it in a setting")
 
     def comes_later(self, what: str, path: Path, given: str) -> bool:
         """Whether an earlier stage will make `path`, all stages being asked for."""
@@ -146,17 +149,11 @@ def show(r: Report) -> None:
 
 def time_training(module: Any, items: Any, cfg: Any, accumulate: int) -> dict:
     """Hours of the run, from the median of up to PROBE_STEPS real steps in PROBE_SECONDS, validation left aside."""
-    device, seconds, half = pick_device(cfg.device), [], is_half(cfg)
-    optimizer = module.to(device).configure_optimizers()
+    seconds: list[float] = []
+    trainer = Trainer(module, module.configure_optimizers(), cfg.device, cfg.precision, clip_grad=cfg.clip_grad)
     for batch in StepBatches(len(items), cfg.batch_size, cfg.seed, 0, PROBE_STEPS):
-        started, data = time.perf_counter(), items[batch]
-        data = data.to(device) if isinstance(data, Tensor) else type(data)(*(value.to(device) for value in data))
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = module.training_step((batch, data), 0)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()
+        started = time.perf_counter()
+        trainer.step(cfg.lr, [(batch, items[batch])])
         seconds.append(time.perf_counter() - started)
         if len(seconds) > 2 and sum(seconds) > PROBE_SECONDS:
             break
@@ -171,8 +168,8 @@ def time_finetuning(cfg: FinetuneConfig, eeg: Tensor, encoder: dict, sizes: Base
     moments = torch.rand(1, 1 + cfg.n_crops, 2, *sizes.latent_shape(cfg.img_size))
     picture = torch.zeros(len(eeg), dtype=torch.int64)
     items = LatentTrials(eeg, picture, moments, torch.ones(1, clip_dim), sizes.scale_factor, cfg.cond_drop, cfg.seed)
-    module = diffusion(cfg, encoder, sizes, clip_dim)
-    if is_half(cfg):
+    module = new_module(cfg, encoder, sizes, clip_dim)
+    if pick_dtype(cfg.precision, cfg.device) == torch.bfloat16:
         module.halve_frozen()
     return time_training(module, items, cfg, cfg.accumulate_grad)
 
