@@ -5,32 +5,20 @@ python code/run.py code_tour
 
 import ast
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 
-from config import from_cli, setting
 from runtime.checkpoints import write_text
 from runtime.errors import UserError
 
 CODE = Path(__file__).parents[1]
+PAGE = CODE.parent / "docs/code_tour.md"
 BEGIN, END = "<!-- modules, by python code/run.py code_tour -->\n", "<!-- end of modules -->\n"
 
 
-@dataclass
-class TourConfig:
-    """The list of every module in docs/code_tour.md."""
-
-    root_path: str = setting(".", "folder that holds docs/")
-
-
 def main() -> None:
-    cfg = from_cli(TourConfig)
-    page = Path(cfg.root_path).expanduser() / "docs/code_tour.md"
-    if not page.is_file() or BEGIN not in page.read_text():
-        raise UserError(f"{page}: expected a page with the line {BEGIN.strip()}")
-    before, _, rest = page.read_text().partition(BEGIN)
-    write_text(page, before + BEGIN + modules() + END + rest.partition(END)[2])
-    print(f"-> {page}")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    write_text(PAGE, before + BEGIN + modules() + END + rest.partition(END)[2])
+    print(f"-> {PAGE}")
 
 
 def modules(code: Path = CODE) -> str:

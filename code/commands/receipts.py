@@ -5,9 +5,10 @@ python code/run.py receipts run=bands           # runs the receipt's command and
 python code/run.py receipts run=quick           # the same for all that take under ten minutes together
 
 A figure is a number in README.md or docs/*.md with a decimal point, an exponent, a comma between thousands, or a unit
-or "of 20" behind it. Links, `inline code`, the list of modules and the `names` of the receipts file ("Python 3.11") hold no figures; of a
-fenced block only the comments count, or all of it where the fence says `text`. <!--r:ID--> in the same paragraph, or
-right under the table or fence, names the receipt, or the quotation, among whose `figures` each number must be.
+or "of 20" behind it. Links, `inline code`, the list of modules and the `names` of the receipts file ("Python 3.11")
+hold no figures; of a fenced block only the comments count, or all of it where the fence says `text`. <!--r:ID--> in
+the same paragraph, or right under the table or fence, names the receipt, or the quotation, among whose `figures` each
+number must be.
 
 A command runs in results/receipts/<ID>, where code/ and pretrains/miniature are links: nothing of yours is touched.
 """
@@ -24,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,17 +86,12 @@ class Receipt:
     seconds: float = 0.0  # that the command takes; 0: not known
 
 
-@dataclass
-class Book:
-    """The file of receipts."""
+class Book(NamedTuple):
+    """The file of receipts; its `machines` are said once there, for receipts to point at."""
 
-    receipts: list[Receipt]
-    quotes: list[Quote] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)  # numbers that belong to a name or a setting
-    machines: dict[str, str] = field(default_factory=dict)  # said once, for receipts to point at
-
-    def entries(self) -> dict[str, Receipt | Quote]:
-        return {entry.id: entry for entry in (*self.receipts, *self.quotes)}
+    receipts: dict[str, Receipt]
+    quotes: dict[str, Quote]
+    names: list[str]  # numbers that belong to a name or a setting
 
 
 class Block(NamedTuple):
@@ -143,35 +140,47 @@ def main() -> None:
         sys.exit(1 if problems else 0)
     chosen = quick(book, root) if cfg.run == "quick" else [one(book, cfg.run)]
     outside = []
-    for _, same in groupby(chosen, key=lambda receipt: receipt.command):
+    by_command = attrgetter("command")
+    for _, same in groupby(sorted(chosen, key=by_command), by_command):
         outside += compare(list(same), root)
     print(f"{len(outside)} outside" + f": {', '.join(outside)}" * bool(outside))
     sys.exit(1 if outside else 0)
 
 
 def read_book(path: Path) -> Book:
-    """Receipts, quotations and names. Raises UserError, which names the entry that is wrong."""
+    """Receipts and quotations by id, and names. Raises UserError, which names the entry that is wrong."""
     try:
-        book = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Book), OmegaConf.load(path)))
+        content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; it holds where each figure comes from") from error
     except YAMLError as error:
         line = error.problem_mark.line + 1
         ids = re.findall(r"^- id: *(\S+)", "\n".join(path.read_text().splitlines()[:line]), re.MULTILINE)
         raise UserError(f"{path}: line {line}, entry {ids[-1] if ids else 'none'}: {error.problem}") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key} (entries count from 0): {str(error).splitlines()[0]}") from error
-    for entry in (*book.receipts, *book.quotes):
-        if book.entries()[entry.id] is not entry:
-            raise UserError(f"{path}: {entry.id} is there twice; give each entry an id of its own")
-        if nameless := getattr(entry, "reads", {}).keys() - entry.figures.keys():
-            raise UserError(f"{path}: {entry.id} reads {min(nameless)}, which is none of its figures")
+    book = Book({}, {}, content.get("names") or [])
+    for kind, cls in (("receipts", Receipt), ("quotes", Quote)):
+        for raw in content.get(kind) or []:
+            entry = read_entry(cls, raw, f"{path}: {kind}: {dict(raw).get('id', 'one without id')}")
+            if entry.id in book.receipts | book.quotes:
+                raise UserError(f"{path}: {entry.id} is there twice; give each entry an id of its own")
+            getattr(book, kind)[entry.id] = entry
     return book
+
+
+def read_entry(cls: type[Receipt | Quote], raw: dict, where: str) -> Receipt | Quote:
+    """Raises UserError for fields that are missing, unknown or of another type."""
+    try:
+        entry = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), raw))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]} ({error.full_key})") from error
+    if nameless := getattr(entry, "reads", {}).keys() - entry.figures.keys():
+        raise UserError(f"{where}: reads {min(nameless)}, which is none of its figures")
+    return entry
 
 
 def check(root: Path, book: Book) -> tuple[list[str], int]:
     """What is wrong, a line each, and how many figures the pages have."""
-    problems, count, carried, entries = [], 0, defaultdict(set), book.entries()
+    problems, count, carried, entries = [], 0, defaultdict(set), book.receipts | book.quotes
     for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         where = page.relative_to(root)
         for block in blocks(page.read_text()):
@@ -240,20 +249,19 @@ def unknown(id: str, entries: dict) -> str:
 
 def one(book: Book, id: str) -> Receipt:
     """The receipt of that id, if a program can measure its figures. Raises UserError."""
-    entry = book.entries().get(id)
-    if entry is None:
-        raise UserError(f"run={id}: {unknown(id, book.entries())} ({FILE} holds them)")
-    if isinstance(entry, Quote):
-        raise UserError(f"run={id}: these figures are quoted from {entry.source}; there is nothing to run")
-    if not entry.reads:
-        raise UserError(f"run={id}: no program reads its figures; by hand: {entry.command}")
-    return entry
+    if id in book.quotes:
+        raise UserError(f"run={id}: these figures are quoted from {book.quotes[id].source}; there is nothing to run")
+    if id not in book.receipts:
+        raise UserError(f"run={id}: {unknown(id, book.receipts)} ({FILE} holds them)")
+    if not book.receipts[id].reads:
+        raise UserError(f"run={id}: no program reads its figures; by hand: {book.receipts[id].command}")
+    return book.receipts[id]
 
 
 def quick(book: Book, root: Path) -> list[Receipt]:
     """Receipts whose commands, the shortest first, take under ten minutes together."""
     chosen, commands = [], {}
-    for receipt in sorted(book.receipts, key=lambda receipt: (receipt.seconds, receipt.command)):
+    for receipt in sorted(book.receipts.values(), key=lambda receipt: (receipt.seconds, receipt.command)):
         ready = receipt.reads and receipt.seconds and not missing(receipt, root)
         if ready and sum((commands | {receipt.command: receipt.seconds}).values()) <= QUICK:
             commands[receipt.command] = receipt.seconds

@@ -4,11 +4,13 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import config
 from commands.code_tour import BEGIN, END, modules
+from conftest import pytest_ignore_collect
 from run import commands
 
 ROOT = Path(__file__).parents[2]
@@ -20,10 +22,10 @@ ON_DISK = re.compile(r"\b(?:code|docs|pretrains/miniature)/[\w./-]*\w")
 
 
 def shell_lines() -> list[tuple[str, str]]:
-    """(page, command) of all fenced blocks, without comments, continued lines joined."""
+    """(page, command) of the fenced blocks of no language, without comments, continued lines joined."""
     lines = []
     for page in READMES:
-        for _, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             joined = block.replace("\\\n", " ")
             lines += [(page.name, line.split("# ")[0].split("  #")[0].strip()) for line in joined.splitlines()]
     return [(page, line) for page, line in lines if line]
@@ -43,7 +45,7 @@ def settings_in(path: Path) -> set[str]:
 
 def test_the_readme_is_short_and_no_line_is_long():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
-    long = [f"{p.name}:{n}" for p in PAGES for n, line in enumerate(p.read_text().splitlines(), 1) if len(line) > 120]
+    long = [f"{p.name}:{n}" for p in READMES for n, line in enumerate(p.read_text().splitlines(), 1) if len(line) > 120]
     assert not long
 
 
@@ -51,6 +53,16 @@ def test_the_code_tour_lists_every_module_as_it_is():
     page = (ROOT / "docs/code_tour.md").read_text()
     listed = page.partition(BEGIN)[2].partition(END)[0]
     assert listed == modules(), "write it again: python code/run.py code_tour"
+
+
+def test_the_code_tour_walks_past_names_that_are_there():
+    page = (ROOT / "docs/code_tour.md").read_text().partition("## Every module")[0]
+    steps = re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", page)
+    assert len(steps) > 40
+    for path, names in steps:
+        text = (CODE / path).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", text, re.MULTILINE), f"{path}: {name}"
 
 
 def test_a_module_without_a_docstring_is_named(tmp_path):
@@ -132,7 +144,17 @@ def test_python_blocks_import_what_is_there():
     for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
         if isinstance(node, ast.ImportFrom) and (CODE / f"{node.module.replace('.', '/')}.py").is_file():
             text = (CODE / f"{node.module.replace('.', '/')}.py").read_text()
-            for alias in node.names:
-                assert re.search(rf"\b(def|class|import) {alias.name}\b|^{alias.name} =", text, re.MULTILINE), (
-                    alias.name
-                )
+            for name in (alias.name for alias in node.names):
+                assert re.search(rf"\b(def|class|import) {name}\b|^{name} =", text, re.MULTILINE), name
+
+
+def test_room_selects_the_test_files_that_import_it():
+    def selected(room: str | None) -> set[str]:
+        asked = SimpleNamespace(getoption=lambda name: room)
+        return {path.name for path in (CODE / "tests").glob("test_*.py") if not pytest_ignore_collect(path, asked)}
+
+    for room in (path.parent.name for path in CODE.glob("*/__init__.py")):
+        assert set() < selected(room) < selected(None), room
+    assert "test_splits.py" in selected("data") and "test_samplers.py" not in selected("data")
+    with pytest.raises(pytest.UsageError, match="no such folder"):
+        selected("attic")

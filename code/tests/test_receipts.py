@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.receipts import Quote, Receipt, blocks, check, figures, quick, read_book, within
+from commands.receipts import blocks, check, figures, quick, read_book, within
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ RECEIPT = """
   command: |
     {command}
   reads:
-    share: out/scores.json:scores.top1
+    share: results/out/scores.json:scores.top1
     time: 'stdout:done in (\\S+) s'
   seed: 1
   commit: 7898eef
@@ -27,7 +27,9 @@ RECEIPT = """
   date: 2026-11-21
   seconds: {seconds}
 """
-WRITES = """mkdir out; echo '{{"scores": {{"top1": {top1}}}}}' > out/scores.json; echo "done in {time} s" """
+WRITES = (
+    'mkdir -p results/out; echo \'{{"scores": {{"top1": {top1}}}}}\' > results/out/scores.json; echo done in {time} s'
+)
 
 
 def receipt(id: str = "demo", top1: float = 0.48, time: str = "12", seconds: float = 1, command: str = "") -> str:
@@ -122,10 +124,10 @@ def test_marks_and_receipts_must_meet(tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (("  command: |", "  comand: |"), "receipts[1].comand"),
-        (("  tolerance: 20 %\n", ""), "tolerance"),
-        (("  seconds: 2", "  seconds: soon"), "receipts[1].seconds"),
-        (("    share: out/", "    shares: out/"), "other reads shares"),
+        (("  command: |", "  comand: |"), "other: Key 'comand' not in 'Receipt'"),
+        (("  tolerance: 20 %\n", ""), "missing mandatory value: tolerance"),
+        (("  seconds: 2", "  seconds: soon"), "other: Value 'soon'"),
+        (("    share: results/", "    shares: results/"), "other: reads shares"),
         (("- id: other", "- id: demo"), "demo is there twice"),
         (("  date: 2026-11-21\n  seconds: 2", "  date: [\n  seconds: 2"), "entry other"),
     ],
@@ -167,10 +169,11 @@ def test_running_a_receipt_says_what_is_within_and_what_outside(tmp_path):
     status, said = run(house(tmp_path / "good"), "run=demo")
     assert status == 0 and said.count("within") == 2 and "0 outside" in said and "on this one" in said
     root = house(tmp_path / "slow", receipt(top1=0.41, time="30"))
-    (root / "out").mkdir()  # of an earlier run: the command has a folder of its own
+    (root / "results/out").mkdir(parents=True)  # of an earlier run: the command has a folder of its own
     status, said = run(root, "run=demo")
     assert status == 1 and "OUTSIDE  time: 30, the page has 12 s" in said and "1 outside: demo: time" in said
-    assert not list((root / "out").iterdir()) and (root / "results/receipts/demo/out/scores.json").is_file()
+    assert not list((root / "results/out").iterdir())
+    assert (root / "results/receipts/demo/results/out/scores.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_running_a_receipt_says_what_is_within_and_what_outside(tmp_path):
         ("demmo", "", "no receipt is called demmo; did you mean demo?"),
         ("paper", "", "quoted from the paper"),
         ("demo", "echo done in 12 s", "scores.json: the command did not write this file"),
-        ("demo", "mkdir out; echo '{}' > out/scores.json", "it holds no scores.top1"),
+        ("demo", "mkdir -p results/out; echo '{}' > results/out/scores.json", "it holds no scores.top1"),
         ("demo", WRITES.format(top1=0.5, time=1).replace("done", "ended"), "it holds no done in"),
         ("demo", "echo so far; exit 3", "ended with status 3"),
     ],
@@ -191,14 +194,13 @@ def test_what_cannot_be_run_is_said_in_one_sentence(tmp_path, id, command, said)
 
 def test_quick_takes_the_shortest_that_fit_and_runs_a_shared_command_once(tmp_path):
     once = "echo x >> ../../../runs; " + WRITES.format(top1=0.5, time="12")
-    told = [receipt("a", command=once, seconds=10), receipt("b", command=once, seconds=10)]
-    others = [receipt("long", seconds=580), receipt("short", seconds=400), receipt("untimed", seconds=0)]
+    shared = [receipt("a", command=once, seconds=10), receipt("b", command=once, seconds=10)]
+    others = [receipt("long", seconds=580), receipt("short", top1=0.5, seconds=400), receipt("untimed", seconds=0)]
     lacking = receipt("lacking", seconds=1).rstrip() + "\n  needs: [datasets/away]\n"
     page = "It scores 0.48 [0.40, 0.55] in 12 s. <!--r:a, b, long, short, untimed, lacking-->\n"
-    root = house(tmp_path / "house", *told, *others, lacking, page=page)
+    root = house(tmp_path / "house", *shared, *others, lacking, page=page)
     book = read_book(root / "docs/receipts.yaml")
     assert [entry.id for entry in quick(book, root)] == ["a", "b", "short"]
-    assert {type(entry) for entry in book.entries().values()} == {Receipt, Quote}
     status, said = run(root, "run=quick")
     assert status == 0 and "3 of 6 receipts, about 410 s" in said
     assert (root / "runs").read_text() == "x\n"
