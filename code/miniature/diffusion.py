@@ -36,7 +36,7 @@ def train_vae(vae: nn.Module, judge: nn.Module, pictures: Pictures, steps: int, 
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return F.mse_loss(back, images) + FEATURE_WEIGHT * feature + KL_WEIGHT * kl
 
-    return train("vae", vae, loss_of, pictures, 32, lr, steps, seed)
+    return train("vae", vae, loss_of, len(pictures), 32, lr, steps, seed)
 
 
 @torch.inference_mode()
@@ -73,4 +73,4 @@ def train_unet(
         x = a.sqrt() * (mean[index] + std[index] * noises[0]) + (1 - a).sqrt() * noises[1]
         return F.mse_loss(unet(x, t, table[caption]).float(), noises[1])
 
-    return train("unet", unet, loss_of, pictures, 64, 1e-3, steps, seed)
+    return train("unet", unet, loss_of, len(pictures), 64, 1e-3, steps, seed)
