@@ -5,7 +5,6 @@ Shapes: S seeds of training, N test trials.
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from commands.ablation.table import Job, Row
 from evaluation.folder import read_item_scores, read_trials
+from evaluation.page.tables import read_metrics
 from evaluation.statistics import bootstrap_interval, entry, paired_p
 
 ALPHA = 0.05  # of a difference: two-sided, and p is multiplied by the number of differences
@@ -36,7 +36,7 @@ class Result:
             self.problems[seed] = problem or "not run"
             return
         self.folders[seed] = jobs[-1].folder
-        self.metrics[seed] = json.loads((self.folders[seed] / "metrics.json").read_text())
+        self.metrics[seed] = read_metrics(self.folders[seed])
 
     def problem(self) -> str:
         """What went wrong, of all seeds; "" if nothing."""

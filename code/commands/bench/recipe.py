@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from commands.bench.sizes import PAPER_ENCODER, SMALL_ENCODER, Machine, Row, Size, new_conditioner, new_unet, product
-from data.resident_windows import ResidentWindows
+from data.windows import ResidentWindows
 from dataset import EEGWindows
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
