@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from config import PretrainConfig, from_cli
-from data.resident_windows import training_items
+from data.windows import training_items
 from dataset import EEGWindows
 from runtime import ranks
 from runtime.devices import about_device, compile_in_place, pick_device
@@ -68,7 +68,7 @@ def open_inputs(cfg: PretrainConfig, findings: Findings) -> Inputs:
         in_place(cfg, {"eeg_path": ("folder of recordings (.npy)", str(folder.absolute()))})
     if plan := device and findings.open("plan", lambda: plan_pretraining(cfg), str):
         findings.open("memory", lambda: check_fits(cfg, plan), lambda free: f"{free / 1e9:.1f} GB are free")
-    about = "{0.n_recordings} files, {0.last[-1]} training windows an epoch".format
+    about = lambda windows: f"{windows.n_recordings} files, {len(windows)} training windows an epoch"  # noqa: E731
     how = cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out
     windows = findings.open("recordings", lambda: EEGWindows(folder, *how), about, [folder])
     return Inputs(plan, windows)
@@ -107,7 +107,7 @@ def train(cfg: PretrainConfig, run: Run, inputs: Inputs) -> Trained | None:
         return module.state["figures"]
 
     items = training_items(windows, pick_device(cfg.device), SURELY * inputs.plan.total)
-    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate, cfg.wandb)
+    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate)
     if not ranks.lead():
         return None
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,10 +37,10 @@ PRECISIONS = {"bf16": torch.bfloat16, "32": torch.float32}
 class BenchmarkConfig:
     """Ratios of speed and memory against named peers."""
 
-    size: str = setting("miniature", f"of the networks: {', '.join(SIZES)}")
+    size: Literal[tuple(SIZES)] = setting("miniature", "of the networks")
     rows: str = setting("all", f"which, by comma: {', '.join(ROWS)}")
-    precision: str = setting("bf16", "bf16 or 32; the published recipe is shown in 32 as well")
-    repeats: int = setting(5, "timed calls of each side, after one that warms up; at least 5 for a figure to quote")
+    precision: Literal["bf16", "32"] = setting("bf16", "the published recipe is shown in 32 as well")
+    repeats: int = setting(5, "timed calls of each side, after one to warm up; 5 for a figure to quote", least=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     json: str = setting("", "file for the figures; empty: none")
     markdown: str = setting("", "file for the table; empty: none")
@@ -59,8 +59,6 @@ def main() -> None:
     names = [name for name in ROWS if name not in ONLY_IF_ASKED] if cfg.rows == "all" else cfg.rows.split(",")
     if unknown := [name for name in names if name not in ROWS]:
         raise UserError(f"rows={cfg.rows}: there is no row {unknown[0]}; there are {', '.join(ROWS)}")
-    if cfg.size not in SIZES or cfg.precision not in PRECISIONS:
-        raise UserError(f"size={cfg.size} precision={cfg.precision}: use size={'|'.join(SIZES)}, precision=bf16|32")
     machine = Machine(pick_device(cfg.device), PRECISIONS[cfg.precision])
     peaks = {p: matmul_peak(Machine(machine.device, d)) for p, d in PRECISIONS.items()}
     reached = " and ".join(f"{flops / 1e12:.3g} TFLOP/s in {p}" for p, flops in peaks.items())
@@ -151,27 +149,17 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 def memory_rise(call: Callable[[], object], device: torch.device) -> float:
     """Bytes by which memory rises in one call, at the most; apart from timing, because it empties the allocator."""
-    before = start_memory(device)
-    call()
-    return peak_memory(device) - before
-
-
-def start_memory(device: torch.device) -> float:
-    """Bytes in use now; the record of the peak starts anew."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
     ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide the rise
-    Path("/proc/self/clear_refs").write_text("5")
-    return _kilobytes("/proc/self/status", "VmRSS")
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most bytes in use since `start_memory`."""
-    return (
-        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _kilobytes("/proc/self/status", "VmHWM")
-    )
+    Path("/proc/self/clear_refs").write_text("5")  # the record of the peak starts anew
+    before = _kilobytes("/proc/self/status", "VmRSS")
+    call()
+    return _kilobytes("/proc/self/status", "VmHWM") - before
 
 
 def _kilobytes(file: str, field: str) -> float:

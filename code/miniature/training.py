@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from miniature import renderer
 from runtime import draws
+from runtime.loop import Trainer
 
 
 @dataclass
@@ -54,16 +55,18 @@ def as_pixels(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).movedim(-1, 1).contiguous()
 
 
+class _Objective(nn.Module):
+    """A model and what it is trained for, as `Trainer` steps with it."""
+
+    def __init__(self, model: nn.Module, loss_of: Callable[[int, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.forward = model, loss_of
+
+
 def train(
-    what: str,
-    model: nn.Module,
-    loss_of: Callable[[int, Tensor], Tensor],
-    pictures: Pictures,
-    batch_size: int,
-    lr: float,
-    steps: int,
-    seed: int,
-) -> dict:
+    name: str, model: nn.Module, loss_of: Callable[[int, Tensor], Tensor], n_pictures: int, batch_size: int, lr: float,
+    steps: int, seed: int,
+) -> dict:  # fmt: skip
     """Minimise `loss_of(step, numbers of its pictures (batch_size,))` over the parameters of `model`; then freeze it.
 
     AdamW with 5 % linear warm-up and a cosine to zero, gradients clipped to norm 1, bfloat16 autocast.
@@ -71,22 +74,17 @@ def train(
     Returns:
         {"steps", "loss": mean of the last tenth, "core_seconds": processor time of all threads}.
     """
-    parameters = list(model.train().requires_grad_(True).parameters())
+    parameters = model.train().requires_grad_(True).parameters()
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    start, core_start, recent = time.time(), time.process_time(), []
+    trainer = Trainer(_Objective(model, loss_of), optimizer, "cpu", "bf16", clip_grad=1.0)
+    start, core_start, losses = time.time(), time.process_time(), []
     for step in range(steps):
-        rise = min(1.0, (step + 1) / (0.05 * steps))
-        optimizer.param_groups[0]["lr"] = lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(step, draws.randint(0, len(pictures), (batch_size,), seed, what, step))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        recent = [*recent, loss.detach()][-max(1, steps // 10) :]
+        index = draws.randint(0, n_pictures, (batch_size,), seed, name, step)
+        rate = lr * min(1.0, (step + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        losses.append(trainer.step(rate, [(step, index)]))
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            mean = torch.stack(recent[-100:]).mean().item()
-            print(f"{what}: step {step + 1}/{steps}, loss {mean:.4f}, {time.time() - start:.0f} s", flush=True)
+            mean = np.mean(losses[-max(1, min(100, steps // 10)) :])
+            print(f"{name}: step {step + 1}/{steps}, loss {mean:.4f}, {time.time() - start:.0f} s", flush=True)
     model.eval().requires_grad_(False)
-    loss, core_seconds = torch.stack(recent).mean().item(), round(time.process_time() - core_start)
+    loss, core_seconds = float(np.mean(losses[-max(1, steps // 10) :])), round(time.process_time() - core_start)
     return {"steps": steps, "loss": round(loss, 4), "core_seconds": core_seconds}

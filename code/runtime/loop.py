@@ -1,6 +1,6 @@
 """The training loop of stages A and B, on Lightning's Fabric: batches are a function of the step, resume is exact.
 
-`Trainer.step` is one optimizer step; `fit` is the run around it: learning rate, validation, resume points, signals.
+`Trainer.step` is one optimizer step; `fit` is the run around it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Items(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and in what portions to train."""
+    """How long, in what portions and where to train."""
 
     batch_size: int  # items in a micro-batch, over all processes together
     num_epoch: int
@@ -51,6 +51,7 @@ class Schedule:
     precision: str = "auto"  # 32, bf16 or auto
     device: str = "auto"
     validate_every: int = 1  # epochs between calls of `validate` and resume points
+    wandb: bool = False  # whether figures are logged there too
 
     @classmethod
     def of(cls, cfg: Any, accumulate: int) -> Schedule:
@@ -60,11 +61,9 @@ class Schedule:
 
 
 class Trainer:
-    """A module where it trains, with its optimizer; under torchrun, one of several that sum their gradients.
+    """A module with its optimizer, where it trains; under torchrun, one of several that sum their gradients.
 
-    Args:
-        module: called with a share of a batch, it gives the loss, a scalar.
-        device, precision, accumulate, clip_grad: as `Schedule`'s.
+    The module, called with a share of a batch, gives the loss, a scalar. The other arguments are as `Schedule`'s.
     """
 
     def __init__(
@@ -73,22 +72,18 @@ class Trainer:
     ) -> None:  # fmt: skip
         from lightning_fabric import Fabric  # here, because its import takes seconds
 
-        self.accumulate, self.clip_grad = accumulate, clip_grad
-        chosen, world = pick_device(device), ranks.world()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        half = pick_dtype(precision, device) == torch.bfloat16
-        # Autocast is ours, and Fabric is told 32-true. Its own bf16-mixed also rounds what the module is given (EEG,
-        # latents, the noise to predict) to bfloat16, and sums the gradients of a weight that is used twice in it.
-        self.autocast = torch.autocast(chosen.type, torch.bfloat16, half, cache_enabled=False)
+        where, world, half = pick_device(device), ranks.world(), pick_dtype(precision, device) == torch.bfloat16
+        local, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", world)), where.type == "cuda"
+        # Autocast is ours and Fabric is told 32-true, because its bf16-mixed also rounds to bfloat16 what a module is
+        # given: EEG, latents, the noise to predict. No cache, so that gradients of a weight used twice meet in float32.
+        self.autocast = torch.autocast(where.type, torch.bfloat16, half, cache_enabled=False)
         self.fabric = Fabric(
-            accelerator="gpu" if chosen.type == "cuda" else "cpu",
-            devices=local if world > 1 else [chosen.index or 0] if chosen.type == "cuda" else 1,
-            num_nodes=world // local,
-            strategy="ddp" if world > 1 else "auto",
-            precision="32-true",
-        )
+            accelerator="gpu" if gpu else "cpu", strategy="ddp" if world > 1 else "auto", precision="32-true",
+            devices=local if world > 1 else [where.index or 0] if gpu else 1, num_nodes=world // local,
+        )  # fmt: skip
         self.fabric.launch()
         self.module, self.optimizer = self.fabric.setup(module, optimizer)
+        self.accumulate, self.clip_grad = accumulate, clip_grad
 
     def step(self, lr: float, shares: Iterable[tuple], look: Callable[[Tensor], float] = Tensor.item) -> float:
         """One optimizer step on the next `accumulate` of `shares`, each the module's arguments; returns the loss.
@@ -99,17 +94,71 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        for number, share in enumerate(islice(shares, self.accumulate), 1):
-            with self.fabric.no_backward_sync(self.module, enabled=number < self.accumulate):
+        for k, share in enumerate(islice(shares, self.accumulate), 1):
+            with self.fabric.no_backward_sync(self.module, enabled=k < self.accumulate):
                 with self.autocast:
                     loss = self.module(*self.fabric.to_device(share)) / self.accumulate
                 total += look(loss)
                 self.fabric.backward(loss)
-        if self.clip_grad:
-            norm = {"max_norm": self.clip_grad, "error_if_nonfinite": False}  # the next step's loss will tell
+        if self.clip_grad:  # of a norm that is not finite the next step's loss will tell
+            norm = {"max_norm": self.clip_grad, "error_if_nonfinite": False}
             self.fabric.clip_gradients(self.module, self.optimizer, **norm)
         self.optimizer.step()
         return total
+
+
+def fit(module: nn.Module, items: Items, run: Run, schedule: Schedule, validate: Callable[[int], dict]) -> None:
+    """Train to the end, resuming from `run.last` if it is there; under torchrun, on all processes alike.
+
+    Args:
+        module: called with a `draws.Batch` and its data, it gives the loss multiplied by batch.weight; it has
+            `configure_optimizers()`, `lr_at(step)`, `training_state()` and `load_training_state(dict)` (its trained
+            tensors), and `state`, a dict of plain values and tensors that must survive a stop.
+        validate: called on the first process with the epoch (from 1) every `validate_every` epochs and at the last;
+            returns figures (name -> number) for metrics.csv.
+
+    Raises:
+        UserError: the loss is not finite, the device is not there, or its memory too small (of several processes, a
+            ranks.LoneError).
+        SystemExit: SIGTERM or SIGINT came; the resume point is written.
+    """
+    saved = checkpoints.load(run.last, (RESUME,), "resume point") if run.last.exists() else {}
+    progress = Progress(run, **{name: saved[name] for name in ("step", "rows", "losses") if saved})
+    epoch_steps = steps_per_epoch(len(items), schedule.batch_size, schedule.accumulate)
+    last_step, first_step = schedule.num_epoch * epoch_steps, progress.step
+    where = {"device": pick_device(schedule.device).type}
+    where["precision"] = str(pick_dtype(schedule.precision, schedule.device))
+    ranks.agree({"training items": len(items), "steps done": first_step} | where)
+    if saved:
+        module.load_training_state(saved["module"])
+        module.state = saved["state"]
+    portions = len(items), schedule.batch_size, schedule.seed, first_step, last_step, schedule.accumulate
+    shares = ((batch, items[batch]) for batch in StepBatches(*portions, ranks.rank(), ranks.world()))
+    with ranks.signals_to(progress.note_signal), memory_advice(schedule):  # the set-up, too, is to end on all at once
+        how = schedule.device, schedule.precision, schedule.accumulate, schedule.clip_grad
+        trainer = Trainer(module, module.configure_optimizers(), *how)
+        if saved:
+            trainer.optimizer.load_state_dict(saved["optimizer"])
+            print(f"resuming {run.folder} after step {first_step}")
+        wait = 0.2 if sys.stderr.isatty() else 15
+        with tqdm(total=last_step, initial=first_step, desc="training", unit="step", mininterval=wait) as bar:
+            while progress.step < last_step and not progress.signal:
+                progress.losses.append(trainer.step(module.lr_at(progress.step), shares, progress.agree))
+                progress.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{progress.losses[-1]:.4f}", refresh=False)
+                epoch, left = divmod(progress.step, epoch_steps)
+                due = left == 0 and (epoch % schedule.validate_every == 0 or epoch == schedule.num_epoch)
+                if due or progress.signal:
+                    with ranks.together():
+                        if ranks.lead() and due:
+                            progress.validate(epoch, module, validate, schedule.wandb)
+                        if ranks.lead():
+                            progress.save(module, trainer.optimizer)
+    if progress.signal:
+        name = signal.Signals(progress.signal).name
+        print(f"stopped by {name} after step {progress.step} of {last_step}; the same command resumes there")
+        sys.exit(128 + progress.signal)
 
 
 @dataclass
@@ -128,7 +177,7 @@ class Progress:
         self.noted = number
 
     def agree(self, loss: Tensor) -> float:
-        """The loss over all processes, which also agree on stopping; raises UserError where any is not finite.
+        """The loss over all processes, which also agree on stopping; UserError on all where any is not finite.
 
         Before the gradients are summed, so that no process waits for one that has stopped.
         """
@@ -142,21 +191,23 @@ class Progress:
         self.signal = max(number for _, number in everyone)
         return sum(value for value, _ in everyone) / len(everyone)  # shares are weighted: the global batch's mean
 
-    def write_row(self, epoch: int, lr: float, figures: dict[str, float], log_to_wandb: bool) -> None:
+    def validate(self, epoch: int, module: nn.Module, figures_of: Callable[[int], dict], to_wandb: bool) -> None:
         """A row of metrics.csv, on the terminal and, if asked for, in wandb as well."""
-        mean_loss = sum(self.losses) / len(self.losses)
+        module.eval()
+        with torch.no_grad():
+            figures = figures_of(epoch)
+        module.train()
+        loss = sum(self.losses) / len(self.losses)
         self.losses.clear()
-        row = {"epoch": epoch, "step": self.step, "train_loss": mean_loss, "lr": lr, **figures}
+        row = {"epoch": epoch, "step": self.step, "train_loss": loss, "lr": module.lr_at(self.step - 1), **figures}
         self.rows.append(row)
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(row))
-        writer.writeheader()
-        writer.writerows(self.rows)
+        csv.writer(text).writerows([list(row), *(earlier.values() for earlier in self.rows)])
         checkpoints.write_text(self.run.folder / "metrics.csv", text.getvalue())
         values = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in ("epoch", "step", "lr"))
         tqdm.write(f"epoch {epoch:4d}  {values}", file=sys.stdout)
         sys.stdout.flush()
-        if log_to_wandb:
+        if to_wandb:
             import wandb
 
             if wandb.run is None:
@@ -165,104 +216,21 @@ class Progress:
 
     def save(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write the resume point."""
-        content = {
-            "format": RESUME, "step": self.step, "module": module.training_state(), "optimizer": optimizer.state_dict(),
-            "state": module.state, "rows": self.rows, "losses": self.losses, "time": time.time(),
-        }  # fmt: skip
-        checkpoints.save(self.run.last, content)
-
-
-def fit(
-    module: nn.Module,
-    items: Items,
-    run: Run,
-    schedule: Schedule,
-    validate: Callable[[int], dict[str, float]],
-    log_to_wandb: bool = False,
-) -> None:
-    """Train to the end, resuming from `run.last` if it is there; under torchrun, on all processes alike.
-
-    Called with a `draws.Batch` and its data the module gives the loss, multiplied by batch.weight. It has
-    `configure_optimizers()`, `lr_at(step)`, `training_state()` and `load_training_state(dict)` (its trained tensors),
-    and `state`, a dict of plain values and tensors that must survive a stop.
-
-    Args:
-        validate: called on the first process with the epoch (from 1) every `validate_every` epochs and at the last;
-            returns figures for metrics.csv.
-
-    Raises:
-        UserError: the loss is not finite, the device is not there, or its memory too small (of several processes, a
-            ranks.LoneError).
-        SystemExit: SIGTERM or SIGINT came; the resume point is written.
-    """
-    saved = checkpoints.load(run.last, (RESUME,), "resume point") if run.last.exists() else {}
-    progress = Progress(run, **{name: saved[name] for name in ("step", "rows", "losses") if saved})
-    epoch_steps = steps_per_epoch(len(items), schedule.batch_size, schedule.accumulate)
-    last_step, how = schedule.num_epoch * epoch_steps, (schedule.device, schedule.precision)
-    kind = {"device": pick_device(how[0]).type, "precision": str(pick_dtype(how[1], how[0]))}
-    ranks.agree({"training items": len(items), "steps done": progress.step} | kind)
-    batches = StepBatches(
-        len(items), schedule.batch_size, schedule.seed, progress.step, last_step, schedule.accumulate,
-        ranks.rank(), ranks.world(),
-    )  # fmt: skip
-    shares = ((batch, items[batch]) for batch in batches)
-    if saved:
-        module.load_training_state(saved["module"])
-        module.state = saved["state"]
-    with ranks.signals_to(progress.note_signal), _advice_on_memory(schedule):
-        trainer = Trainer(module, module.configure_optimizers(), *how, schedule.accumulate, schedule.clip_grad)
-        if saved:
-            trainer.optimizer.load_state_dict(saved["optimizer"])
-            print(f"resuming {run.folder} after step {progress.step}")
-        with _bar(progress.step, last_step) as bar:
-            while progress.step < last_step and not progress.signal:
-                progress.losses.append(trainer.step(module.lr_at(progress.step), shares, progress.agree))
-                progress.step += 1
-                bar.update()
-                bar.set_postfix(loss=f"{progress.losses[-1]:.4f}", refresh=False)
-                epoch, left = divmod(progress.step, epoch_steps)
-                due = left == 0 and (epoch % schedule.validate_every == 0 or epoch == schedule.num_epoch)
-                if due or progress.signal:
-                    with ranks.together():
-                        if ranks.lead() and due:
-                            figures = _evaluated(module, validate, epoch)
-                            progress.write_row(epoch, module.lr_at(progress.step - 1), figures, log_to_wandb)
-                        if ranks.lead():
-                            progress.save(module, trainer.optimizer)
-    if progress.signal:
-        name = signal.Signals(progress.signal).name
-        print(f"stopped by {name} after step {progress.step} of {last_step}; the same command resumes there")
-        sys.exit(128 + progress.signal)
-
-
-def _bar(step: int, last_step: int) -> tqdm:
-    wait = 0.2 if sys.stderr.isatty() else 15
-    return tqdm(total=last_step, initial=step, desc="training", unit="step", mininterval=wait)
-
-
-@torch.no_grad()
-def _evaluated(module: nn.Module, validate: Callable[[int], dict[str, float]], epoch: int) -> dict[str, float]:
-    module.eval()
-    figures = validate(epoch)
-    module.train()
-    return figures
+        content = {"module": module.training_state(), "optimizer": optimizer.state_dict(), "state": module.state}
+        content |= {"step": self.step, "rows": self.rows, "losses": self.losses, "time": time.time()}
+        checkpoints.save(self.run.last, {"format": RESUME} | content)
 
 
 @contextmanager
-def _advice_on_memory(schedule: Schedule) -> Iterator[None]:
-    """Where memory ends, raise the one sentence that says which batch should fit."""
+def memory_advice(schedule: Schedule) -> Iterator[None]:
+    """Where memory is too small, the one sentence that says which batch should fit: UserError or ranks.LoneError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         size, where = schedule.batch_size, pick_device(schedule.device)
-        half = size // 2
-        advice = (
-            "smaller pictures or networks, or another GPU may"
-            if size == 1
-            else (
-                f"batch_size={half} should, with {schedule.accumulate * -(-size // half)} batches in an optimizer step "
-                "(accum_iter=, in stage B accumulate_grad=)"
-            )
-        )
+        half, advice = max(1, size // 2), "smaller pictures or networks, or another GPU may"
+        if size > 1:
+            batches = f"{schedule.accumulate * -(-size // half)} batches in an optimizer step"
+            advice = f"batch_size={half} should, with {batches} (accum_iter=, in stage B accumulate_grad=)"
         kind = UserError if ranks.world() == 1 else ranks.LoneError
         raise kind(f"batch_size={size} does not fit in the memory of {where}; {advice}") from error

@@ -20,46 +20,27 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from commands.convert_checkpoint import in_diffusers
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import plms
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.attention import GroupNorm
 from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.weights import BaseSizes
 from sc_mbm.mae_for_eeg import MAEforEEG
 
 
-def diffusers_unet(ours: UNet, sizes: dict, context_dim: int) -> nn.Module:
-    """diffusers' network with our weights."""
-    from diffusers import UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+def diffusers_twin(ours: UNet | AutoencoderKL, sizes: BaseSizes) -> nn.Module:
+    """Diffusers' network with our weights."""
+    import diffusers
 
-    mult, levels = sizes["channel_mult"], [2**i for i in range(len(sizes["channel_mult"]))]
-    crossed = [level in sizes["attention_resolutions"] for level in levels]
-    theirs = UNet2DConditionModel(
-        block_out_channels=[sizes["model_channels"] * m for m in mult],
-        layers_per_block=sizes.get("num_res_blocks", 2),
-        down_block_types=["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed],
-        up_block_types=["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed)],
-        attention_head_dim=sizes.get("num_heads", 8),
-        cross_attention_dim=context_dim,
-    )
-    weights = {f"model.diffusion_model.{name}": value for name, value in ours.state_dict().items()}
-    theirs.load_state_dict(convert_ldm_unet_checkpoint(weights, theirs.config))
-    return theirs
-
-
-def diffusers_vae(ours: AutoencoderKL, ch: int = 128) -> nn.Module:
-    """diffusers' autoencoder with our weights."""
-    from diffusers import AutoencoderKL as Theirs
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    theirs = Theirs(
-        block_out_channels=[ch, 2 * ch, 4 * ch, 4 * ch], layers_per_block=2, norm_num_groups=ch // 4,
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-    )  # fmt: skip
-    weights = {f"first_stage_model.{name}": value for name, value in ours.state_dict().items()}
-    theirs.load_state_dict(convert_ldm_vae_checkpoint(weights, theirs.config))
-    for norm in (m for m in theirs.modules() if isinstance(m, nn.GroupNorm)):
+    part = "unet" if isinstance(ours, UNet) else "vae"
+    states = {"unet": {}, "vae": {}} | {part: ours.state_dict()}
+    config, state = in_diffusers(**states, sizes=sizes, img_size=512)[part]
+    groups = {"norm_num_groups": 32 if part == "unet" else sizes.vae["ch"] // 4}
+    theirs = getattr(diffusers, config.pop("_class_name")).from_config(config | groups)
+    theirs.load_state_dict(state)
+    for norm in (m for m in theirs.modules() if isinstance(m, nn.GroupNorm) and part == "vae"):
         norm.num_groups = GroupNorm(norm.num_channels, norm.eps).num_groups  # theirs knows one number for all widths
     return theirs
 
@@ -83,6 +64,11 @@ def checkpointed(module: nn.Module, *kinds: str) -> Iterator[None]:
         yield
 
 
+def interpolated(data: np.ndarray, n_times: int) -> np.ndarray:
+    """(C, T) -> (C, n_times) float64, linearly, both ends kept."""
+    return interp1d(np.linspace(0, 1, data.shape[-1]), data)(np.linspace(0, 1, n_times))
+
+
 def read_window(path: Path, n_times: int = 512, n_chans: int = 128) -> Tensor:
     """One recording read and interpolated for one item, (n_chans, n_times): scipy, float64, channels replicated."""
     data = np.load(path)
@@ -90,8 +76,7 @@ def read_window(path: Path, n_times: int = 512, n_chans: int = 128) -> Tensor:
         start = np.random.randint(0, data.shape[-1] - n_times + 1)
         data = data[:, start : start + n_times]
     else:
-        grid = np.linspace(0, 1, data.shape[-1])
-        data = interp1d(grid, data)(np.linspace(0, 1, n_times))
+        data = interpolated(data, n_times)
     rows = np.concatenate([data] * -(-n_chans // len(data)))[:n_chans]
     return torch.from_numpy(rows / 10).float()
 

@@ -15,33 +15,39 @@ from einops import repeat
 from torch import nn
 
 import commands.bench.peers as peers
-from commands.bench.sizes import PAPER_ENCODER, SIZES, SMALL_ENCODER, Machine, Row, Size, awake, product
-from commands.bench.sizes import conditioner as new_conditioner
-from commands.bench.sizes import unet as new_unet
-from data.resident_windows import ResidentWindows
+from commands.bench.sizes import PAPER_ENCODER, SMALL_ENCODER, Machine, Row, Size, new_conditioner, new_unet, product
+from data.windows import ResidentWindows
 from dataset import EEGWindows
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from runtime.devices import compile_in_place
-from runtime.draws import StepBatches
-from runtime.loop import Trainer
+from runtime.draws import Batch, StepBatches
+from runtime.loop import Items, Trainer
 from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import MAEforEEG
 from sc_mbm.trainer import MaskedPretraining
 
 
-def recipe_peers(published: Callable[[bool], object], machine: Machine) -> dict[str, Callable[[], object]]:
-    """The recipe in its own precision and in ours; published: takes whether to use autocast."""
-    calls = {"published recipe, 32": partial(published, False)}
+def recipe_peers(step: Callable[[], object], machine: Machine) -> dict[str, Callable[[], object]]:
+    """A step of the recipe in its own precision and in ours."""
+
+    def call(autocast: bool) -> None:
+        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
+            step()
+
+    calls = {"published recipe, 32": partial(call, False)}
     if machine.dtype != torch.float32:
-        calls["published recipe, bf16"] = partial(published, True)
+        calls["published recipe, bf16"] = partial(call, True)
     return calls
 
 
-def trainer_of(module: nn.Module, machine: Machine, clip_grad: float) -> Trainer:
-    """A stage's training module as the stage steps with it."""
-    return Trainer(module, module.configure_optimizers(), str(machine.device), machine.precision, clip_grad=clip_grad)
+def step_of(module: nn.Module, items: Items, batch: Batch, machine: Machine, clip_grad: float) -> Callable[[], float]:
+    """An optimizer step on a batch, as the stage of this training module takes it."""
+    trainer = Trainer(
+        module, module.configure_optimizers(), str(machine.device), machine.precision, clip_grad=clip_grad
+    )
+    return lambda: trainer.step(module.lr, [(batch, items[batch])])
 
 
 def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
@@ -57,21 +63,17 @@ def stage_a(size: Size, machine: Machine, compiled: bool = False) -> Row:
     networks = [MAEforEEG(**size.encoder, **size.decoder).to(machine.device) for _ in range(2)]
     modules = [MaskedPretraining(network, 0.75, 2.5e-4, 0.0, 0.05, 0, 1, 0) for network in networks]
 
-    def mine(module: MaskedPretraining) -> Callable[[], float]:
-        trainer = trainer_of(module, machine, clip_grad=0.8)
-        return lambda: trainer.step(module.lr, [(batch, items[batch])])
-
+    step = partial(step_of, items=items, batch=batch, machine=machine, clip_grad=0.8)
     if compiled:
         compile_in_place(modules[0].mae)
-        return Row(mine(modules[0]), {"ours, not compiled": mine(modules[1])})
+        return Row(step(modules[0]), {"ours, not compiled": step(modules[1])})
     their_optimizer = torch.optim.AdamW(networks[1].parameters(), lr=2.5e-4)
 
-    def published(autocast: bool) -> None:
+    def published() -> None:
         assert folder  # the files live as long as this call may be made
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.stage_a_step(networks[1], their_optimizer, files, 0.75)
+        peers.stage_a_step(networks[1], their_optimizer, files, 0.75)
 
-    return Row(mine(modules[0]), recipe_peers(published, machine))
+    return Row(step(modules[0]), recipe_peers(published, machine))
 
 
 def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
@@ -83,7 +85,7 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     half_encoder = PAPER_ENCODER | {"mlp_ratio": 1.0}
-    size = size._replace(encoder=half_encoder if size is SIZES["half"] else SMALL_ENCODER)
+    size = size._replace(encoder=half_encoder if size.name == "half" else SMALL_ENCODER)
     n, abar = size.batch, sd_alphas_cumprod()
     eeg, dim = torch.randn(n, 128, 512), size.clip["projection_dim"]
     moments = torch.randn(n, 5, 2, 4, size.latent, size.latent)
@@ -91,24 +93,19 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     batch = next(iter(StepBatches(n, n, 0, 0, 1)))
 
     def new_module() -> EEGLatentDiffusion:
-        unet = awake(new_unet(size, use_time_cond=True))
-        module = EEGLatentDiffusion(new_conditioner(size), unet, abar, torch.zeros(77, size.context_dim))
+        unet = new_unet(size, use_time_cond=True)
+        module = EEGLatentDiffusion(new_conditioner(size), unet, abar, torch.zeros(77, size.base.unet["context_dim"]))
         if machine.dtype == torch.bfloat16:
             module.halve_frozen()
         return module
 
-    def mine(module: EEGLatentDiffusion) -> Callable[[], float]:
-        trainer = trainer_of(module, machine, clip_grad=0.5)
-        return lambda: trainer.step(module.lr, [(batch, items[batch])])
-
-    module = new_module()
+    module, step = new_module(), partial(step_of, items=items, batch=batch, machine=machine, clip_grad=0.5)
     if compiled:
         compile_in_place(module.unet)
-        return Row(mine(module), {"ours, not compiled": mine(new_module())})
-    call = mine(module)
+        return Row(step(module), {"ours, not compiled": step(new_module())})
 
-    conditioner, unet = new_conditioner(size), awake(new_unet(size, use_time_cond=True))
-    vae, clip = AutoencoderKL(**size.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))
+    conditioner, unet = new_conditioner(size), new_unet(size, use_time_cond=True)
+    vae, clip = AutoencoderKL(**size.base.vae), CLIPVisionModelWithProjection(CLIPVisionConfig(**size.clip))
     trained = [p for name, p in unet.named_parameters() if any(k in name for k in ("attn2", "norm2", "condtion"))]
     their_optimizer = torch.optim.AdamW([*conditioner.parameters(), *trained], lr=5.3e-5)
     for network in (conditioner, unet, vae, clip):
@@ -116,12 +113,8 @@ def stage_b(size: Size, machine: Machine, compiled: bool = False) -> Row:
     side = 8 * size.latent
     data = (eeg, torch.rand(n, 3, side, side) * 2 - 1, torch.randn(n, 3, *2 * [size.clip["image_size"]]))
     data = tuple(value.to(machine.device) for value in data)
-
-    def published(autocast: bool) -> None:
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.stage_b_step(conditioner, unet, vae, clip, their_optimizer, data, abar)
-
-    return Row(call, recipe_peers(published, machine))
+    published = partial(peers.stage_b_step, conditioner, unet, vae, clip, their_optimizer, data, abar)
+    return Row(step(module), recipe_peers(published, machine))
 
 
 def picture(size: Size, machine: Machine) -> Row:
@@ -130,10 +123,10 @@ def picture(size: Size, machine: Machine) -> Row:
     The recipe samples five copies of one trial by PLMS; above the miniature it is timed at 5 of its 250 steps,
     without decoding.
     """
-    steps = 250 if size is SIZES["miniature"] else 5
-    parts = new_conditioner(size).eval(), new_unet(size, use_time_cond=True).eval(), AutoencoderKL(**size.vae).eval()
+    steps = 250 if size.name == "miniature" else 5
+    parts = new_conditioner(size), new_unet(size, use_time_cond=True), AutoencoderKL(**size.base.vae)
     for network in parts:
-        network.requires_grad_(False).to(machine.device)
+        network.eval().requires_grad_(False).to(machine.device)
     shape, abar = (4, size.latent, size.latent), sd_alphas_cumprod()
     generator = product(size, machine, *(copy.deepcopy(part) for part in parts[1:]), parts[0])
     eeg = repeat(torch.randn(128, 512), "c t -> n c t", n=size.pictures)
@@ -141,10 +134,7 @@ def picture(size: Size, machine: Machine) -> Row:
     def mine() -> None:
         generator.generate(eeg, torch.arange(len(eeg)), Sampling("dpm_solver", 20, batch=len(eeg)))
 
-    def published(autocast: bool) -> None:
-        with torch.autocast(machine.device.type, machine.dtype, enabled=autocast):
-            peers.pictures_of_a_trial(*parts, eeg[0].to(machine.device), abar, shape, steps)
-
-    theirs = recipe_peers(published, machine)
+    trial = eeg[0].to(machine.device)
+    theirs = recipe_peers(partial(peers.pictures_of_a_trial, *parts, trial, abar, shape, steps), machine)
     per = {"ours": size.pictures} | dict.fromkeys(theirs, 5 * (steps + 1) / 251)
     return Row(mine, theirs, per, "picture")

@@ -1,1 +1,0 @@
-"""What check_setup tells."""
