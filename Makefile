@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/python code/eeg_ldm.py preset=miniature
 	$(BIN)/python code/gen_eval_eeg.py preset=miniature
 
-# The best that the miniature reaches: stage B three times as long, from an untrained encoder (README, "Does stage A help?").
+# The best that the miniature reaches: stage B three times as long, from an untrained encoder (docs/demo.md).
 demo-long: setup
 	$(BIN)/python code/run.py simulate_eeg
 	$(BIN)/python code/eeg_ldm.py preset=miniature name=long pretrain_mbm_path=none num_epoch=30

@@ -110,12 +110,8 @@ class FinetuneConfig(_Pictures, _Training):
     dataset: Literal["EEG"] = setting("EEG", "nothing else exists", PUBLISHED)
     eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale", least=0)
     pretrain_mbm_path: str = setting("", "stage A's file; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
-    finetune: Literal["E", "A", "E+A"] = setting(
-        "E+A", "pretrained parts that train: E, the EEG encoder; A, cross-attention", PAPER
-    )
-    clip_head: Literal["condition", "tokens"] = setting(
-        "condition", "what is aligned with CLIP: the condition (paper) or the encoder's tokens (published)", PAPER
-    )
+    finetune: Literal["E", "A", "E+A"] = setting("E+A", "what trains: E, the EEG encoder; A, cross-attention", PAPER)
+    clip_head: Literal["condition", "tokens"] = setting("condition", "aligned with CLIP; published code: tokens", PAPER)
     clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
     text_start: bool = setting(True, "the condition starts at CLIP's empty caption, its head at CLIP's text projection")
     use_time_cond: bool = setting(True, "also add the condition to the time embedding", PUBLISHED)
@@ -129,9 +125,7 @@ class FinetuneConfig(_Pictures, _Training):
     batch_size: int = setting(25, "trials in a batch, over all processes together", PUBLISHED, least=1)
     accumulate_grad: int = setting(1, "batches in an optimizer step", PUBLISHED, least=1)
     clip_grad: float = setting(0.5, "largest global gradient norm", PUBLISHED, least=0)
-    select: Literal["clip_retrieval", "n_way"] = setting(
-        "clip_retrieval", "best epoch on validation: by retrieval, or n_way of generated pictures"
-    )
+    select: Literal["clip_retrieval", "n_way"] = setting("clip_retrieval", "best epoch on validation; n_way: pictures'")
     validate_every: int = setting(10, "epochs between validations", PUBLISHED, least=1)
     encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER, least=1)
     encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER, least=1)
@@ -189,25 +183,21 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
-_FMRI = "a leftover of fMRI code"
-_RANK = "torchrun's environment tells the rank"
+_RANK = {"local_rank": "torchrun's environment tells the rank"}
+_FMRI = ("roi", "aug_times", "num_sub_limit", "include_hcp", "include_kam")
+_DECODER = ("use_nature_img_loss", "img_recon_weight")
 NO_EFFECT: dict[type, dict[str, str]] = {
-    PretrainConfig: {
-        **dict.fromkeys(("roi", "aug_times", "num_sub_limit", "include_hcp", "include_kam"), _FMRI),
-        **dict.fromkeys(("use_nature_img_loss", "img_recon_weight"), "the image decoder was never used"),
-        "local_rank": _RANK,
-    },
-    FinetuneConfig: {
+    PretrainConfig: _RANK
+    | dict.fromkeys(_FMRI, "a leftover of fMRI code")
+    | dict.fromkeys(_DECODER, "the image decoder was never used"),
+    FinetuneConfig: _RANK
+    | {
         "global_pool": "the published path fails in its CLIP head, so tokens are always kept",
         "eval_avg": "scores are computed by stage C, over all samples",
         "checkpoint_path": "a run resumes from its own folder",
-        "local_rank": _RANK,
     },
-    GenerateConfig: {
-        "dataset": "only EEG exists",
-        "config_patch": "models/config15.yaml beside the weights is read",
-        "local_rank": _RANK,
-    },
+    GenerateConfig: _RANK
+    | {"dataset": "only EEG exists", "config_patch": "models/config15.yaml beside the weights is read"},
 }
 ALIASES = {"root": "root_path", "local-rank": "local_rank"}
 
@@ -222,7 +212,7 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     Raises:
         UserError: an unknown name (the nearest is named) or preset, a missing, wrong-typed or senseless value.
     """
-    given = _arguments(cls, list(sys.argv[1:] if argv is None else argv))
+    given = _arguments(cls, sys.argv[1:] if argv is None else argv)
     config = OmegaConf.structured(cls)
     if presets := presets_of(cls):
         chosen = given.get("preset", "paper").split(",")
@@ -238,7 +228,9 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
             OmegaConf.update(config, name, text.replace("${", r"\${"))
             _ = config[name]
         except OmegaConfBaseException as error:
-            raise UserError(f"{name}={text}: expected {_expected(cls, name)} (see --help)") from error
+            kind = cls.__dataclass_fields__[name].type
+            expected = " or ".join(get_args(kind)) or f"a value of type {kind.__name__}"
+            raise UserError(f"{name}={text}: expected {expected} (see --help)") from error
     for f in fields(cls):
         bounds = f.metadata["bounds"]
         if not all(BOUNDS[word][1](config[f.name], bound) for word, bound in bounds.items()):
@@ -247,24 +239,16 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
     return OmegaConf.to_object(config)
 
 
-def _expected(cls: type, name: str) -> str:
-    """The choices of a setting, or its type."""
-    kind = next(f.type for f in fields(cls) if f.name == name)
-    return " or ".join(get_args(kind)) or f"a value of type {kind.__name__}"
-
-
 def presets_of(cls: type) -> dict[str, dict[str, Any]]:
     """The presets of a stage's settings, or of the stage whose settings `cls` extends; none: {}."""
     return next((PRESETS[kind] for kind in cls.__mro__ if kind in PRESETS), {})
 
 
-def _arguments(cls: type, argv: list[str]) -> dict[str, str]:
+def _arguments(cls: type, argv: Sequence[str]) -> dict[str, str]:
     """`name=value`, `--name value` and `--name=value` as a dict of known names; --help prints and exits."""
     given: dict[str, str] = {}
-    known = [f.name for f in fields(cls)]
-    silent = NO_EFFECT.get(cls, {})
-    while argv:
-        word = argv.pop(0)
+    known, silent, words = [f.name for f in fields(cls)], NO_EFFECT.get(cls, {}), iter(argv)
+    for word in words:
         if word in ("-h", "--help"):
             print(help_text(cls))
             sys.exit(0)
@@ -275,10 +259,9 @@ def _arguments(cls: type, argv: list[str]) -> dict[str, str]:
         if name not in known and name not in silent:
             near = difflib.get_close_matches(name, [*known, *silent], n=1)
             raise UserError(f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''} (see --help)")
-        if not equals:
-            if not argv:
-                raise UserError(f"--{name}: a value is missing")
-            value = argv.pop(0)
+        value = value if equals else next(words, None)
+        if value is None:
+            raise UserError(f"--{name}: a value is missing")
         if name in silent:
             print(f"{name} has no effect: {silent[name]}")
         else:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.signals import Span, check_signal, fit_channels, fit_length, mapped, read_manifest, read_span, spans_of
+from data.signals import check_signal, fit_channels, fit_length, read_manifest
 from data.splits import check_splits, read_subject_splits
 from data.trials_file import TrialFile, cached_windows, open_trial_file
-from runtime import draws
+from data.windows import EEGWindows
 from runtime.errors import UserError
 
+__all__ = ["FILE_DEFAULTS", "EEGWindows", "Trials", "open_trials"]
 # eeg_5_95_std.pth carries no manifest: 1 kHz, the model sees 20..460 ms, odd lengths are left out (spec 3.2)
 FILE_DEFAULTS = {
     "sfreq": 1000.0,
@@ -26,103 +27,6 @@ FILE_DEFAULTS = {
     "image_known": True,
     "simulated": False,
 }
-
-
-class EEGWindows:
-    """Unlabelled EEG: every `.npy` under a folder, (C, T) or (n, C, T), memory-mapped (spec 1.4, 3.1).
-
-    An epoch holds floor(T / n_times) windows of a longer recording, each cropped anew at random, and one
-    window of any other, interpolated to n_times. A part is held out: whole recordings (files) where there
-    are five or more, otherwise the end of each. `info` is the folder's manifest.json ("sfreq", "ch_names",
-    "band", "excludes_test"; None where unknown).
-
-    Raises:
-        UserError: no such folder, no `.npy` in it, or an array that is not finite, varying EEG.
-    """
-
-    def __init__(self, folder, n_chans: int = 128, n_times: int = 512, scale: float = 1.0, seed=2022, held_out=0.1):
-        self.folder, self.n_chans, self.n_times, self.scale, self.seed = Path(folder), n_chans, n_times, scale, seed
-        if not self.folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; it should hold recordings as .npy files (see datasets/README.md)"
-            )
-        files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() == ".npy" and p.is_file())
-        if not files:
-            raise UserError(f"{folder}: no .npy file in this folder or below it; see datasets/README.md")
-        mapped.cache_clear()  # files of the same name may have been rewritten since
-        self.info = dict.fromkeys(("sfreq", "ch_names", "band", "excludes_test"))
-        self.info |= read_manifest(self.folder / "manifest.json")
-        self.n_recordings = len(files)
-        self.train, self.held_out = self._hold_out([spans_of(path) for path in files], held_out)
-        self.last = np.cumsum([self._n_windows(span) for span in self.train])
-
-    def _hold_out(self, recordings: list[list[Span]], share: float) -> tuple[list[Span], list[Span]]:
-        if share <= 0:
-            return sum(recordings, []), []
-        if len(recordings) >= 5:
-            order = draws.permutation(len(recordings), self.seed, "held-out recordings").tolist()
-            held_out = set(order[-max(1, int(share * len(recordings))) :])
-            parts = [([], spans) if i in held_out else (spans, []) for i, spans in enumerate(recordings)]
-        else:
-            parts = [self._cut_tail(spans, share) for spans in recordings]
-        train, held = (sum(part, []) for part in zip(*parts, strict=True))
-        if not held:
-            raise UserError(
-                f"{self.folder}: too little EEG to hold a part out (fewer than five files, none longer than "
-                f"{2 * self.n_times} samples); add recordings"
-            )
-        return train, held
-
-    def _cut_tail(self, spans: list[Span], share: float) -> tuple[list[Span], list[Span]]:
-        if len(spans) > 1:
-            n_kept = len(spans) - max(1, int(share * len(spans)))
-            return spans[:n_kept], spans[n_kept:]
-        cut = spans[0].stop - max(self.n_times, int(share * spans[0].stop))
-        if cut < self.n_times:
-            return spans, []
-        return [spans[0]._replace(stop=cut)], [spans[0]._replace(start=cut)]
-
-    def _n_windows(self, span: Span) -> int:
-        return max(1, (span.stop - span.start) // self.n_times)
-
-    def __len__(self) -> int:
-        return int(self.last[-1])
-
-    def __getitem__(self, batch: draws.Batch) -> Tensor:
-        """The batch's windows, (B, n_chans, n_times), cropped by (seed, step, global position) alone."""
-        span, crop, channel = self.places(batch)
-        return self._windows([self.train[i] for i in span.tolist()], crop.tolist(), channel.tolist())
-
-    def places(self, batch: draws.Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each window of a batch: its position in `train`, and crop and channel, in [0, 1), which place it there."""
-        crop, channel = batch.mine(draws.rand((batch.total, 2), self.seed, "crop", batch.step).double()).T
-        span = np.searchsorted(self.last, batch.index.numpy(), side="right")
-        return torch.from_numpy(span), crop, channel
-
-    def held_out_windows(self, max_n: int = 512) -> Tensor:
-        """At most `max_n` fixed windows of the held-out part, none overlapping, (N, n_chans, n_times)."""
-        return self._fixed(self.held_out, max_n, self.seed, "held-out windows")
-
-    def training_windows(self, max_n: int, seed: int = 0) -> Tensor:
-        """At most `max_n` windows of the training part, none overlapping, (N, n_chans, n_times)."""
-        return self._fixed(self.train, max_n, seed, "training windows")
-
-    def _fixed(self, spans: list[Span], max_n: int, seed: int, purpose: str) -> Tensor:
-        windows = [s._replace(start=s.start + k * self.n_times) for s in spans for k in range(self._n_windows(s))]
-        chosen = draws.permutation(len(windows), seed, purpose)[:max_n].sort().values.tolist()
-        channel = draws.rand((len(chosen),), seed, purpose, 1).double().tolist()
-        return self._windows([windows[i] for i in chosen], [0.0] * len(chosen), channel)
-
-    def _windows(self, spans: Sequence[Span], crop: list[float], channel: list[float]) -> Tensor:
-        """One window of each span; `crop` and `channel`, in [0, 1), place it in time and over channels."""
-        out = np.empty((len(spans), self.n_chans, self.n_times), np.float32)
-        for row, span, u, v in zip(out, spans, crop, channel, strict=True):
-            signal = read_span(span)
-            start = int(u * max(signal.shape[1] - self.n_times + 1, 1))
-            piece = signal[:, start : start + self.n_times]
-            first = int(v * max(len(piece) - self.n_chans + 1, 1))
-            row[:] = fit_channels(fit_length(piece, self.n_times), self.n_chans, first)
-        return torch.from_numpy(out).mul_(self.scale)
 
 
 @dataclass

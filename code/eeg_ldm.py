@@ -80,14 +80,25 @@ def train(cfg: FinetuneConfig, run: Run, inputs: Inputs) -> Trained | None:
     if not ranks.lead():
         return None
 
-    # Hand on the trained part, with everything needed to build its models again
+    return checkpoint(cfg, inputs, base, no_context, shape, module.state, criterion, means)
+
+
+def checkpoint(
+    cfg: FinetuneConfig, inputs: Inputs, base: weights.Base, no_context: torch.Tensor, shape: dict, state: dict,
+    criterion: str, means: str,
+) -> Trained:  # fmt: skip
+    """The trained part of the selected epoch, with everything needed to build its models again.
+
+    shape: EEGConditioner's arguments; state: what training kept of that epoch; criterion: by which it was selected.
+    """
+    trials, stage_a = inputs.trials, inputs.stage_a
     info, positions = trials["train"].info, {split: part.position.tolist() for split, part in trials.items()}
     record = {"config": run_config(cfg), "stage_a_sha256": stage_a.sha256}
     record |= {"stage_a_excludes_test": stage_a.excludes_test, "split": info["split"], "positions": positions}
-    facts = {"epoch": module.state["epoch"], criterion: module.state["score"]}
+    facts = {"epoch": state["epoch"], criterion: state["score"]}
     content = {
         "format": weights.FORMAT,
-        "model": module.state["model"],
+        "model": state["model"],
         "no_context": no_context,
         "config": weights.model_config(base, stage_a.sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
         "base": {"name": base.name, "sha256": base.sha256},

@@ -7,14 +7,13 @@ python code/eval_metrics.py <pictures> classifier=vit_h_14 clip=openai/clip-vit-
 Shapes: N trials, S pictures of a trial, K classes of the classifier, U distinct images among the truths.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from config import from_cli, setting
 from evaluation.features import keep, look
-from evaluation.folder import is_bare
+from evaluation.folder import is_bare, read_run
 from evaluation.n_way import n_way_accuracy
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
@@ -50,9 +49,8 @@ def main() -> None:
     more, facts = look(folder, cfg.classifier, cfg.clip, cfg.networks, cfg.root_path, device)
     if more and not is_bare(folder):
         keep(folder, more)
-    path = Path(folder) / "metrics.json"
     # of a bare folder nothing but its pictures counts: what looked at them before is not known to look now
-    run = json.loads(path.read_text())["run"] if path.is_file() and not is_bare(folder) else {}
+    run = {} if is_bare(folder) else read_run(folder)
     asked = {name: getattr(cfg, name) for name in ("n_way", "top_k") if getattr(cfg, name)}
     print(table(write_metrics(folder, run | facts | asked, device, more, cfg.root_path)))
     if (Path(folder) / "index.html").is_file():

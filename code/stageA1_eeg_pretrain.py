@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import PretrainConfig, from_cli
-from data.resident_windows import training_items
+from data.windows import training_items
 from dataset import EEGWindows
 from runtime import ranks
 from runtime.devices import about_device, compile_in_place, pick_device

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from config import FinetuneConfig
-from data.splits import told
+from data.splits import describe_splits
 from data.stimuli import about_pictures, image_path, leave_out_missing
 from dataset import Trials, open_trials
 from dc_ldm import weights
@@ -172,7 +172,7 @@ def plan_run(cfg: FinetuneConfig, encoder: dict[str, Any], base: BaseSizes, clip
 def read_trials(cfg: FinetuneConfig, files: tuple[Path, Path], encoder: dict[str, Any], scale: float) -> dict:
     """Training and validation trials of (EEG, splits), as the encoder takes them. Raises UserError."""
     trials = open_trials(*files, cfg.subject, ("train", "val"), encoder["n_chans"], encoder["n_times"], scale)
-    print(told(trials["train"].info["split"]))
+    print(describe_splits(trials["train"].info["split"]))
     return trials
 
 

@@ -2,10 +2,11 @@
 
 python code/run.py benchmark                                     # miniature size, all rows
 python code/run.py benchmark size=half rows=unet_forward,sampling
-python code/run.py benchmark size=full precision=32 json=full.json markdown=full.md
+python code/run.py benchmark size=full precision=32 json=full.json | tee full.md
 python code/run.py benchmark size=full rows=unet_compiled,stage_b_compiled device=cuda
 
-Both sides hold the same weights, get the same input and precision, and take turns; the ratio is of medians.
+Both sides hold the same weights, get the same input and precision, and take turns; the ratio is of medians. What is
+printed is a table in Markdown.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,13 +38,12 @@ PRECISIONS = {"bf16": torch.bfloat16, "32": torch.float32}
 class BenchmarkConfig:
     """Ratios of speed and memory against named peers."""
 
-    size: str = setting("miniature", f"of the networks: {', '.join(SIZES)}")
+    size: Literal[tuple(SIZES)] = setting("miniature", "of the networks")
     rows: str = setting("all", f"which, by comma: {', '.join(ROWS)}")
-    precision: str = setting("bf16", "bf16 or 32; the published recipe is shown in 32 as well")
-    repeats: int = setting(5, "timed calls of each side, after one that warms up; at least 5 for a figure to quote")
+    precision: Literal["bf16", "32"] = setting("bf16", "the published recipe is shown in 32 as well")
+    repeats: int = setting(5, "timed calls of each side, after one to warm up; 5 for a figure to quote", least=1)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     json: str = setting("", "file for the figures; empty: none")
-    markdown: str = setting("", "file for the table; empty: none")
 
 
 class Side(NamedTuple):
@@ -59,14 +59,12 @@ def main() -> None:
     names = [name for name in ROWS if name not in ONLY_IF_ASKED] if cfg.rows == "all" else cfg.rows.split(",")
     if unknown := [name for name in names if name not in ROWS]:
         raise UserError(f"rows={cfg.rows}: there is no row {unknown[0]}; there are {', '.join(ROWS)}")
-    if cfg.size not in SIZES or cfg.precision not in PRECISIONS:
-        raise UserError(f"size={cfg.size} precision={cfg.precision}: use size={'|'.join(SIZES)}, precision=bf16|32")
     machine = Machine(pick_device(cfg.device), PRECISIONS[cfg.precision])
     peaks = {p: matmul_peak(Machine(machine.device, d)) for p, d in PRECISIONS.items()}
     reached = " and ".join(f"{flops / 1e12:.3g} TFLOP/s in {p}" for p, flops in peaks.items())
-    title = f"{about_machine(machine)}; size {cfg.size}, {cfg.precision}; matrix products reach {reached}"
-    print(title, in_columns(HEAD), sep="\n")
-    table, figures = [], {}
+    title = f"{about_machine(machine)}; size {cfg.size}, {cfg.precision}; matrix products reach {reached}."
+    print(title, "", line(HEAD), line(["-" * max(3, abs(width)) for width in WIDTH]), sep="\n")
+    figures = {}
     for name in names:
         try:
             with within_memory(machine.device):
@@ -74,18 +72,13 @@ def main() -> None:
         except (MemoryError, RuntimeError) as error:
             if not any(words in str(error).lower() for words in ("memory", "bad_alloc")):
                 raise
-            print(f"{name:14} does not fit: {str(error).splitlines()[0][:200]}", flush=True)
+            print(f"{name} does not fit: {str(error).splitlines()[0][:200]}", flush=True)
             continue
         figures[name] = {who: side._asdict() for who, side in sides.items()} | {"unit": unit}
-        rows = lines(name, sides, unit, peaks[cfg.precision])
-        table += rows
-        print(*map(in_columns, rows), sep="\n", flush=True)
+        print(*map(line, cells(name, sides, unit, peaks[cfg.precision])), sep="\n", flush=True)
     if cfg.json:
         content = {"config": asdict(cfg), "machine": about_machine(machine), "matmul_flops": peaks, "rows": figures}
         checkpoints.write_text(cfg.json, json.dumps(content, indent=1) + "\n")
-    if cfg.markdown:
-        cells = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *table)]
-        checkpoints.write_text(cfg.markdown, "\n".join([f"{title}.", "", *cells]) + "\n")
 
 
 @contextmanager
@@ -151,27 +144,17 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 def memory_rise(call: Callable[[], object], device: torch.device) -> float:
     """Bytes by which memory rises in one call, at the most; apart from timing, because it empties the allocator."""
-    before = start_memory(device)
-    call()
-    return peak_memory(device) - before
-
-
-def start_memory(device: torch.device) -> float:
-    """Bytes in use now; the record of the peak starts anew."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
     ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide the rise
-    Path("/proc/self/clear_refs").write_text("5")
-    return _kilobytes("/proc/self/status", "VmRSS")
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most bytes in use since `start_memory`."""
-    return (
-        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _kilobytes("/proc/self/status", "VmHWM")
-    )
+    Path("/proc/self/clear_refs").write_text("5")  # the record of the peak starts anew
+    before = _kilobytes("/proc/self/status", "VmRSS")
+    call()
+    return _kilobytes("/proc/self/status", "VmHWM") - before
 
 
 def _kilobytes(file: str, field: str) -> float:
@@ -181,10 +164,10 @@ def _kilobytes(file: str, field: str) -> float:
 
 
 HEAD = ["row", "peer", "ours, s", "peer, s", "a", "ratio", "memory, GB", "TFLOP", "of peak"]
-WIDTH = (-14, -32, 9, 9, -8, 7, 15, 17, 7)
+WIDTH = (-14, -32, 9, 9, -8, 7, 15, 18, 7)
 
 
-def lines(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[list[str]]:
+def cells(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[list[str]]:
     """A row of cells for each peer: seconds a unit, ratio, memory and operations of both, our share of the peak."""
     ours = sides["ours"]
     return [
@@ -198,6 +181,6 @@ def lines(name: str, sides: dict[str, Side], unit: str, peak: float) -> list[lis
     ]  # fmt: skip
 
 
-def in_columns(cells: list[str]) -> str:
-    """A line for the terminal."""
-    return " ".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in zip(cells, WIDTH, strict=True))
+def line(row: list[str]) -> str:
+    """Cells as a row of a Markdown table, in columns of WIDTH; negative: to the left."""
+    return "| " + " | ".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in zip(row, WIDTH, strict=True)) + " |"

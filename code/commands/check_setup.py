@@ -5,190 +5,279 @@ python code/run.py check_setup stage=all preset=miniature        # all three; wh
 python code/run.py check_setup stage=a --plan                    # also parameters, memory, and time from real steps
 python code/run.py check_setup stage=b memory=12 --plan          # which batch fits in 12 GB
 python code/run.py check_setup stage=c --json                    # one JSON object and nothing else
-Exit status: 0 the stage can start, 1 it cannot, 2 wrong arguments. Nothing is downloaded, and nothing written but the
-cache of the trials, which the stages need as well.
+The stage's own code opens its inputs, as with dry_run=true. Exit status: 0 the stage can start, 1 it cannot, 2 wrong
+arguments. Nothing is downloaded, and nothing written but the cache of the trials, which the stages need as well.
 """
 
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
-import commands.setup.report as told
-import runtime.memory as memory_plan
 import stageA1_eeg_pretrain as stage_a
 import training_inputs as stage_b
-from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
-from data.signals import mapped, spans_of
-from data.stimuli import about_pictures, leave_out_missing
-from dataset import EEGWindows, open_trials
+from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, setting
 from dc_ldm import weights
-from dc_ldm.generator import check_sampler, load_generator
-from dc_ldm.published import about_stage_b
+from dc_ldm.generator import EEGImageGenerator, check_sampler
+from dc_ldm.ldm_for_eeg import LatentTrials
 from evaluation import inputs as stage_c
-from evaluation.controls import make_controls
-from runtime.devices import about_device, pick_device, pick_dtype
-from runtime.errors import UserError
-from runtime.file_kinds import PUBLISHED_B, file_kind
-from runtime.findings import Findings
-from runtime.memory import MemoryPlan
-from runtime.paths import file_or_name
+from generate import load_generator
+from runtime import checkpoints
+from runtime.devices import free_memory, pick_dtype
+from runtime.draws import StepBatches, steps_per_epoch
+from runtime.file_kinds import PUBLISHED_B, UNKNOWN, file_kind
+from runtime.findings import LATER, NOTE, WRONG, Finding, Findings
+from runtime.loop import Trainer
+from runtime.memory import ESTIMATED, MemoryPlan, count, smaller
+from runtime.paths import file_or_name, under_root
 from runtime.runs import look_at_folder, run_config
-from sc_mbm.mae_for_eeg import EEGEncoder
-from sc_mbm.trainer import MaskedPretraining, plan_pretraining
-from vision.classifier import load_classifier
+from runtime.sampling import Sampling
+from sc_mbm.trainer import MaskedPretraining
+from vision.clip import OPEN_CLIP
 from vision.clip_files import look_at_clip
 
 STAGES = {"a": PretrainConfig, "b": FinetuneConfig, "c": GenerateConfig}
+FOLDERS = {"a": "eeg_pretrain", "b": "generation", "c": "eval"}
+EARLIER = {"a": (), "b": ("stage A checkpoint",), "c": ("stage B checkpoint",)}  # what an earlier stage makes
+PROBE_STEPS, PROBE_SECONDS = 20, 60
+UNITS = {"parameters": (1e6, "million"), "memory": (1e9, "GB"), "time": (1, "")}
+LARGE = 1 << 30  # bytes; above it a file is hashed only on demand
+IMAGENET_EEG = "eeg_5_95_std.pth and block_splits_by_image_single.pth: github.com/perceivelab/eeg_visual_classification"
+# what to get, and the names that the published README, its forks and browsers give to what belongs elsewhere
+GET = {
+    "recordings": ("unlabelled EEG as .npy; code/run.py prepare_eeg makes it of recordings", "mne_data eeg_train"),
+    "trials": (IMAGENET_EEG, "eeg_5_95_std.pth block_splits_by_image_*.pth"),
+    "pictures": ("the 1,996 ImageNet pictures shown, <wnid>/<wnid>_<n>.JPEG; ImageNet's own train folder fits", ""),
+    "stage A checkpoint": ("code/stageA1_eeg_pretrain.py makes it, or set pretrain_mbm_path=", "checkpoint*.pth"),
+    "stage B checkpoint": ("code/eeg_ldm.py makes it, or set model_path=", "checkpoint*.pth"),
+    "Stable Diffusion": (
+        "v1-5-pruned.safetensors or .ckpt (7.7 GB, not emaonly): hub, stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "v1-5-pruned* config15.yaml config.yaml v1-inference.yaml",
+    ),
+    "CLIP": ("`hf download openai/clip-vit-large-patch14`; online, the stage does so itself (1.7 GB)", ""),
+    "classifier": ("torchvision's vit_h_14_swag-80465313.pth (2.5 GB)", "vit_h_14*.pth"),
+}
+MINIATURE = dict.fromkeys(("recordings", "trials", "pictures"), "code/run.py simulate_eeg makes it")
+MINIATURE |= dict.fromkeys(("Stable Diffusion", "CLIP", "classifier"), "git checkout -- pretrains/miniature")
+
+sha256 = cache(checkpoints.sha256)
 
 
-def check_pretraining(cfg: PretrainConfig, r: told.Report) -> None:
-    """Stage A: recordings."""
+@dataclass
+class SetupConfig:
+    """Check what a stage needs, with the settings that the stage itself will get."""
 
-    def read() -> tuple[EEGWindows | None, str]:
-        folder = stage_a.eeg_folder(cfg)
-        paths = sorted(folder.rglob("*.npy"))
-        if sum(path.stat().st_size for path in paths) > told.LARGE and not r.asked.hash:
-            some = paths[:: -(-len(paths) // 50)]
-            for path in paths:
-                (spans_of if path in some else mapped)(path)
-            return None, f"{len(paths)} files in {folder}; {len(some)} of them read to the end (hash=true: all)"
-        windows = EEGWindows(folder, cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out)
-        return windows, f"{windows.n_recordings} files, {len(windows)} windows an epoch, in {folder}"
-
-    windows = r.see("recordings", read, [r.path(cfg.eeg_path)])
-    r.plan = asdict(plan_pretraining(cfg))
-    check_place(r, "eeg_pretrain", run_config(cfg))
-    if windows and r.asked.plan and r.ready:
-        r.plan["time"] = told.time_training(MaskedPretraining.of(cfg, 1), windows, cfg, cfg.accum_iter)
+    stage: Literal["all", "a", "b", "c"] = setting("all", "which")
+    plan: bool = setting(False, "also tell parameters, memory by part, and the time, from up to 20 real steps")
+    hash: bool = setting(False, "also hash files above 1 GiB")
+    memory: float = setting(0.0, "GB that the stage may take; 0: the GPU's, or the machine's", least=0)
+    json: bool = setting(False, "print one JSON object instead of text")
 
 
-def check_finetuning(cfg: FinetuneConfig, r: told.Report) -> None:
-    """Stage B: settings, stage A's encoder, trials, pictures, Stable Diffusion, CLIP; opened as the stage does."""
-    findings = Findings(keep_going=True, later=("stage A checkpoint",) if r.asked.stage == "all" else ())
+@dataclass
+class Opened:
+    """How a stage's inputs open, and what its run will take."""
+
+    stage: str
+    cfg: Any
+    findings: Findings
+    plan: MemoryPlan | None = None
+    config: dict | None = None  # what makes the run what it is, as far as its inputs tell
+    time: Callable[[], dict] | None = None  # measures real steps
+    hours: dict = field(default_factory=dict)
+
+
+def open_pretraining(cfg: PretrainConfig, findings: Findings, memory: float) -> Opened:
+    """Stage A, by its own code."""
+    findings.open("settings", lambda: stage_a.check(cfg), lambda _: "understood")
+    inputs = stage_a.open_inputs(cfg, findings)
+
+    def measure() -> dict:
+        return time_training(MaskedPretraining.of(cfg, 1), inputs.windows, cfg, cfg.accum_iter)
+
+    return Opened("a", cfg, findings, inputs.plan, run_config(cfg), measure)
+
+
+def open_finetuning(cfg: FinetuneConfig, findings: Findings, memory: float) -> Opened:
+    """Stage B, by its own code."""
     findings.open("settings", lambda: stage_b.check(cfg), lambda _: "understood")
     inputs = stage_b.open_inputs(cfg, findings)
-    r.take(finding for finding in findings.findings if finding.subject not in ("device", "plan"))
-    r.plan = asdict(inputs.plan) if inputs.plan else {}
-    check_place(r, "generation", run_config(cfg))
-    if inputs.trials and r.asked.plan and r.ready:
+
+    def measure() -> dict:
+        """With random weights and pictures, which take as long as real ones."""
+        base = weights.look_at_base(under_root(cfg.root_path, cfg.pretrain_gm_path), whole=False)
         encoder = inputs.stage_a.sizes if inputs.stage_a else stage_b.untrained_sizes(cfg)
-        base = weights.look_at_base(r.path(cfg.pretrain_gm_path), whole=False)
-        clip = look_at_clip(file_or_name(cfg.root_path, cfg.clip), Findings(keep_going=True))
-        r.plan["time"] = told.time_finetuning(cfg, inputs.trials["train"].eeg, encoder, base, clip[0])
+        clip_dim, eeg = clip_facts(cfg)[0], inputs.trials["train"].eeg
+        moments = torch.rand(1, 1 + cfg.n_crops, 2, *base.latent_shape(cfg.img_size))
+        picture, targets = torch.zeros(len(eeg), dtype=torch.int64), torch.ones(1, clip_dim)
+        items = LatentTrials(eeg, picture, moments, targets, base.scale_factor, cfg.cond_drop, cfg.seed)
+        module = stage_b.untrained(cfg, encoder, base, clip_dim)
+        if pick_dtype(cfg.precision, cfg.device) == torch.bfloat16:
+            module.halve_frozen()
+        return time_training(module, items, cfg, cfg.accumulate_grad)
+
+    return Opened("b", cfg, findings, inputs.plan, run_config(cfg), measure)
 
 
-def check_sampling(cfg: GenerateConfig, r: told.Report) -> None:
-    """Stage C: stage B's checkpoint, trials, pictures, Stable Diffusion, CLIP, classifier."""
-    path, base = r.path(cfg.model_path or f"pretrains/generation/{cfg.name}.pth"), r.path(cfg.pretrain_gm_path)
-    r.see("settings", lambda: (check_sampler(cfg.sampler, cfg.ddim_steps), "understood"))
-    clip, local, generator, model = check_clip(cfg, r), r.path(cfg.classifier), None, None
-    where = str(local) if local.exists() else cfg.classifier
-    with torch.device("meta"):
-        files = [local, local / "model.safetensors"]
-        judge, absent = r.see("classifier", lambda: (load_classifier(where, "meta"), where), files) or (None, "")
-        if absent:
-            r.findings[-1] |= {"state": "note", "about": absent, "get": told.GET["classifier"][0]}
-        complete = file_kind(path) == PUBLISHED_B or check_base(cfg, r)  # the published file carries its own base
-    if complete and not r.comes_later("stage B checkpoint", path, cfg.model_path):
-        load = partial(load_generator, path, base, pick_device(cfg.device), EEGEncoder)
-        how = cfg.precision, cfg.device
-        generator = r.see("stage B checkpoint", lambda: (load(pick_dtype(*how)), "a trained model"), [path])
-    model = about_stage_b(path, base) if generator else None
-    trials = check_trials(cfg, r, ("test",), model["config"]["encoder"] if model else {"n_chans": 128, "n_times": 512})
-    config = None
-    if model and trials:
-        fit = "rate, window and channels are those of the model's training"
-        test = trials["test"]
-        group = test.image if test.info["image_known"] else test.position
-        r.see("EEG", lambda: (stage_c.open_splits(cfg, stage_c.find_paths(cfg), generator), fit))
-        r.see("controls", lambda: (make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed), cfg.controls))
-        hashes = {
-            f"{name}_sha256": told.sha256(p) for name, p in (("model", path), ("splits", r.path(cfg.splits_path)))
-        }
-        hashes["eeg_sha256"] = test.info["split"]["eeg_sha256"]
-        config = stage_c.identity(cfg) | hashes
-    if generator:
-        judging = sum(p.numel() for p in judge.features.parameters()) if judge else 0
-        others = {"clip, frozen": clip[1], "classifier, frozen": judging}
-        r.plan = told.plan_sampling(cfg, generator, others, 1e9 * r.asked.memory)
-    check_place(r, "eval", config)
-    if generator and trials and r.asked.plan and r.ready:
-        r.plan["time"] = told.time_sampling(cfg, generator, trials["test"].eeg)
+def open_sampling(cfg: GenerateConfig, findings: Findings, memory: float) -> Opened:
+    """Stage C, by its own code; Stable Diffusion apart, so that it is seen before there is a checkpoint."""
+    findings.open("settings", lambda: check_sampler(cfg.sampler, cfg.ddim_steps), lambda _: "understood")
+    paths = stage_c.paths_of(cfg)
+    if file_kind(paths.model) != PUBLISHED_B:  # which carries its own
+        files = [paths.stable_diffusion / "models" / name for name in (*weights.BASE_NAMES, "config15.yaml")]
+        look = lambda: weights.look_at_base(paths.stable_diffusion, whole=True)  # noqa: E731
+        findings.open("Stable Diffusion", look, lambda _: "as config15.yaml describes it", files)
+    inputs = stage_c.open_inputs(cfg, paths, load_generator, findings)
+    opened = Opened("c", cfg, findings)
+    if inputs.generator:
+        opened.plan = plan_sampling(cfg, inputs, memory)
+        if inputs.trials:
+            opened.config = stage_c.identity(cfg) | stage_c.input_hashes(paths)
+            opened.time = lambda: time_sampling(cfg, inputs)
+    return opened
 
 
-def check_trials(cfg: Any, r: told.Report, splits: tuple[str, ...], sizes: dict) -> dict | None:
-    """EEG, splits, and the pictures that they need: name -> trials that can be used."""
-    paths, root = [r.path(cfg.eeg_signals_path), r.path(cfg.splits_path)], r.path(cfg.imagenet_path)
-
-    def read() -> tuple[dict, str]:
-        trials = open_trials(*paths, cfg.subject, splits, sizes["n_chans"], sizes["n_times"])
-        split = trials[splits[0]].info["split"]
-        sizes_of = ", ".join(f"{name} {n}" for name, n in split["sizes"].items())
-        return trials, f"subject {cfg.subject}: {sizes_of}, counted in {split['index_space']}"
-
-    trials = r.see("trials", read, paths)
-    if trials is None:
-        r.see(
-            "pictures", lambda: (leave_out_missing({}, root), f"{root} is there; the trials will tell what is needed")
-        )
-        return None
-    info = trials[splits[0]].info
-    shared = {pair: n["pictures"] for pair, n in info["split"]["shared"].items() if n["pictures"]}
-    if shared:
-        r.add("trials", "note", f"parts share pictures, {shared}: are these the splits of another file or subject?")
-    return (
-        r.see("pictures", partial(look_at_pictures, trials, root, cfg.allow_missing)) if info["image_known"] else trials
-    )
+OPEN = {"a": open_pretraining, "b": open_finetuning, "c": open_sampling}
 
 
-def look_at_pictures(trials: dict, root: Path, allow_missing: int) -> tuple[dict, str]:
-    """As `leave_out_missing`, in words as well."""
-    kept, lines = leave_out_missing(trials, root, allow_missing)
-    return kept, "; ".join([about_pictures(trials, root), *map(str.strip, lines)])
+def clip_facts(cfg: Any) -> tuple[int, int]:
+    """Width of CLIP's space and its parameters, from its files."""
+    return look_at_clip(file_or_name(cfg.root_path, cfg.clip), Findings(keep_going=True))
 
 
-def check_base(cfg: Any, r: told.Report) -> weights.BaseSizes | None:
-    """Stable Diffusion, whose file must have the tensors that config15.yaml describes."""
-    folder, names = r.path(cfg.pretrain_gm_path), (*weights.BASE_NAMES, "config15.yaml")
-    read = lambda: (weights.look_at_base(folder, whole=True), "as config15.yaml describes it")  # noqa: E731
-    return r.see("Stable Diffusion", read, [folder / "models" / name for name in names])
+def plan_sampling(cfg: GenerateConfig, inputs: stage_c.Inputs, memory: float) -> MemoryPlan:
+    """Parameters and memory of stage C in `memory` bytes (0: as many as are free).
+
+    Pictures by class name, of controls=all, are drawn by a second, untouched UNet with its VAE.
+    """
+    system: EEGImageGenerator = inputs.generator
+    parts = {"conditioner": system.conditioner, "unet": system.unet, "vae": system.vae}
+    judge = inputs.classifier
+    others = {"clip, frozen": clip_facts(cfg)[1]}
+    others["classifier, frozen"] = sum(p.numel() for p in judge.features.parameters()) if judge else 0
+    counts = count(**parts) | others
+    held = sum(p.nbytes for part in parts.values() for p in part.parameters()) + 4 * sum(others.values())
+    if cfg.controls == "all" and judge and not cfg.clip.startswith(OPEN_CLIP):
+        weight = {name: p for name, p in system.unet.named_parameters() if not name.startswith(weights.TIME_CONDITION)}
+        second = [*weight.values(), *system.vae.parameters()]
+        counts["unet and vae of the controls, frozen"] = sum(p.numel() for p in second)
+        held += sum(p.nbytes for p in second)
+    free = (memory or free_memory(inputs.device)) - held  # the stage asks once its networks are there
+    batch_size = cfg.batch_size or system.fitting_batch(Sampling.of(cfg), free)
+    return MemoryPlan(counts, {"weights": held, ESTIMATED: system.memory(batch_size, cfg.guidance)}, batch_size)
 
 
-def check_clip(cfg: Any, r: told.Report) -> tuple[int, int]:
-    """Width of CLIP's space and its parameters, from its folder or the hub's cache."""
-    findings = Findings(keep_going=True)
-    facts = look_at_clip(file_or_name(cfg.root_path, cfg.clip), findings)
-    r.take(findings.findings)
-    return facts
+def time_training(module: nn.Module, items: Any, cfg: Any, accumulate: int) -> dict:
+    """Hours of the run, from the median of up to PROBE_STEPS real steps in PROBE_SECONDS, validation left aside."""
+    seconds: list[float] = []
+    trainer = Trainer(module, module.configure_optimizers(), cfg.device, cfg.precision, clip_grad=cfg.clip_grad)
+    for batch in StepBatches(len(items), cfg.batch_size, cfg.seed, 0, PROBE_STEPS):
+        started = time.perf_counter()
+        trainer.step(cfg.lr, [(batch, items[batch])])
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) > 2 and sum(seconds) > PROBE_SECONDS:
+            break
+    step = sorted(seconds[1:])[len(seconds[1:]) // 2] * accumulate
+    steps = cfg.num_epoch * steps_per_epoch(len(items), cfg.batch_size, accumulate)
+    hours = steps * step / 3600
+    return {"steps tried": len(seconds), "seconds a step": step, "steps of the run": steps, "hours": hours}
 
 
-def check_place(r: told.Report, kind: str, config: dict | None) -> None:
-    """Device; whether the run's folder is free for it and can be written; whether the disk holds its checkpoints."""
-    plan = MemoryPlan(**{f.name: r.plan[f.name] for f in fields(MemoryPlan)}) if r.plan else None
-
-    def device() -> tuple[None, str]:
-        chosen = pick_device(r.cfg.device)
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if chosen.type == "cuda":
-            installed = torch.cuda.get_device_properties(chosen.index or 0).total_memory
-        there = 1e9 * r.asked.memory or installed
-        if plan and plan.total > there:
-            advice = f"{memory_plan.smaller(r.cfg, plan, there)} (estimate)"
-            r.add("memory", "note", f"{plan.total / 1e9:.1f} GB will not fit in {there / 1e9:.1f} GB; {advice}")
-        return None, about_device(chosen)
-
-    r.see("device", device)
-    r.see("run folder", lambda: (None, look_at_folder(r.cfg, kind, config, plan)))
+def time_sampling(cfg: GenerateConfig, inputs: stage_c.Inputs) -> dict:
+    """Hours of drawing all pictures, controls too, from 12 sampling steps of one batch."""
+    system, eeg = inputs.generator, inputs.test.eeg
+    batch_size = cfg.batch_size or system.fitting_batch(Sampling.of(cfg))
+    some, seconds = eeg[torch.arange(batch_size) % len(eeg)], []
+    for steps in (2, 2, 8):  # the first warms up
+        started = time.perf_counter()
+        system.generate(some, torch.arange(len(some)), Sampling("ddim", steps, cfg.guidance, batch_size))
+        seconds.append(time.perf_counter() - started)
+    step = (seconds[2] - seconds[1]) / 6
+    pictures = len(eeg) * (cfg.num_samples + {"none": 0, "basic": 2}.get(cfg.controls, 8))
+    hours = -(-pictures // batch_size) * (seconds[1] + (cfg.ddim_steps - 2) * step) / 3600
+    return {"seconds a step of a batch": step, "pictures": pictures, "hours": hours}
 
 
-def read_arguments(argv: list[str]) -> tuple[told.SetupConfig, dict[str, Any]]:
+def check(stage: str, cfg: Any, asked: SetupConfig) -> Opened:
+    """Open a stage's inputs, look at its folder and at the memory, and measure its time if that is asked for."""
+    findings = Findings(keep_going=True, later=EARLIER[stage] if asked.stage == "all" else ())
+    opened = OPEN[stage](cfg, findings, 1e9 * asked.memory)
+    plan = opened.plan
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if "cuda" in next(f.message for f in findings.findings if f.subject == "device")[:4]:
+        installed = torch.cuda.get_device_properties(0).total_memory
+    room = 1e9 * asked.memory or installed
+    if plan and plan.total > room:
+        advice = f"{smaller(cfg, plan, room)} (estimate)"
+        findings.add("memory", NOTE, f"{plan.total / 1e9:.1f} GB will not fit in {room / 1e9:.1f} GB; {advice}")
+    look = lambda: look_at_folder(cfg, FOLDERS[stage], opened.config, plan)  # noqa: E731
+    findings.open("run folder", look, str)
+    if opened.time and asked.plan and findings.ready and not any(f.state == LATER for f in findings.findings):
+        opened.hours = opened.time()
+    return opened
+
+
+def described(finding: Finding, opened: Opened, asked: SetupConfig) -> list[dict]:
+    """A finding as it is printed: its files with size, sha256 and kind; of a wrong one what to get, what may be it."""
+    files = []
+    for path in filter(Path.is_file, finding.paths):
+        size = path.stat().st_size
+        digest = sha256(path) if size < LARGE or asked.hash else None
+        files.append({"path": str(path), "bytes": size, "sha256": digest, "kind": file_kind(path)})
+    row = {"what": finding.subject, "state": finding.state, "about": finding.message, "files": files, "get": ""}
+    if finding.state != WRONG:
+        return [row]
+    row["get"], names = GET.get(finding.subject, ("", ""))
+    if "miniature" in opened.cfg.preset:
+        row["get"] = MINIATURE.get(finding.subject, row["get"])
+    wanted, guesses = [path.name for path in finding.paths if not path.exists()] + names.split(), []
+    for pattern in ("*/*", "*/*/*", "pretrains/*/*/*"):
+        for path in set(under_root(opened.cfg.root_path, "").glob(pattern)) - set(finding.paths):
+            if "miniature" not in path.parts and any(fnmatch(path.name.lower(), name) for name in wanted):
+                message = f"{path} ({file_kind(path)}) may be it; move it, or name it in a setting"
+                guesses.append(row | {"state": NOTE, "about": message, "files": [], "get": ""})
+    return [row, *guesses]
+
+
+def show(opened: Opened, rows: list[dict], asked: SetupConfig) -> None:
+    """The findings and the plan in words."""
+    stage, plan = opened.stage.upper(), opened.plan
+    print(f"\nStage {stage}, name={opened.cfg.name}, below {under_root(opened.cfg.root_path, '').resolve()}")
+    for row in rows:
+        print(f"  {row['state']:5}  {row['what']}: {row['about']}")
+        for file in row["files"]:
+            digest = f"sha256 {file['sha256'][:12]}..." if file["sha256"] else "not hashed (hash=true does)"
+            kind = "" if file["kind"] == UNKNOWN else f", {file['kind']}"
+            print(f"           {file['path']}: {file['bytes']:,} bytes, {digest}{kind}")
+        if row["get"]:
+            print(f"         get: {row['get']}")
+    if plan:
+        print(f"  memory: {plan}")
+    for section, (unit, name) in UNITS.items() if asked.plan else ():
+        for part, value in plan_of(opened).get(section, {}).items():
+            print(f"    {section:11} {part:36} {value / unit:10,.4g} {name}")
+    if asked.plan and not opened.hours:
+        print("    time: told from real steps, once all is in place")
+    wrong = sum(row["state"] == WRONG for row in rows)
+    print(f"Stage {stage} {'can start' if not wrong else f'cannot start; look for WRONG ({wrong}) above'}")
+
+
+def plan_of(opened: Opened) -> dict:
+    """Parameters, memory and time as plain values."""
+    return (asdict(opened.plan) if opened.plan else {}) | ({"time": opened.hours} if opened.hours else {})
+
+
+def read_arguments(argv: list[str]) -> tuple[SetupConfig, dict[str, Any]]:
     """Our own settings, and the asked stages' from the rest; of all three stages, each takes what it knows."""
     words, pairs = list(argv), []
     while words:
@@ -199,29 +288,29 @@ def read_arguments(argv: list[str]) -> tuple[told.SetupConfig, dict[str, Any]]:
         elif word.startswith("--") and "=" not in word and words:
             word += f"={words.pop(0)}"
         pairs.append((name, word))
-    own = {f.name for f in fields(told.SetupConfig)} | {"-h", "help"}
-    asked = from_cli(told.SetupConfig, [word for name, word in pairs if name in own])
-    if asked.stage not in (*STAGES, "all"):
-        raise UserError(f"stage={asked.stage}: no such stage; there are a, b, c and all")
+    local = {f.name for f in fields(SetupConfig)} | {"-h", "help"}
+    asked = from_cli(SetupConfig, [word for name, word in pairs if name in local])
     classes = STAGES if asked.stage == "all" else {asked.stage: STAGES[asked.stage]}
     knows = {s: {f.name for f in fields(cls)} | NO_EFFECT[cls].keys() | ALIASES.keys() for s, cls in classes.items()}
-    rest = [(name, word) for name, word in pairs if name not in own]
+    rest = [(name, word) for name, word in pairs if name not in local]
     nobody = {name for name, _ in rest} - set().union(*knows.values())
     mine = {stage: [word for name, word in rest if name in knows[stage] | nobody] for stage in classes}
     return asked, {stage: from_cli(cls, mine[stage]) for stage, cls in classes.items()}
 
 
 def main() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    stages = {}
     with redirect_stdout(sys.stderr):
         asked, configs = read_arguments(sys.argv[1:])
-    reports = [told.Report(stage, cfg, asked) for stage, cfg in configs.items()]
-    for r in reports:
+    for stage, cfg in configs.items():
         with redirect_stdout(sys.stderr):
-            {"a": check_pretraining, "b": check_finetuning, "c": check_sampling}[r.stage](r.cfg, r)
+            opened = check(stage, cfg, asked)
+            rows = [row for finding in opened.findings.findings for row in described(finding, opened, asked)]
         if not asked.json:
-            told.show(r)
-    ready = all(r.ready for r in reports)
+            show(opened, rows, asked)
+        stages[stage] = {"ready": opened.findings.ready, "findings": rows, "plan": plan_of(opened)}
+    ready = all(stage["ready"] for stage in stages.values())
     if asked.json:
-        stages = {r.stage: {"ready": r.ready, "findings": r.findings, "plan": r.plan} for r in reports}
         print(json.dumps({"ready": ready, "stages": stages}, indent=1))
     sys.exit(0 if ready else 1)

@@ -10,6 +10,7 @@ python code/run.py convert_checkpoint checkpoint=pretrains/generation/paper.pth 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from config import from_cli, setting
 from dc_ldm import weights
-from dc_ldm.diffusers_names import MIXERS, unet_config, unet_tensors, vae_config, vae_tensors
 from dc_ldm.published import load_base_of, read_stage_a, read_stage_b
 from generate import find_base
 from runtime import checkpoints, file_kinds
 from runtime.errors import UserError
 
 FACTS = "eeg_ldm"  # the entry of a v1-layout file that holds what makes it ours again
+MIXERS = tuple(f"{weights.TIME_CONDITION}{i}." for i in (0, 1))  # layers of the time condition, before the last
+CLASS_EMBEDDING = f"{weights.TIME_CONDITION}2."  # which diffusers calls so
 
 
 @dataclass
@@ -33,8 +35,8 @@ class ConvertConfig:
     checkpoint: str = setting(
         "", "file to convert: ours, published, safetensors with its .json beside it, or v1 layout"
     )
-    to: str = setting(
-        "ours", "ours; safetensors; v1: one .ckpt with the base, as Stable Diffusion 1.x; diffusers: a folder"
+    to: Literal["ours", "safetensors", "v1", "diffusers"] = setting(
+        "ours", "v1: one .ckpt with the base, as Stable Diffusion 1.x; diffusers: a folder, by that library"
     )
     out: str = setting("", "file or folder to write; it must not exist")
     pretrain_gm_path: str = setting(
@@ -49,8 +51,6 @@ def main() -> None:
     cfg = from_cli(ConvertConfig)
     if not cfg.checkpoint or not cfg.out:
         raise UserError("checkpoint= and out= must be given; see --help")
-    if cfg.to not in WRITERS:
-        raise UserError(f"to={cfg.to}: no such format; there are {', '.join(WRITERS)}")
     written = [Path(cfg.out)] + ([Path(cfg.out).with_suffix(".json")] if cfg.to == "safetensors" else [])
     if there := [path for path in written if path.exists()]:
         raise UserError(f"out={there[0]} exists; choose another name")
@@ -132,8 +132,8 @@ def read_safetensors(path: Path) -> dict:
 def write_v1(content: dict, cfg: ConvertConfig) -> None:
     """One file in the layout of Stable Diffusion 1.x, the EEG condition in place of the captions'."""
     base = base_of(content, cfg)
-    state = {weights.UNET_PREFIX + k: v for k, v in base.unet.state_dict().items()}
-    state |= {weights.VAE_PREFIX + k: v for k, v in base.vae.state_dict().items()}
+    state = _prefixed(weights.UNET_PREFIX, base.unet.state_dict())
+    state |= _prefixed(weights.VAE_PREFIX, base.vae.state_dict())
     facts = {name: value for name, value in content.items() if name != "model"}
     if "state" in facts["base"]:
         facts["base"] = {name: facts["base"][name] for name in ("name", "sha256")}
@@ -145,18 +145,15 @@ def write_diffusers(content: dict, cfg: ConvertConfig) -> None:
 
     Raises UserError rather than leave out the time condition's first layers.
     """
-    config, out = content["config"], Path(cfg.out)
-    base = base_of(content, cfg)
+    base, config, out = base_of(content, cfg), content["config"], Path(cfg.out)
     unet = base.unet.state_dict() | weights.part(content["model"], weights.UNET_PREFIX)
     mixers = {name: value for name, value in unet.items() if name.startswith(MIXERS)}
     if mixers and not cfg.conditioner:
         raise UserError("conditioner=false would drop the two convolutions of the time condition; leave it true")
-    use_time_cond, side = config["unet"]["use_time_cond"], base.sizes.latent_shape(config["img_size"])[1]
-    parts = {
-        "unet": (unet_tensors(unet, base.sizes.unet), unet_config(base.sizes, use_time_cond, side)),
-        "vae": (vae_tensors(base.vae.state_dict(), base.sizes.vae), vae_config(base.sizes, config["img_size"])),
-    }
-    for name, (tensors, about) in parts.items():
+    if (width := base.sizes.vae["ch"]) < 32:
+        raise UserError(f"this autoencoder is {width} channels wide; diffusers cannot express its groups of 4 channels")
+    parts = in_diffusers(unet, base.vae.state_dict(), base.sizes, config["img_size"])
+    for name, (about, tensors) in parts.items():
         save_tensors(tensors, out / name / "diffusion_pytorch_model.safetensors")
         checkpoints.write_text(out / name / "config.json", json.dumps(about, indent=1))
     if cfg.conditioner:
@@ -164,6 +161,42 @@ def write_diffusers(content: dict, cfg: ConvertConfig) -> None:
         save_tensors(tensors | {"no_context": content["no_context"]}, out / "eeg_conditioner" / "model.safetensors")
         about = {name: config[name] for name in ("encoder", "conditioner")} | {"input": content["input"]}
         checkpoints.write_text(out / "eeg_conditioner" / "config.json", json.dumps(about, indent=1))
+
+
+def in_diffusers(
+    unet: dict[str, Tensor], vae: dict[str, Tensor], sizes: weights.BaseSizes, img_size: int
+) -> dict[str, tuple[dict, dict[str, Tensor]]]:
+    """Of "unet" and "vae", config and tensors as diffusers' UNet2DConditionModel and AutoencoderKL have them.
+
+    Of a time condition, the last layer becomes the class embedding; those before it are left out. Raises UserError.
+    """
+    try:
+        from diffusers.loaders import single_file_utils as library
+    except ImportError as error:
+        raise UserError(f"to=diffusers needs the diffusers library ({error}): pip install diffusers==0.42.1") from error
+    # as Stable Diffusion's own yaml says it
+    params = {
+        "unet_config": {"params": sizes.unet | {"transformer_depth": 1}},
+        "first_stage_config": {"params": {"ddconfig": sizes.vae | {"in_channels": 3, "out_ch": 3}}},
+        "scale_factor": sizes.scale_factor,
+    }
+    yaml, latent_side = {"model": {"params": params}}, sizes.latent_shape(img_size)[1]
+    unet_config = library.create_unet_diffusers_config_from_ldm(yaml, {}) | {"sample_size": latent_side}
+    vae_config = library.create_vae_diffusers_config_from_ldm(yaml, {}) | {"sample_size": img_size}
+    unet_tensors = library.convert_ldm_unet_checkpoint(_prefixed(weights.UNET_PREFIX, unet), unet_config)
+    vae_tensors = library.convert_ldm_vae_checkpoint(_prefixed(weights.VAE_PREFIX, vae), vae_config)
+    if condition := weights.part(unet, CLASS_EMBEDDING):
+        unet_tensors |= _prefixed("class_embedding.", condition)
+        unet_config["class_embed_type"] = "simple_projection"
+        unet_config["projection_class_embeddings_input_dim"] = sizes.unet["context_dim"]
+    return {
+        "unet": ({"_class_name": "UNet2DConditionModel"} | unet_config, unet_tensors),
+        "vae": ({"_class_name": "AutoencoderKL"} | vae_config, vae_tensors),
+    }
+
+
+def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
 
 
 def base_of(content: dict, cfg: ConvertConfig) -> weights.Base:

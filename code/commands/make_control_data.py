@@ -1,4 +1,4 @@
-"""Training-side controls: trials from which nothing of what was seen can be learnt, made of your own trials.
+"""Training-side controls: trials made of your own, from which nothing that was seen can be learnt.
 
 python code/run.py make_control_data kind=shuffled_labels        # which picture a training trial showed is shuffled
 python code/run.py make_control_data kind=pseudo_categories      # stretches of time take the place of classes
@@ -16,27 +16,31 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from config import from_cli, setting
 from data.signals import read_manifest
-from data.splits import NOT_VERIFIED, SPLITS, read_subject_splits, runs_in_time
+from data.splits import NOT_VERIFIED, SPLITS, read_subject_splits, runs_in_time, trials_of
 from data.trials_file import OPTIONAL, TrialFile, open_trial_file
 from evaluation.block_design import design_from
 from runtime import checkpoints, draws
 from runtime.errors import UserError
 from runtime.paths import under_root
 
-KINDS = ("shuffled_labels", "pseudo_categories")
+ABOUT_SHUFFLED = (
+    "CONTROL: the labels of the training trials were shuffled, so there was nothing to learn; any verdict but nothing "
+    "would be a fault of the chain."
+)
 
 
 @dataclass
 class ControlDataConfig:
     """Trials from which nothing of what was seen can be learnt."""
 
-    kind: str = setting("shuffled_labels", "shuffled_labels or pseudo_categories")
+    kind: Literal["shuffled_labels", "pseudo_categories"] = setting("shuffled_labels", "which control")
     root_path: str = setting(".", "folder that holds datasets/")
     eeg_signals_path: str = setting("datasets/eeg_5_95_std.pth", "trials to make them of")
     splits_path: str = setting("datasets/block_splits_by_image_single.pth", "for shuffled_labels: which trials train")
@@ -57,18 +61,17 @@ def shuffled(
     return {i: (trials["image"][j], trials["label"][j]) for i, j in source.items()}
 
 
-def tenths(n: int, *place) -> list[str]:
-    """The split of n things in random order: a tenth tested, a tenth validates, one of each at least."""
-    few, names = max(1, n // 10), np.empty(n, dtype=object)
-    order = draws.permutation(n, *place).numpy()
-    names[order[:few]], names[order[few : 2 * few]], names[order[2 * few :]] = "test", "val", "train"
-    return names.tolist()
+def tenths(n: int, *key) -> list[str]:
+    """The split of each of n things, at random: a tenth tested, a tenth validates, one of each at least."""
+    few, order = max(1, n // 10), draws.permutation(n, *key).tolist()
+    parts = dict.fromkeys(order[:few], "test") | dict.fromkeys(order[few : 2 * few], "val")
+    return [parts.get(i, "train") for i in range(n)]
 
 
 def stretches_of(trials: dict[str, list], rows: list[int]) -> list[list[list[int]]]:
     """For each subject as many equal stretches of the trials `rows` as there are classes, in their order."""
-    own = [list(run) for _, run in itertools.groupby(rows, key=lambda i: trials["subject"][i])]
-    return [[part.tolist() for part in np.array_split(run, len(set(trials["label"])))] for run in own]
+    subjects = [list(run) for _, run in itertools.groupby(rows, key=lambda i: trials["subject"][i])]
+    return [[part.tolist() for part in np.array_split(run, len(set(trials["label"])))] for run in subjects]
 
 
 def pseudo(
@@ -79,39 +82,30 @@ def pseudo(
     Raises:
         UserError: a class or a stretch is too small to be divided.
     """
-    shown: dict[int, set] = {}
+    images: dict[int, set] = {}  # of each class
     for label, image in zip(trials["label"], trials["image"], strict=True):
-        shown.setdefault(label, set()).add(image)
-    smallest = min([*map(len, shown.values()), *(len(part) for subject in stretches for part in subject)])
-    if len(shown) < 2 or smallest < len(SPLITS):
+        images.setdefault(label, set()).add(image)
+    smallest = min(map(len, [*images.values(), *itertools.chain(*stretches)]))
+    if len(images) < 2 or smallest < len(SPLITS):
         raise UserError(
-            f"{cfg.eeg_signals_path}: {len(shown)} classes, the smallest with {smallest} pictures or trials in its "
+            f"{cfg.eeg_signals_path}: {len(images)} classes, the smallest with {smallest} pictures or trials in its "
             "stretch of time; two classes and three of both are needed"
         )
     given, parts = {}, {name: [] for name in SPLITS}
-    for (k, label), subject in itertools.product(enumerate(sorted(shown)), stretches):
-        place = cfg.seed, "pseudo-categories", label
-        pool = list(zip(sorted(shown[label]), tenths(len(shown[label]), *place), strict=True))
+    for (k, label), subject in itertools.product(enumerate(sorted(images)), stretches):
+        key = cfg.seed, "pseudo-categories", label
+        pool = list(zip(sorted(images[label]), tenths(len(images[label]), *key), strict=True))
         turns = {name: itertools.cycle([image for image, part in pool if part == name]) for name in SPLITS}
-        for i, name in zip(subject[k], tenths(len(subject[k]), *place, trials["subject"][subject[k][0]]), strict=True):
+        for i, name in zip(subject[k], tenths(len(subject[k]), *key, trials["subject"][subject[k][0]]), strict=True):
             given[i] = (next(turns[name]), label)
             parts[name].append(i)
     return given, {name: sorted(part) for name, part in parts.items()}
 
 
-def about_shuffled(design: tuple[str, str]) -> dict:
-    """What stage C says of shuffled labels; the order in which classes were shown is that of the true ones."""
-    about = (
-        "CONTROL: the labels of the training trials were shuffled, so there was nothing to learn; any verdict but "
-        "nothing would be a fault of the chain."
-    )
-    return {"about": about, "design": list(design)}
-
-
 def about_pseudo(trials: dict[str, list], stretches: list, design: tuple[str, str]) -> dict:
     """What stage C says of stretches in place of classes, and how far these are the true classes after all."""
     order = "in order of onset" if None not in trials["onset"] else NOT_VERIFIED
-    parts = [part for subject in stretches for part in subject]
+    parts = list(itertools.chain(*stretches))
     purity = np.mean([Counter(trials["label"][i] for i in part).most_common(1)[0][1] / len(part) for part in parts])
     tapes = sum(len({str(trials["recording"][i]) for i in part}) > 1 for part in parts)
     about = (
@@ -130,12 +124,12 @@ def write_trials(path: Path, file: TrialFile, given: dict[int, tuple[int, int]],
     The samples are mapped from the source's cache, so that no copy of them is held in memory.
     """
     trials, kept = file.about["trials"], sorted(given)
-    place, dataset = {i: new for new, i in enumerate(kept)}, []
+    dataset = []
     for i in kept:
-        image, label = given[i]
-        row = {"eeg": torch.from_numpy(file.eeg(i)), "image": image, "label": label, "subject": trials["subject"][i]}
-        dataset.append(row | {key: trials[key][i] for key in OPTIONAL if trials[key][i] is not None})
-    splits = [{name: [place[i] for i in part] for name, part in parts.items()}]
+        facts = {key: trials[key][i] for key in ("subject", *OPTIONAL) if trials[key][i] is not None}
+        dataset.append({"eeg": torch.from_numpy(file.eeg(i)), "image": given[i][0], "label": given[i][1], **facts})
+    number = {i: new for new, i in enumerate(kept)}
+    splits = [{name: [number[i] for i in part] for name, part in parts.items()}]
     checkpoints.save(path.with_name("splits_all.pth"), {"splits": splits})
     checkpoints.save(path, {"dataset": dataset, "labels": file.about["labels"], "images": file.about["images"]})
 
@@ -143,18 +137,17 @@ def write_trials(path: Path, file: TrialFile, given: dict[int, tuple[int, int]],
 def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple[dict, dict, dict]:
     """Picture and label by trial, splits as positions in the file, and what the manifest says. Raises UserError."""
     trials = file.about["trials"]
+    rows = set(trials_of(cfg.subject, trials["subject"], cfg.eeg_signals_path))
     # recordings in the order of the file: their names, sorted as text, would put "10" before "2"
     runs = sorted(runs_in_time(trials), key=lambda run: (trials["subject"][run[0]], min(run)))
-    rows = [i for run in runs for i in run if cfg.subject in (0, trials["subject"][i])]
-    if not rows:
-        there = sorted(set(trials["subject"]))
-        raise UserError(f"{cfg.eeg_signals_path}: no trial of subject {cfg.subject}; it holds {there}")
+    rows = [i for run in runs for i in run if i in rows]
     tapes = [f"{trials['subject'][i]} {trials['recording'][i]}" for i in rows]
     onset = None if None in trials["onset"] else [trials["onset"][i] for i in rows]
     design = design_from([trials["label"][i] for i in rows], onset, tapes)
     if cfg.kind == "shuffled_labels":
         parts, _ = read_subject_splits(splits_path, trials["subject"], cfg.subject, cfg.eeg_signals_path)
-        return shuffled(cfg, trials, parts), parts, about_shuffled(design)
+        # the order in which classes were shown is that of the true ones
+        return shuffled(cfg, trials, parts), parts, {"about": ABOUT_SHUFFLED, "design": list(design)}
     stretches = stretches_of(trials, rows)
     return *pseudo(cfg, trials, stretches), about_pseudo(trials, stretches, design)
 
@@ -162,8 +155,6 @@ def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple
 def main() -> None:
     """Write one control's trials, splits and manifest."""
     cfg = from_cli(ControlDataConfig)
-    if cfg.kind not in KINDS:
-        raise UserError(f"kind={cfg.kind}: no such control; there are {', '.join(KINDS)}")
     source, splits_path = (under_root(cfg.root_path, p) for p in (cfg.eeg_signals_path, cfg.splits_path))
     out = under_root(cfg.root_path, cfg.out or f"datasets/{cfg.kind}") / "eeg.pth"
     if out.exists():

@@ -1,4 +1,4 @@
-"""Make the models of the miniature world: picture classifier, CLIP and Stable Diffusion, on two processor cores.
+"""Make the miniature world's models on two processor cores: classifier, CLIP, Stable Diffusion.
 
 python code/run.py make_miniature                              the weights in pretrains/miniature, from nothing
 python code/run.py make_miniature parts=none                   only measure them, and draw contact sheets
@@ -27,6 +27,7 @@ from dc_ldm.models.samplers import dpm_solver, guided, sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.weights import load_base
 from miniature import check, classifier, diffusion, towers
+from miniature.diffusion import UNET_SIZES, VAE_SIZES
 from miniature.photographs import divide, find_photographs, photographs
 from miniature.renderer import TRAINING_SEEDS, UNSEEN_SEEDS
 from miniature.training import Pictures, rendered
@@ -34,12 +35,9 @@ from runtime import checkpoints, draws
 from runtime.errors import UserError
 
 PARTS = ("classifier", "clip", "vae", "unet")
-UNET_SIZES = {"in_channels": 4, "out_channels": 4, "model_channels": 64, "attention_resolutions": [2, 1]}
-UNET_SIZES |= {"num_res_blocks": 1, "channel_mult": [1, 2], "num_heads": 4, "context_dim": towers.WIDTH}
 # optimizer steps: on renders, on photographs
 STEPS = {"classifier": (1200, 200), "clip": (3000, 60), "vae": (1800, 300), "unet": (6000, 600)}
 START = Path("pretrains/miniature")  # what photographs are taught to
-VAE_SIZES = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4}
 
 
 @dataclass
@@ -89,9 +87,8 @@ class Maker:
 
     def clip(self, steps: int) -> dict:
         """Train and write the miniature CLIP."""
-        model = towers.build(self.out / "clip")
-        if self.start:
-            model = towers.load(self.start / "clip")
+        untrained = towers.build(self.out / "clip")  # which also writes the tokenizer
+        model = towers.load(self.start / "clip") if self.start else untrained
         return towers.train_clip(model, self.out / "clip", self.pictures, steps, self.cfg.seed)
 
     def vae(self, steps: int) -> dict:

@@ -1,4 +1,4 @@
-"""Recordings from a headset -> what the three stages read: a folder of .npy for stage A, or trials for stages B and C.
+"""Recordings from a headset -> what the stages read: a folder of .npy (A) or trials (B and C).
 
 Without markers: `<out>/eeg_train/<recording>.npy` and its manifest.json. With markers: one folder a fold,
 `<out>/fold<k>/` (eeg.pth, eeg.json, splits_all.pth), which leaves recording k out for the test;
@@ -9,14 +9,16 @@ Without markers: `<out>/eeg_train/<recording>.npy` and its manifest.json. With m
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-import data.epochs as trial_files
 from config import from_cli, setting
+from data import epochs as cut
 from data import recordings
+from data.recordings import Recording
 from runtime import checkpoints
 from runtime.errors import UserError
 
@@ -51,28 +53,33 @@ def pair(text: str, name: str) -> tuple[float, float]:
     return low, high
 
 
+def listed(text: str) -> list[str]:
+    """The words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def named(text: str, name: str, last: bool) -> dict[str, str]:
     """`a:b,c:d` as a dict; the separating colon is the `last` or the first of each item."""
-    items = [item.strip() for item in text.split(",") if item.strip()]
+    items = listed(text)
     if any(":" not in item for item in items):
         raise UserError(f"{name}={text}: expected {name}=this:that,this:that")
     return dict(item.rsplit(":", 1) if last else item.split(":", 1) for item in items)
 
 
-def describe(recording: recordings.Recording) -> dict:
+def describe(recording: Recording) -> dict:
     """What the report says of one recording."""
     return {
         "name": recording.name,
         "file": str(recording.path),
         "sha256": checkpoints.sha256(recording.path),
         "subject": recording.subject,
-        "seconds": round(recording.data.shape[1] / recording.sfreq, 3),
-        "channels": recording.ch_names,
+        "seconds": round(recording.raw.n_times / recording.raw.info["sfreq"], 3),
+        "channels": recording.raw.ch_names,
         "dropped_channels": recording.dropped,
     }
 
 
-def manifest_of(cfg: PrepareConfig, sfreq: float, ch_names: list[str]) -> dict:
+def manifest_of(cfg: PrepareConfig, sfreq: float, ch_names: list[str] | None) -> dict:
     """The fields that the stages read."""
     return {
         "sfreq": sfreq,
@@ -83,21 +90,21 @@ def manifest_of(cfg: PrepareConfig, sfreq: float, ch_names: list[str]) -> dict:
     }
 
 
-def write_windows(cfg: PrepareConfig, cleaned, out: Path) -> list[dict]:
+def write_windows(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) -> list[dict]:
     """Stage A: one .npy (C, T) float32 a recording."""
     folder, report = out / "eeg_train", []
     folder.mkdir(parents=True, exist_ok=True)
     for recording in cleaned:
-        np.save(folder / f"{recording.name}.npy", recordings.standardise(recording.data, cfg.clip))
+        np.save(folder / f"{recording.name}.npy", recordings.standardise(recording.raw.get_data(), cfg.clip))
         report.append(describe(recording))
-        print(f"{recording.name}: {report[-1]['seconds']:.0f} s of {', '.join(recording.ch_names)}")
+        print(f"{recording.name}: {report[-1]['seconds']:.0f} s of {', '.join(recording.raw.ch_names)}")
     alike = all(entry["channels"] == report[0]["channels"] for entry in report)
-    manifest = manifest_of(cfg, recording.sfreq, recording.ch_names if alike else None)
+    manifest = manifest_of(cfg, recording.raw.info["sfreq"], recording.raw.ch_names if alike else None)
     checkpoints.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     return report
 
 
-def write_trials(cfg: PrepareConfig, cleaned, out: Path) -> list[dict]:
+def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) -> list[dict]:
     """Stages B and C: one folder a recording left out, and the photographs."""
     kinds, folders = named(cfg.markers, "markers", last=True), named(cfg.images, "images", last=False)
     window, report, epochs = pair(cfg.epoch, "epoch"), [], []
@@ -105,40 +112,42 @@ def write_trials(cfg: PrepareConfig, cleaned, out: Path) -> list[dict]:
     if without:
         raise UserError(f"images={cfg.images}: names no folder of photographs for the kind '{without[0]}'")
     for recording in cleaned:
-        cut = trial_files.cut_epochs(recording, kinds, window, cfg.reject, cfg.clip)
-        report.append(describe(recording) | {"trials": cut.counts})
-        print(f"{recording.name}: " + ", ".join(f"{n} trials {what}" for what, n in cut.counts.items()))
-        epochs += [cut] if cut.kind else []
-        sfreq = recording.sfreq
-    ch_names, eeg = trial_files.same_channels(epochs)
+        trials = cut.cut_epochs(recording, kinds, window, cfg.reject, cfg.clip)
+        report.append(describe(recording) | {"trials": trials.counts})
+        print(f"{recording.name}: " + ", ".join(f"{n} trials {outcome}" for outcome, n in trials.counts.items()))
+        epochs += [trials] if trials.kind else []
+        sfreq = recording.raw.info["sfreq"]
+    ch_names, eeg = cut.same_channels(epochs)
     order = {kind: Path(folders[kind]) for kind in dict.fromkeys(kinds.values())}
-    photographs = trial_files.place_photographs(order, out / "imageNet_images", cfg.seed)
-    n_times = eeg[0].shape[2]
+    photographs = cut.place_photographs(order, out / "imageNet_images", cfg.seed)
+    n_times = eeg.shape[2]
     manifest = manifest_of(cfg, sfreq, ch_names) | {
         "window": [0, n_times],
         "length_limits": [n_times, n_times],
         "image_known": False,
-        "class_names": {trial_files.class_id(n): kind for n, kind in enumerate(order, 1)},
+        "class_names": {cut.class_id(n): kind for n, kind in enumerate(order, 1)},
         "description": f"{cfg.recordings}, {window[0]:g} to {window[1]:g} s after the marker, one recording left out",
     }
-    for fold, left_out in enumerate(epochs):
-        splits = trial_files.leave_one_out([len(e.kind) for e in epochs], fold, cfg.val_share)
-        trial_files.write_fold(out / f"fold{fold + 1}", epochs, eeg, splits, photographs, manifest, cfg.seed)
-        sizes = ", ".join(f"{part} {len(trials)}" for part, trials in splits.items())
-        print(f"fold{fold + 1}: {sizes} (test: {left_out.recording})")
+    number = np.repeat(np.arange(len(epochs)), [len(e.kind) for e in epochs])
+    for fold, splits in enumerate(cut.leave_one_out(number, cfg.val_share)):
+        cut.write_fold(out / f"fold{fold + 1}", epochs, eeg, splits, photographs, manifest, cfg.seed)
+        sizes = ", ".join(f"{part} {len(rows)}" for part, rows in splits.items())
+        print(f"fold{fold + 1}: {sizes} (test: {epochs[fold].recording})")
     stems = [stem for group in photographs["train"].values() for stem in group]
     checkpoints.write_text(out / "train_stems.txt", "\n".join(stems) + "\n")
     return report
 
 
-def same_rate(cleaned):
-    """Pass recordings on as long as their rates agree."""
-    first = None
-    for recording in cleaned:
+def cleaned_recordings(cfg: PrepareConfig, paths: list[Path], copies: list[dict]) -> Iterator[Recording]:
+    """Each recording, filtered, as long as their rates agree; `copies` takes those that were left out."""
+    first, band = None, pair(cfg.band, "band")
+    for recording in recordings.without_copies(paths, cfg.recordings, copies):
+        recording = recordings.clean(recording, band, cfg.sfreq, listed(cfg.channels))
         first = first or recording
-        if recording.sfreq != first.sfreq:
+        rate, expected = (r.raw.info["sfreq"] for r in (recording, first))
+        if rate != expected:
             raise UserError(
-                f"{recording.path}: was recorded at {recording.sfreq:g} Hz and {first.path} at {first.sfreq:g} Hz; "
+                f"{recording.path}: was recorded at {rate:g} Hz and {first.path} at {expected:g} Hz; "
                 "set sfreq= to one rate"
             )
         yield recording
@@ -168,9 +177,8 @@ def main() -> None:
     if not cfg.recordings:
         raise UserError("recordings= is not set: name a folder of recordings (see --help)")
     paths, out, copies = recordings.find_recordings(cfg.recordings), Path(cfg.out), []
-    band, wanted = pair(cfg.band, "band"), [name.strip() for name in cfg.channels.split(",") if name.strip()]
     settings = {k: v for k, v in asdict(cfg).items() if k != "overwrite"}
-    settings["files"] = {path.name: path.stat().st_size for path in map(Path, paths)}
+    settings["files"] = {path.name: path.stat().st_size for path in paths}
     if already_there(out, settings, cfg.overwrite):
         print(f"{out}: already prepared with these settings")
         return
@@ -178,11 +186,7 @@ def main() -> None:
     if part.exists():  # what an interrupted run of this command left
         shutil.rmtree(part)
     part.mkdir(parents=True)
-    cleaned = same_rate(
-        recordings.clean(recording, band, cfg.sfreq, wanted)
-        for recording in recordings.without_copies(paths, cfg.recordings, copies)
-    )
-    report = (write_trials if cfg.markers else write_windows)(cfg, cleaned, part)
+    report = (write_trials if cfg.markers else write_windows)(cfg, cleaned_recordings(cfg, paths, copies), part)
     for copy in copies:
         print(f"{copy['file']}: left out, the same {copy['same']} as {copy['copy_of']}")
     done = {"settings": settings, "recordings": report, "copies_left_out": copies}

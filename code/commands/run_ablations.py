@@ -1,16 +1,15 @@
-"""Train and score every model of a table, by the three stages' own commands; one page and one CSV compare them.
+"""Train and score every model of a table by the stages' commands; a page and a CSV compare them.
 
 python code/run.py run_ablations preset=miniature workers=2              # the paper's models (ablations.yaml)
 python code/run.py run_ablations preset=miniature only=full,no-clip seeds=1,2,3
 python code/run.py run_ablations preset=miniature table=bands            # frequency bands (bands.yaml)
 
-Each command is printed, so that it can be given by hand. Runs are called <name>-<row>-seed<seed>; those that have
-finished are skipped and stopped ones resume. -> results/ablations/<name>/: index.html, scores.csv, logs/
+Each command is printed, so that it can be given by hand. Runs are called <name>-<row>-seed<seed>; one that has
+finished says so and ends, a stopped one resumes. -> results/ablations/<name>/: index.html, scores.csv, logs/
 """
 
 import os
 import queue
-import signal
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ import torch
 from commands.ablation.page import write_results
 from commands.ablation.results import Result
 from commands.ablation.table import STAGES, Job, chain, read_table
-from config import from_cli, setting
-from evaluation.controls import KINDS
+from config import Controls, FinetuneConfig, from_cli, setting
+from runtime import ranks
 from runtime.errors import UserError
 from runtime.paths import in_place, under_root
 from training_inputs import wanted_files
@@ -40,9 +39,9 @@ class AblationConfig:
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/")
     only: str = setting("", "rows to run, separated by commas; empty: all. The page shows what is there of all")
     seeds: str = setting("2022", "of training and sampling, separated by commas")
-    workers: int = setting(1, "processes at once; each takes a GPU of its own, in turn, where there are any")
-    num_samples: int = setting(1, "pictures a trial")
-    controls: str = setting("basic", "of stage C: none, basic or all")
+    workers: int = setting(1, "processes at once; each takes a GPU of its own, in turn, where there are any", least=1)
+    num_samples: int = setting(1, "pictures a trial", least=1)
+    controls: Controls = setting("basic", "of stage C")
 
 
 def main() -> None:
@@ -51,10 +50,8 @@ def main() -> None:
     only = cfg.only.split(",") if cfg.only else list(table.rows)
     if unknown := [word for word in only if word not in table.rows]:
         raise UserError(f"only={cfg.only}: there is no row {unknown[0]}; the rows are {', '.join(table.rows)}")
-    if not all(seed.isdecimal() for seed in seeds) or cfg.workers < 1:
-        raise UserError(f"seeds={cfg.seeds} workers={cfg.workers}: expected numbers with commas, one worker or more")
-    if cfg.controls not in KINDS:
-        raise UserError(f"controls={cfg.controls}: no such choice; there are {', '.join(KINDS)}")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise UserError(f"seeds={cfg.seeds}: expected numbers with commas")
     name = cfg.name or f"{Path(cfg.table).stem}-{cfg.preset}"
     folder, stage_a = under_root(cfg.root_path, f"results/ablations/{name}"), {}
     given = [f"preset={cfg.preset}", *([f"root_path={cfg.root_path}"] if cfg.root_path != "." else [])]
@@ -65,14 +62,14 @@ def main() -> None:
 
     runner = Runner(cfg.workers, folder / "logs")
     asked = {place: jobs for place, jobs in chains.items() if place[0] in only}
-    problems = {place: lacking(jobs) for place, jobs in asked.items()}
+    problems = {place: lacking(jobs[-2].cfg) for place, jobs in asked.items()}
     runner.run([jobs for place, jobs in asked.items() if not problems[place]])
     for place in (place for place in asked if not problems[place]):
         problems[place] = next(filter(None, (job.future.result() for job in chains[place])), "")
 
     results = {name: Result(row) for name, row in table.rows.items()}
     for (row, seed), jobs in chains.items():
-        results[row].add(seed, jobs, problems.get((row, seed), "not run"))
+        results[row].add(seed, jobs, problems.get((row, seed), ""))
     print(f"-> {write_results(folder, table, results)}\n-> {folder / 'scores.csv'}")
     if runner.signal:
         print("stopped; the same command resumes")
@@ -81,11 +78,10 @@ def main() -> None:
         raise UserError("; ".join(failed))
 
 
-def lacking(jobs: list[Job]) -> str:
+def lacking(cfg: FinetuneConfig) -> str:
     """Which data of a row are missing, as a sentence; "" if none. Without this its stage A would run in vain."""
     try:
-        cfg = replace(jobs[-2].cfg, pretrain_mbm_path="none")
-        in_place(cfg, wanted_files(cfg))
+        in_place(cfg, wanted_files(replace(cfg, pretrain_mbm_path="none")))
     except UserError as error:
         return str(error)
     return ""
@@ -97,25 +93,26 @@ class Runner:
     def __init__(self, workers: int, logs: Path):
         self.workers, self.logs, self.signal = workers, logs, 0
         self.children: set[subprocess.Popen] = set()
-        self.slots: queue.Queue[int] = queue.Queue()
+        self.environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", **os.environ}
+        # spinning threads slow each other on few cores; sleeping at once is slower still for a process that is alone
+        if workers > 1:
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+        count = torch.cuda.device_count()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        self.slots: queue.Queue[dict[str, str]] = queue.Queue()  # what is set for a process, by worker
         for slot in range(workers):
-            self.slots.put(slot)
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
-        self.gpus = visible.split(",") if torch.cuda.device_count() else []
+            self.slots.put({"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)]} if count else {})
 
     def run(self, chains: list[list[Job]]) -> None:
         """Run every job once, those of stage A first, and wait; on SIGINT or SIGTERM the processes get SIGTERM."""
         self.logs.mkdir(parents=True, exist_ok=True)
         jobs = {(job.stage, job.name): job for jobs in chains for job in jobs}
         print(f"{len(jobs)} runs, {self.workers} at once; what each says is in {self.logs}", flush=True)
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ranks.signals_to(self._stop), ThreadPoolExecutor(self.workers) as pool:
             # what does not wait for stage A comes first after it; then nobody waits for what was not begun
             for job in sorted(jobs.values(), key=lambda job: (job.stage, job.needs is not None)):
                 job.future = pool.submit(self._job, job)
             wait([job.future for job in jobs.values()])
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def _stop(self, number: int, _: object) -> None:
         self.signal = number
@@ -126,13 +123,6 @@ class Runner:
         """Run one job; returns what went wrong, "" if nothing."""
         if job.needs and job.needs.future.result():
             return f"{job.needs.name} did not finish"
-        try:
-            if job.finished():
-                print(f"{job.name}: stage {job.stage} has finished before")
-                return ""
-        except UserError as error:
-            print(f"{job.name}: {error}")
-            return str(error)
         if self.signal:
             return "stopped"
         slot, started = self.slots.get(), time.time()
@@ -145,26 +135,21 @@ class Runner:
         print(f"{job.name}: {time.time() - started:.0f} s, {failed}{problem or last}", flush=True)
         return problem
 
-    def _process(self, job: Job, slot: int) -> tuple[int, str]:
+    def _process(self, job: Job, slot: dict[str, str]) -> tuple[int, str]:
         """Exit status of a job's process, and the last line that it said, an error if there is one."""
-        # spinning threads slow each other on few cores; sleeping at once is slower still for a process that is alone
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", **os.environ}
-        if self.workers > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
-        if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         script = STAGES[job.stage][1]
         print(job.command, flush=True)
-        path = self.logs / f"{job.name}-{job.stage}.log"
-        with open(path, "w") as log:
-            words = [sys.executable, str(script), *job.words]
+        words = [sys.executable, str(script), *job.words]
+        with open(self.logs / f"{job.name}-{job.stage}.log", "a+", errors="replace") as log:
+            start = log.tell()
             # a session of its own: Ctrl-C in a terminal reaches it through _stop alone
-            child = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+            child = subprocess.Popen(words, stdout=log, stderr=log, env=self.environment | slot, start_new_session=True)
             self.children.add(child)
             if self.signal:
                 child.terminate()
             code = child.wait()
             self.children.discard(child)
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+            log.seek(start)
+            lines = [line.strip() for line in log if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
         return code, (errors or lines or [f"ended with status {code}"])[-1]

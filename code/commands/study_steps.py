@@ -1,4 +1,4 @@
-"""How many sampling steps are enough: scores against steps for PLMS, DDIM and DPM-Solver++, same trials and seeds.
+"""How many sampling steps are enough: scores by steps of three samplers, same trials and seeds.
 
 python code/run.py study_steps preset=miniature           # on validation trials of pretrains/generation/miniature.pth
 python code/run.py study_steps preset=miniature steps=10,20 max_items=40
@@ -14,9 +14,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import torch
@@ -28,9 +26,8 @@ from dataset import Trials, open_trials
 from dc_ldm.generator import SAMPLERS, check_sampler
 from evaluation.inputs import Paths, find_paths, identity, input_hashes, refuse_trained, same_trials
 from evaluation.n_way import n_way_accuracy
-from evaluation.page import tables
-from evaluation.page.figures import figure
-from evaluation.page.tables import score_name
+from evaluation.page.tables import Plot, score_name
+from evaluation.page.templates import render
 from evaluation.sampling import draw, picture_seeds
 from evaluation.seam import System
 from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
@@ -210,50 +207,13 @@ def write_study(folder: Path, cfg: StudyConfig, trials: Trials, about: dict, row
 
 def page(content: dict) -> str:
     """The study as a page of the results' look."""
-    rows, kind = content["rows"], "simulated EEG" if content["simulated"] else "EEG"
-    which = "validation" if content["split"] == "val" else "test"
-    n_way = score_name(f"{content['ways']}_way_top1")
-    titles = {"n_way": n_way, "class_accuracy": f"Accuracy among the {content['kinds']} classes shown"}
-    told, _, which_steps = escape(content["conclusion"]).rstrip(".").partition(": ")
-    items = "".join(f"<li>{item}</li>" for item in which_steps.split("; "))
-    notes = "".join(f"<p>{escape(note)}</p>" for note in content["notes"])
-    body = f'<section class="verdict supported"><h2>{told}:</h2><ul>{items}</ul>{notes}</section>'
+    titles = {"n_way": score_name(f"{content['ways']}_way_top1")}
+    titles["class_accuracy"] = f"Accuracy among the {content['kinds']} classes shown"
+    plots = []
     for score, title in titles.items():
-        for sampler in dict.fromkeys(row["sampler"] for row in rows):
-            mine = {f"{row['steps']} steps": row[score] for row in rows if row["sampler"] == sampler}
-            about = (
-                f"Share of hits by number of sampling steps, mean over {content['n']} {which} trials with 95 % "
-                "interval; the dashed line is chance. Same trials, same seeds, one picture a trial."
-            )
-            body += figure(f"{NAMES[sampler]}: {title}", about, mine, "even")
-    here = Path(tables.__file__).parent
-    return Template((here / "page.html").read_text()).substitute(
-        style=(here / "page.css").read_text(),
-        title=f"Sampling steps, {kind}",
-        banner='<p class="simulated">SIMULATED EEG</p>' if content["simulated"] else "",
-        ways="",
-        body=body + changes(rows, n_way),
-    )
-
-
-def changes(rows: list[dict], n_way: str) -> str:
-    """All figures as a table: UNet calls, both scores, and the paired difference from the reference."""
-
-    def cells(found: dict) -> str:
-        low, high = (100 * value for value in found["change_ci95"])
-        change = f"{100 * found['change']:+.1f}<small>{low:+.1f} to {high:+.1f}</small>"
-        return f"<td>{100 * found['value']:.1f} %</td><td>{change}</td>"
-
-    lines = "".join(
-        f'<tr><th scope="row">{NAMES[row["sampler"]]}, {row["steps"]} steps</th><td>{row["forwards"]}</td>'
-        f"{cells(row['n_way'])}{cells(row['class_accuracy'])}</tr>"
-        for row in rows
-    )
-    heads = ["Sampler", "UNet calls", n_way, "Change, points", "Class accuracy", "Change, points"]
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return (
-        '<div class="scroll" role="region" aria-label="All settings" tabindex="0"><table><caption><span>Change: paired '
-        "difference from PLMS with 250 steps, percentage points, with its 95 % interval over trials.</span></caption>"
-        f"<thead><tr>{head}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
-    )
+        for sampler in dict.fromkeys(row["sampler"] for row in content["rows"]):
+            rows = {f"{row['steps']} steps": row[score] for row in content["rows"] if row["sampler"] == sampler}
+            plots.append(Plot(f"{NAMES[sampler]}: {title}", "", rows, "even"))
+    told, _, points = content["conclusion"].rstrip(".").partition(": ")
+    shown = {"verdict": told, "points": points.split("; "), "plots": plots, "titles": titles, "names": NAMES}
+    return render("study.html", **content, **shown)

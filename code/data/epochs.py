@@ -1,9 +1,8 @@
 """Trials of marked recordings: epochs, folds that leave one recording out, photographs by kind, published layout."""
 
-import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from runtime.pictures import load_image
 
 PARTS = {"train": 0.5, "val": 0.25, "test": 0.25}  # of the photographs
 LARGEST = 512  # px; no model here takes more
+# why mne drops an epoch, as the report says it; any other reason is a channel's amplitude or a span marked bad
+DROPPED = {"NO_DATA": "cut off", "TOO_SHORT": "cut off", "DROP DUPLICATE": "marked twice"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Epochs:
     eeg: np.ndarray  # (N, C, T) float32, standardised
     kind: list[str]
     onset: list[float]  # s
-    counts: dict[str, int]  # accepted, rejected by amplitude, cut off by the recording's ends
+    counts: dict[str, int]  # accepted, rejected by amplitude or marked bad, cut off by the recording's ends
 
 
 def cut_epochs(
@@ -38,58 +39,62 @@ def cut_epochs(
 ) -> Epochs:
     """Trials at the markers named in `kinds` (marker -> kind), `window` in seconds around them.
 
-    A trial is rejected where any channel's peak-to-peak amplitude exceeds `reject` microvolts (0: never).
+    A trial is rejected where any channel's peak-to-peak amplitude exceeds `reject` microvolts (0: never), or where the
+    file marks a span as bad.
     """
-    first, last = (round(edge * recording.sfreq) for edge in window)
-    whole = standardise(recording.data, clip)
-    kept, counts = [], {"accepted": 0, "rejected": 0, "cut off": 0}
-    for sample, marker in recording.markers:
-        if marker not in kinds:
-            continue
-        begin, end = sample + first, sample + last
-        if begin < 0 or end > whole.shape[1]:
-            counts["cut off"] += 1
-        elif reject and np.ptp(recording.data[:, begin:end], axis=1).max() > reject:
-            counts["rejected"] += 1
-        else:
-            counts["accepted"] += 1
-            kept.append((whole[:, begin:end], kinds[marker], sample / recording.sfreq))
-    eeg = np.stack([k[0] for k in kept]) if kept else np.empty((0, len(whole), last - first), np.float32)
-    return Epochs(
-        recording.name, recording.subject, recording.ch_names, eeg, [k[1] for k in kept], [k[2] for k in kept], counts
-    )
+    import mne
+
+    raw, sfreq, counts = recording.raw, recording.raw.info["sfreq"], {"accepted": 0, "rejected": 0, "cut off": 0}
+    begin, end = (round(edge * sfreq) for edge in window)
+    ids = {marker: number for number, marker in enumerate(kinds, 1) if marker in raw.annotations.description}
+    if not ids:
+        nothing = np.empty((0, len(raw.ch_names), end - begin), np.float32)
+        return Epochs(recording.name, recording.subject, raw.ch_names, nothing, [], [], counts)
+    events, _ = mne.events_from_annotations(raw, ids, regexp=None, verbose="ERROR")
+    epochs = mne.Epochs(
+        raw, events, ids, begin / sfreq, (end - 1) / sfreq, baseline=None, proj=False, preload=True,
+        reject={"eeg": 1e-6 * reject} if reject else None, event_repeated="drop", on_outside="ignore", verbose="ERROR",
+    )  # fmt: skip
+    for reasons in epochs.drop_log:
+        outcome = DROPPED.get(reasons[0], "rejected") if reasons else "accepted"
+        counts[outcome] = counts.get(outcome, 0) + 1
+    eeg = standardise(epochs.get_data(copy=False, verbose="ERROR"), clip, raw.get_data())
+    names = {number: kinds[marker] for marker, number in ids.items()}
+    kind = [names[number] for number in epochs.events[:, 2].tolist()]
+    onset = ((epochs.events[:, 0] - raw.first_samp) / sfreq).tolist()
+    return Epochs(recording.name, recording.subject, raw.ch_names, eeg, kind, onset, counts)
 
 
-def same_channels(epochs: Sequence[Epochs]) -> tuple[list[str], list[np.ndarray]]:
-    """The channels that all recordings have, and each recording's EEG (N, C, T) reduced to them, in one order.
+def same_channels(epochs: Sequence[Epochs]) -> tuple[list[str], np.ndarray]:
+    """The channels that all recordings have, and all trials' EEG (N, C, T) reduced to them, in one order.
 
     Raises:
-        UserError: fewer than two recordings, no channel in common, or epochs of different lengths.
+        UserError: fewer than two recordings, or no channel in common.
     """
     if len(epochs) < 2:
         raise UserError(f"{len(epochs)} recording(s) have accepted trials; leaving one out needs two at least")
     names = [name for name in epochs[0].ch_names if all(name in e.ch_names for e in epochs)]
     if not names:
         raise UserError(f"{epochs[0].recording}, {epochs[1].recording}, ...: have no channel in common")
-    return names, [e.eeg[:, [e.ch_names.index(name) for name in names]] for e in epochs]
+    return names, np.concatenate([e.eeg[:, [e.ch_names.index(name) for name in names]] for e in epochs])
 
 
-def leave_one_out(sizes: Sequence[int], test: int, val_share: float) -> dict[str, list[int]]:
-    """Trial numbers of each split, `sizes` being the trials of each recording, in order of time.
+def leave_one_out(recording: np.ndarray, val_share: float) -> Iterator[dict[str, np.ndarray]]:
+    """Trial numbers of each split, once for each recording, which is the test split.
 
-    Recording `test` is the test split; the last `val_share` of every other is for validation, not mixed into
-    training, because neighbouring trials share slow states.
+    recording: (N,) int, of each trial, in order of time. The last `val_share` of every other recording is for
+    validation, not mixed into training, because neighbouring trials share slow states.
     """
-    splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    edges = np.cumsum([0, *sizes]).tolist()
-    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
-        cut = stop - max(1, round(val_share * (stop - start)))
-        if number == test:
-            splits["test"] = [*range(start, stop)]
-        else:
-            splits["train"] += range(start, cut)
-            splits["val"] += range(cut, stop)
-    return splits
+    from sklearn.model_selection import LeaveOneGroupOut
+
+    for rest, test in LeaveOneGroupOut().split(recording, groups=recording):
+        others = [rest[recording[rest] == number] for number in np.unique(recording[rest])]
+        tails = [max(1, round(val_share * len(trials))) for trials in others]
+        yield {
+            "train": np.concatenate([trials[:-n] for trials, n in zip(others, tails, strict=True)]),
+            "val": np.concatenate([trials[-n:] for trials, n in zip(others, tails, strict=True)]),
+            "test": test,
+        }
 
 
 def place_photographs(folders: dict[str, Path], out: Path, seed: int) -> dict[str, dict[str, list[str]]]:
@@ -106,10 +111,9 @@ def place_photographs(folders: dict[str, Path], out: Path, seed: int) -> dict[st
         files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if len(files) < len(PARTS):
             raise UserError(f"{folder}: holds {len(files)} photographs (.jpg, .png); three splits need one each")
-        stems = {}
-        for n, file in enumerate(files, 1):
-            stems[file] = f"{class_id(number)}_{n}"
-            target = image_path(out, stems[file])
+        stems = {file: f"{class_id(number)}_{n}" for n, file in enumerate(files, 1)}
+        for file, stem in stems.items():
+            target = image_path(out, stem)
             target.parent.mkdir(parents=True, exist_ok=True)
             image = load_image(file)
             image.thumbnail((LARGEST, LARGEST))
@@ -137,38 +141,47 @@ def _divide(files: list[Path], seed: int, kind: str) -> list[list[Path]]:
     return [sorted(sum(shuffled[a:b], [])) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
+def draw_photographs(
+    kind: Sequence[str], splits: dict[str, np.ndarray], photographs: dict[str, dict[str, list[str]]], seed: int
+) -> list[str]:
+    """The stem of a photograph for each trial, of its kind and split, each as often as the others.
+
+    Which photograph a trial showed is not known, only its kind; drawn so, no split shares a photograph.
+    """
+    stems = [""] * len(kind)
+    for part, trials in splits.items():
+        for name, pool in photographs[part].items():
+            mine = [t for t in trials.tolist() if kind[t] == name]
+            order = draws.permutation(len(mine), seed, f"photographs shown, {part}, {name}").tolist()
+            for turn, i in enumerate(order):
+                stems[mine[i]] = pool[turn % len(pool)]
+    return stems
+
+
 def write_fold(
-    folder: Path, epochs: Sequence[Epochs], eeg: Sequence[np.ndarray], splits: dict[str, list[int]],
+    folder: Path, epochs: Sequence[Epochs], eeg: np.ndarray, splits: dict[str, np.ndarray],
     photographs: dict[str, dict[str, list[str]]], manifest: dict, seed: int,
 ) -> None:  # fmt: skip
     """Write eeg.pth, eeg.json and splits_all.pth: the published layout, with `onset` and `recording` a trial.
 
-    Which photograph a trial showed is not known, only its kind: one of the split's own photographs is drawn, each
-    as often as the others, so that no split shares a photograph.
+    eeg: (N, C, T), the trials of all `epochs`, one recording after the other.
     """
     kinds = list(photographs["train"])
     images = [stem for kind in kinds for part in PARTS for stem in photographs[part][kind]]
-    signals = np.concatenate(eeg)
-    rows = [(e, i) for e in epochs for i in range(len(e.kind))]
-    drawn: dict[int, str] = {}
-    for part, trials in splits.items():
-        for kind in kinds:
-            own = [t for t in trials if rows[t][0].kind[rows[t][1]] == kind]
-            pool = photographs[part][kind]
-            order = draws.permutation(len(own), seed, f"photographs shown, {part}, {kind}").tolist()
-            drawn |= {own[place]: pool[turn % len(pool)] for turn, place in enumerate(order)}
+    trials = [(e, kind, onset) for e in epochs for kind, onset in zip(e.kind, e.onset, strict=True)]
+    stems = draw_photographs([kind for _, kind, _ in trials], splits, photographs, seed)
     dataset = [
         {
-            "eeg": torch.from_numpy(signals[t].copy()),
-            "image": images.index(drawn[t]),
-            "label": kinds.index(e.kind[i]),
+            "eeg": torch.from_numpy(signal.copy()),
+            "image": images.index(stem),
+            "label": kinds.index(kind),
             "subject": e.subject,
-            "onset": e.onset[i],
+            "onset": onset,
             "recording": e.recording,
         }
-        for t, (e, i) in enumerate(rows)
+        for signal, stem, (e, kind, onset) in zip(eeg, stems, trials, strict=True)
     ]
     labels = [class_id(n) for n in range(1, len(kinds) + 1)]
     checkpoints.save(folder / "eeg.pth", {"dataset": dataset, "labels": labels, "images": images})
-    checkpoints.save(folder / "splits_all.pth", {"splits": [splits]})
+    checkpoints.save(folder / "splits_all.pth", {"splits": [{part: t.tolist() for part, t in splits.items()}]})
     checkpoints.write_text(folder / "eeg.json", json.dumps(manifest, indent=1))

@@ -1,18 +1,23 @@
-"""Recordings as headsets write them: found, read, picked, filtered, resampled, standardised.
+"""Recordings as headsets write them: read into mne.io.Raw, picked, filtered, resampled, standardised.
 
-Shapes: C electrodes, T samples. Signals are microvolts until they are standardised.
+Shapes: C electrodes, T samples.
 """
 
 import hashlib
+import math
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import mne  # it takes seconds, so functions import it
 
 SUFFIXES = (".csv.gz", ".csv", ".edf", ".bdf", ".fif.gz", ".fif", ".set", ".vhdr")
 # channels that are no scalp EEG, by name, for the formats that do not say what a channel is
@@ -28,10 +33,7 @@ class Recording:
     name: str  # from its path, unique in the folder
     path: Path
     subject: int
-    sfreq: float  # Hz
-    ch_names: list[str]
-    data: np.ndarray  # (C, T) float64
-    markers: list[tuple[int, str]]  # sample, name
+    raw: "mne.io.BaseRaw"  # EEG channels alone, in volts; markers are its annotations
     dropped: dict[str, str]  # channel left out -> why
 
 
@@ -48,9 +50,8 @@ def find_recordings(folder: str | Path) -> list[Path]:
     if not paths:
         raise UserError(f"{folder}: no recording in this folder or below it ({', '.join(SUFFIXES)})")
     names = [_name(path, folder) for path in paths]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{folder}: two recordings would both be called {name}; rename one")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{folder}: two recordings would both be called {twice[0]}; rename one")
     return paths
 
 
@@ -64,33 +65,32 @@ def read_recording(path: Path, folder: Path) -> Recording:
     """Read one file and keep its EEG channels; others, and flat ones, are listed in `dropped`.
 
     CSV: a header line, a time column in seconds (`timestamps`), markers in a column `Marker...` (0 is none),
-    every other column a channel in microvolts. Other formats through MNE: markers are annotations and
-    trigger channels. The subject is the number after "sub" in the path, else 1.
+    every other column a channel in microvolts. Other formats as MNE reads them; trigger channels become
+    annotations. The subject is the number after "sub" in the path, else 1.
 
     Raises:
         UserError: unreadable, not finite, no EEG channel left, gaps in time.
     """
-    is_csv = path.name.lower().endswith((".csv", ".csv.gz"))
-    sfreq, channels, data, markers, dropped = (_read_csv if is_csv else _read_mne)(path)
-    names = list(channels)
+    raw = _read_csv(path) if path.name.lower().endswith((".csv", ".csv.gz")) else _read_mne(path)
+    data, dropped = raw.get_data(), {name: "marked bad in the file" for name in raw.info["bads"]}
     if not np.isfinite(data).all():
         channel, sample = np.argwhere(~np.isfinite(data))[0]
-        raise UserError(f"{path}: channel {names[channel]} is NaN or infinite at sample {sample}; cut it there")
-    for (name, kind), span in zip(channels.items(), np.ptp(data, axis=1), strict=True):
+        raise UserError(f"{path}: channel {raw.ch_names[channel]} is NaN or infinite at sample {sample}; cut it there")
+    for name, kind, signal in zip(raw.ch_names, raw.get_channel_types(), data, strict=True):
         if kind != "eeg" or NOT_EEG.search(name):
             dropped[name] = f"{kind} channel" if kind != "eeg" else "not EEG by its name"
-        elif span == 0:
+        elif np.ptp(signal) == 0:
             dropped[name] = "constant"
-    kept = [i for i, name in enumerate(names) if name not in dropped]
+    kept = [name for name in raw.ch_names if name not in dropped]
     if not kept:
-        raise UserError(f"{path}: no EEG channel left of {names} ({dropped})")
+        raise UserError(f"{path}: no EEG channel left of {raw.ch_names} ({dropped})")
     numbers = re.findall(r"sub(?:ject)?[-_ ]?0*(\d+)", str(path.resolve()), re.I)
-    subject = int(numbers[-1]) if numbers else 1
-    kept_names = [names[i] for i in kept]
-    return Recording(_name(path, folder), path, subject, sfreq, kept_names, data[kept], sorted(markers), dropped)
+    return Recording(_name(path, folder), path, int(numbers[-1]) if numbers else 1, raw.pick(kept), dropped)
 
 
-def _read_csv(path: Path) -> tuple:
+def _read_csv(path: Path) -> "mne.io.BaseRaw":
+    import mne
+
     try:
         header = np.loadtxt(path, dtype=str, delimiter=",", max_rows=1, ndmin=1, comments=None)
         table = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
@@ -110,26 +110,25 @@ def _read_csv(path: Path) -> tuple:
     if not stray < MAX_STRAY:
         raise UserError(f"{path}: time stamps are up to {stray:.2f} s off even sampling; cut the recording at its gaps")
     channels = [i for i in range(len(names)) if i not in (*times, *marks)]
-    markers = [(int(row), f"{table[row, i]:g}") for i in marks for row in np.flatnonzero(table[:, i])]
-    return sfreq, {names[i]: "eeg" for i in channels}, table[:, channels].T, markers, {}
+    info = mne.create_info([names[i] for i in channels], sfreq, "eeg")
+    raw = mne.io.RawArray(1e-6 * table[:, channels].T, info, verbose="ERROR")
+    rows, columns = np.nonzero(table[:, marks])
+    texts = [f"{value:g}" for value in table[:, marks][rows, columns]]
+    return raw.set_annotations(mne.Annotations(rows / sfreq, 0.0, texts))
 
 
-def _read_mne(path: Path) -> tuple:
-    import mne  # only where such a file is read
+def _read_mne(path: Path) -> "mne.io.BaseRaw":
+    import mne
 
     try:
         raw = mne.io.read_raw(path, preload=True, verbose="ERROR")
-        events, ids = mne.events_from_annotations(raw, verbose="ERROR")
-        names = {number: name for name, number in ids.items()}
-        markers = [(int(sample - raw.first_samp), names[number]) for sample, _, number in events]
-        if "stim" in raw.get_channel_types():
+        if "stim" in raw:
             triggers = mne.find_events(raw, shortest_event=1, verbose="ERROR")
-            markers += [(int(sample - raw.first_samp), str(number)) for sample, _, number in triggers]
+            # appended, as mne moves what is set anew by `first_samp` where a file has no date
+            raw.annotations.append(triggers[:, 0] / raw.info["sfreq"], 0.0, triggers[:, 2].astype(str))
     except Exception as error:  # on a broken file its parsers fail in any way, AttributeError included
         raise UserError(f"{path}: cannot be read as a continuous recording ({error})") from error
-    dropped = {name: "marked bad in the file" for name in raw.info["bads"]}
-    kinds = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
-    return raw.info["sfreq"], kinds, raw.get_data() * 1e6, markers, dropped
+    return raw
 
 
 def without_copies(paths: list[Path], folder: Path, report: list[dict]) -> Iterator[Recording]:
@@ -140,13 +139,12 @@ def without_copies(paths: list[Path], folder: Path, report: list[dict]) -> Itera
     seen: dict[str, Path] = {}
     for path in paths:
         recording = read_recording(path, Path(folder))
-        key = hashlib.sha256(np.ascontiguousarray(recording.data)).hexdigest()
-        if key in seen:
-            same = "bytes" if path.read_bytes() == seen[key].read_bytes() else "samples"
-            report.append({"file": str(path), "copy_of": str(seen[key]), "same": same})
-            continue
-        seen[key] = path
-        yield recording
+        first = seen.setdefault(hashlib.sha256(recording.raw.get_data()).hexdigest(), path)
+        if first is path:
+            yield recording
+        else:
+            same = "bytes" if path.read_bytes() == first.read_bytes() else "samples"
+            report.append({"file": str(path), "copy_of": str(first), "same": same})
 
 
 def clean(recording: Recording, band: tuple[float, float], sfreq: float, channels: list[str]) -> Recording:
@@ -155,37 +153,35 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     Raises:
         UserError: a wanted channel is missing, one is flat most of the time, or the band does not fit the rate.
     """
-    import mne
-
-    low, high = band
-    rate = sfreq or recording.sfreq
-    if not 0 <= low < high < min(rate, recording.sfreq) / 2:
+    (low, high), raw, path = band, recording.raw, recording.path
+    lowest = min(sfreq or math.inf, raw.info["sfreq"])
+    if not 0 <= low < high < lowest / 2:
         raise UserError(
-            f"{recording.path}: band {low:g} to {high:g} Hz does not fit {min(rate, recording.sfreq):g} Hz; "
-            "the upper edge must stay below half the rate"
+            f"{path}: band {low:g} to {high:g} Hz does not fit {lowest:g} Hz; its end must be below half that"
         )
-    missing = [name for name in channels if name not in recording.ch_names]
-    if missing:
-        raise UserError(f"{recording.path}: has no usable channel {missing[0]}; it has {recording.ch_names}")
-    rows = [recording.ch_names.index(name) for name in channels or recording.ch_names]
-    data = mne.filter.filter_data(recording.data[rows], recording.sfreq, low or None, high, verbose="ERROR")
-    if rate != recording.sfreq:
-        data = mne.filter.resample(data, rate, recording.sfreq, method="polyphase", verbose="ERROR")
+    if missing := [name for name in channels if name not in raw.ch_names]:
+        raise UserError(f"{path}: has no usable channel {missing[0]}; it has {raw.ch_names}")
+    raw = raw.copy().pick(channels or raw.ch_names).filter(low or None, high, verbose="ERROR")
+    if sfreq not in (0, raw.info["sfreq"]):
+        raw.resample(sfreq, method="polyphase", verbose="ERROR")
+    data = raw.get_data()
     spread = np.median(np.abs(data - np.median(data, axis=1, keepdims=True)), axis=1)
     flat = np.flatnonzero(spread < 1e-6 * np.abs(data).max(axis=1))  # what a filter leaves of nothing is rounding
     if len(flat):
-        name = recording.ch_names[rows[flat[0]]]
-        raise UserError(f"{recording.path}: channel {name} is flat most of the time; leave it out with channels=")
-    markers = [(round(sample * rate / recording.sfreq), name) for sample, name in recording.markers]
-    return replace(recording, sfreq=rate, ch_names=[recording.ch_names[i] for i in rows], data=data, markers=markers)
+        raise UserError(
+            f"{path}: channel {raw.ch_names[flat[0]]} is flat most of the time; leave it out with channels="
+        )
+    return replace(recording, raw=raw)
 
 
-def standardise(data: np.ndarray, clip: float) -> np.ndarray:
-    """(C, T) to float32 with each channel's median 0 and robust standard deviation 1, clipped at +-`clip`.
+def standardise(data: np.ndarray, clip: float, whole: np.ndarray | None = None) -> np.ndarray:
+    """(..., C, T) to float32 with each channel's median 0 and robust standard deviation 1, clipped at +-`clip`.
 
-    Median and MAD, so that blinks of hundreds of microvolts do not shrink the EEG between them; the clip (as in
-    Defossez et al. 2023, who clamp at 20) keeps what is left of them from ruling a squared error.
+    Both are those of `whole` (C, T), the recording that `data` was cut from; without it, of `data`. Median and MAD, so
+    that blinks of hundreds of microvolts do not shrink the EEG between them; the clip (as in Defossez et al. 2023, who
+    clamp at 20) keeps what is left of them from ruling a squared error.
     """
-    centre = np.median(data, axis=1, keepdims=True)
-    spread = MAD_TO_SD * np.median(np.abs(data - centre), axis=1, keepdims=True)
+    whole = data if whole is None else whole
+    centre = np.median(whole, axis=1, keepdims=True)
+    spread = MAD_TO_SD * np.median(np.abs(whole - centre), axis=1, keepdims=True)
     return np.clip((data - centre) / spread, -clip, clip).astype(np.float32)

@@ -50,6 +50,14 @@ def read_splits(path: Path, order: Sequence[int], index_space: str) -> dict[str,
     return {name: [order[i] for i in parts[name]] for name in SPLITS}
 
 
+def trials_of(subject: int, subjects: Sequence[int], signals: str) -> list[int]:
+    """Positions in the file of the trials of one subject, 0: of all. UserError, naming the file, if there are none."""
+    rows = [i for i, other in enumerate(subjects) if subject in (0, other)]
+    if not rows:
+        raise UserError(f"{signals}: no trial of subject {subject}; it holds {sorted(set(subjects))}")
+    return rows
+
+
 def read_subject_splits(
     path: Path, subjects: Sequence[int], subject: int, signals: str
 ) -> tuple[dict[str, list[int]], str]:
@@ -63,9 +71,7 @@ def read_subject_splits(
     Raises:
         UserError: no trial of that subject, or as `read_splits`.
     """
-    order = [i for i, who in enumerate(subjects) if subject in (0, who)]
-    if not order:
-        raise UserError(f"{signals}: no trial of subject {subject}; it holds {sorted(set(subjects))}")
+    order = trials_of(subject, subjects, signals)
     whole = path.stem.endswith("_all") or subject == 0
     index_space = "the whole file" if whole else f"the list of subject {subject}"
     parts = read_splits(path, range(len(subjects)) if whole else order, index_space)
@@ -115,7 +121,7 @@ def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]
     }
 
 
-def told(facts: dict) -> str:
+def describe_splits(facts: dict) -> str:
     """What `check_splits` found of the test split, in lines; the rest is in the manifest."""
     sizes, n_test = ", ".join(f"{name} {n}" for name, n in facts["sizes"].items()), facts["sizes"]["test"]
     lines = [f"splits: {sizes} trials, counted in {facts['index_space']}"]

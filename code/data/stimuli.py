@@ -34,8 +34,10 @@ def leave_out_missing(trials: Mapping, root: str | Path, allow_missing: int = 0)
     root = Path(root)
     names = sorted({name for part in trials.values() for name in part.names})
     if not root.is_dir():
-        layout = "it should hold the pictures as <wnid>/<wnid>_<number>.JPEG"
-        raise UserError(f"{root}: no such folder; {layout}; {_missing_classes(root, names)}")
+        elsewhere = _missing_classes(root, names) if names else "the trials will tell which"
+        raise UserError(
+            f"{root}: no such folder; it should hold the pictures as <wnid>/<wnid>_<number>.JPEG; {elsewhere}"
+        )
     missing = [name for name in names if not readable(image_path(root, name))]
     limit = max(allow_missing, int(TOLERATED_SHARE * len(names)))
     unknown = [name for name in missing if name not in KNOWN_CORRUPT]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dc_ldm import weights
-from dc_ldm.weights import CONDITIONER_PREFIX, UNET_PREFIX, VAE_PREFIX, Base, BaseSizes, part
+from dc_ldm.weights import CONDITIONER_PREFIX, UNET_PREFIX, VAE_PREFIX, Base, part
 from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.file_kinds import OURS_A, OURS_B, PUBLISHED_A, PUBLISHED_B, expect
@@ -41,39 +41,6 @@ def encoder_sizes(state: dict[str, Tensor], num_heads: int) -> dict[str, Any]:
     }
 
 
-def base_sizes(state: dict[str, Tensor]) -> BaseSizes:
-    """Sizes of UNet and autoencoder from their tensors' shapes; 8 heads, which shapes do not tell, as in SD 1.x."""
-    unet, vae = part(state, UNET_PREFIX), part(state, VAE_PREFIX)
-    levels: list[list[int]] = [[]]
-    for i in range(1, len({name.split(".")[1] for name in unet if name.startswith("input_blocks.")})):
-        if f"input_blocks.{i}.0.op.weight" in unet:
-            levels.append([])
-        else:
-            levels[-1].append(i)
-    width, ch = len(unet["input_blocks.0.0.bias"]), len(vae["encoder.conv_in.bias"])
-    blocks = "encoder.down.{}.block.0.conv1.bias"
-    attended = [level for level, ids in enumerate(levels) if f"input_blocks.{ids[0]}.1.norm.weight" in unet]
-    to_k = next(value for name, value in unet.items() if name.endswith("attn2.to_k.weight"))
-    return BaseSizes(
-        unet={
-            "in_channels": unet["input_blocks.0.0.weight"].shape[1],
-            "out_channels": len(unet["out.2.bias"]),
-            "model_channels": width,
-            "attention_resolutions": [2**level for level in attended],
-            "num_res_blocks": len(levels[0]),
-            "channel_mult": [len(unet[f"input_blocks.{ids[0]}.0.out_layers.3.bias"]) // width for ids in levels],
-            "num_heads": 8,
-            "context_dim": to_k.shape[1],
-        },
-        vae={
-            "ch": ch,
-            "ch_mult": [len(vae[blocks.format(i)]) // ch for i in range(depth(vae, blocks))],
-            "num_res_blocks": depth(vae, "encoder.down.0.block.{}.conv1.bias"),
-            "z_channels": vae["decoder.conv_in.weight"].shape[1],
-        },
-    )
-
-
 def read_stage_a(path: str | Path) -> dict:
     """A stage A checkpoint's content (`model`, `config`, `input`), translated where it has the published layout.
 
@@ -99,7 +66,7 @@ def read_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
     """A stage B checkpoint's content as eeg_ldm.py writes it, translated where it is the published one.
 
     That one carries its own base, as base["state"] and base["sizes"]: those of config15.yaml under pretrain_gm_path,
-    or else from shapes. Its CLIP head reads tokens, and no EEG is a condition of zeros. Raises UserError.
+    or else Stable Diffusion 1.5's. Its CLIP head reads tokens, and no EEG is a condition of zeros. Raises UserError.
     """
     what = "stage B checkpoint"
     if expect(path, (OURS_B, PUBLISHED_B), what) == OURS_B:
@@ -108,7 +75,7 @@ def read_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
     known = (UNET_PREFIX, VAE_PREFIX, CONDITIONER_PREFIX)
     state = weights.known_part(content["model_state_dict"], known, PUBLISHED_B, path)
     yaml = Path(pretrain_gm_path) / "models" / "config15.yaml"
-    sizes = weights.read_sizes(yaml) if yaml.is_file() else base_sizes(state)
+    sizes = weights.read_sizes(yaml) if yaml.is_file() else weights.published_sizes()
     given = vars(content.get("config", weights.Inert()))
     condition = part(state, CONDITIONER_PREFIX)
     context_dim, clip_dim = len(condition["dim_mapper.bias"]), len(condition["mapping.fc.bias"])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,7 +32,7 @@ UNET_SIZES = ("in_channels", "out_channels", "model_channels", "attention_resolu
 UNET_SIZES += ("channel_mult", "num_heads", "context_dim")
 VAE_SIZES = ("ch", "ch_mult", "num_res_blocks", "z_channels")
 # What foreign files hold besides: noise schedule (computed anew), averages, CLIP's towers (read from their own files).
-# A word that ends in a point or bar stands for all names that begin so.
+# Each stands for all names that begin so.
 SCHEDULE = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
 log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
 posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 lvlb_weights logvar scale_factor""".split()
@@ -62,6 +62,12 @@ class BaseSizes:
         if img_size <= 0 or img_size % whole:
             raise UserError(f"img_size={img_size}: these networks take positive multiples of {whole}")
         return self.vae["z_channels"], img_size // factor, img_size // factor
+
+
+def published_sizes() -> BaseSizes:
+    """Those of Stable Diffusion 1.5, which the constructors have as defaults."""
+    unet, vae = signature(UNet).parameters, signature(AutoencoderKL).parameters
+    return BaseSizes({name: unet[name].default for name in UNET_SIZES}, {name: vae[name].default for name in VAE_SIZES})
 
 
 @dataclass
@@ -142,9 +148,7 @@ def known_part(state: dict[str, Tensor], known: tuple[str, ...], kind: str, path
 
     Raises UserError where there are names of neither sort; says so where the weights are stored in half precision.
     """
-    exact = {name for name in IGNORED[kind] if not name.endswith((".", "_"))}
-    prefixes = tuple(set(IGNORED[kind]) - exact)
-    state = {name: value for name, value in state.items() if name not in exact and not name.startswith(prefixes)}
+    state = {name: value for name, value in state.items() if not name.startswith(IGNORED[kind])}
     if foreign := [name for name in state if not name.startswith(known)]:
         names = ", ".join(foreign[:10])
         raise UserError(f"{path}: {len(foreign)} tensors belong to no part of a {kind} file (first: {names})")
@@ -157,10 +161,7 @@ def read_base(path: str | Path) -> dict[str, Tensor]:
     """UNet and autoencoder of v1-5-pruned in either file format, nothing executed. Raises UserError."""
     what = "Stable Diffusion checkpoint (v1-5-pruned)"
     expect(path, (SD1,), what)
-    try:
-        content = load_file(path) if Path(path).suffix == ".safetensors" else read_foreign(path, what)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is truncated or not a safetensors file: {str(error).splitlines()[0]}") from error
+    content = load_file(path) if Path(path).suffix == ".safetensors" else read_foreign(path, what)
     return known_part(content.get("state_dict", content), (UNET_PREFIX, VAE_PREFIX), SD1, path)
 
 

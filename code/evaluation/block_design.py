@@ -13,38 +13,39 @@ from runtime.errors import UserError
 RANDOM = 0.05  # the order is called random from this p on; a smaller one may be chance, but is not trusted
 
 
+def _centred(n: int) -> np.ndarray:
+    """Places in time (n,), -1/2 to 1/2."""
+    return (np.arange(n) - (n - 1) / 2) / n
+
+
 def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tuple[float, float, float]:
-    """How far labels follow the order of trials: (share of neighbours of one label, power, p).
+    """How far labels follow the order of trials: (share of neighbours of one label, least p, p).
 
     Three statistics see blocks: neighbours of equal label (a class in a run), and the spread between classes of their
     mean place in time (a class early or late), among all trials and within recordings. p is the smallest, times their
-    number; power is the p that these labels would have if every class stood in one run: if that is large, so few
+    number; the least p is what these labels would have if every class stood in one run: if that is large, so few
     trials cannot show blocks at all.
     """
-    random = np.random.default_rng(0)
-    n = len(label)
-    linked = recording[1:] == recording[:-1]
-    places = [(np.arange(n) - (n - 1) / 2) / n]
-    if len(tapes := np.unique(recording)) > 1:
-        within = np.zeros(n)
-        for own in (recording == tape for tape in tapes):
-            within[own] = (np.arange(own.sum()) - (own.sum() - 1) / 2) / own.sum()
-        places.append(within)
-    sizes = np.bincount(label)
+    random, sizes = np.random.default_rng(0), np.bincount(label)
+    linked, times, within = recording[1:] == recording[:-1], [_centred(len(label))], np.zeros(len(label))
+    for tape in np.unique(recording):
+        within[recording == tape] = _centred((recording == tape).sum())
+    if not linked.all():
+        times.append(within)
 
     def statistics(rows: np.ndarray) -> list[np.ndarray]:
         flat = (rows + len(sizes) * np.arange(len(rows))[:, None]).ravel()
-        found = [((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)]
-        for place in places:
-            sums = np.bincount(flat, np.tile(place, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
-            found.append((sums**2 / np.maximum(sizes, 1)).sum(1))
-        return found
+        values = [((rows[:, 1:] == rows[:, :-1]) & linked).sum(1)]
+        for time in times:
+            sums = np.bincount(flat, np.tile(time, len(rows)), len(sizes) * len(rows)).reshape(len(rows), -1)
+            values.append((sums**2 / np.maximum(sizes, 1)).sum(1))
+        return values
 
     parts = [statistics(random.permuted(np.tile(label, (100, 1)), axis=1)) for _ in range(n_perm // 100)]
     nulls, observed = [np.concatenate(part) for part in zip(*parts, strict=True)], statistics(label[None])
-    each = [permutation_p(seen[0], null) for seen, null in zip(observed, nulls, strict=True)]
-    share = float(observed[0][0] / max(1, linked.sum()))
-    return share, permutation_p(statistics(np.sort(label)[None])[0][0], nulls[0]), min(1.0, len(each) * min(each))
+    p = [permutation_p(value[0], null) for value, null in zip(observed, nulls, strict=True)]
+    least_p = permutation_p(statistics(np.sort(label)[None])[0][0], nulls[0])
+    return float(observed[0][0] / max(1, linked.sum())), least_p, min(1.0, len(p) * min(p))
 
 
 def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequence | None = None) -> tuple[str, str]:
@@ -70,12 +71,12 @@ def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequ
         label, tape = label[order], tape[order]
     if n < 2 or label.max() == 0:
         return "unknown", f"{n} trials of one class cannot show how classes were ordered"
-    share, power, p = _order_p(label, tape)
+    share, least_p, p = _order_p(label, tape)
     source = "in time" if onset is not None else "in the order of the file (not verified: no onsets)"
     seen = f"{share:.0%} of neighbours {source} share their class ({n} trials of {label.max() + 1} classes)"
     if p < ALPHA * 2:
         return "block", f"trials of a class stand together: {seen} (p = {p:.1g} against shuffled labels)"
-    if power >= ALPHA:
+    if least_p >= ALPHA:
         return "unknown", f"too few trials to tell blocks from a random order: {seen}"
     if onset is None:
         return "unknown", f"no onsets, so the order in time is unknown: {seen}"

@@ -24,55 +24,52 @@ def distances(alike: Mapping[str, np.ndarray], own: np.ndarray) -> dict[str, Ite
 
     alike: (S, N, U) by network; own (N,) in 0..U-1.
     """
-    items, found = np.arange(len(own)), {}
+    items, scores = np.arange(len(own)), {}
     for name in (name for name in FULL if name in alike):
         less = alike[name] - FULL[name]
-        found[f"distance_{name}"] = ItemScores(less[:, items, own], less[0].mean(0)[own], nan, items)
-    return found
+        scores[f"distance_{name}"] = ItemScores(less[:, items, own], less[0].mean(0)[own], nan, items)
+    return scores
 
 
 def turn_distances(metrics: dict) -> None:
     """Let the distances in metrics.json be positive, as the field prints them: lower is better, chance has no value."""
     for scores in (metrics["scores"], *metrics["controls"].values(), *metrics["subjects"].values()):
-        for name in scores:
-            if name.startswith("distance_"):
-                scores[name] = _turned(scores[name]) | {"chance": None, "lower_better": True}
+        for score in (scores[name] for name in scores if name.startswith("distance_")):
+            for key, value in score.items():
+                if key.startswith(("value", "first_sample", "best_of", "ci95")):
+                    score[key] = [-end for end in reversed(value)] if isinstance(value, list) else -value
+            score |= {"chance": None, "lower_better": True}
 
 
-def _turned(found: dict) -> dict:
-    values = {key: -found[key] for key in found if key in ("value", "first_sample") or key.startswith("best_of")}
-    return found | values | {key: [-high for high in found[key][::-1]] for key in found if key.startswith("ci95")}
-
-
-def too_few(made: int, shown: int) -> list[str]:
+def too_few(pictures: int, truths: int) -> list[str]:
     """Why FID or KID of so many pictures are refused, a sentence each.
 
     FID compares covariances of 2048 features: 2048 pictures or fewer leave them singular, and its bias, which falls
     with n, is then larger than what models differ by. KID has no such bias (Binkowski et al. 2018), but a spread: below
     100 pictures it is as large as the values.
     """
-    found = f"there are {made} pictures and {shown} distinct truths."
-    cases = {"FID": FEATURES + 1, "KID": LEAST_FOR_KID}
-    return [f"{k} is left out: it needs {n} of each, {found}" for k, n in cases.items() if min(made, shown) < n]
+    counts = f"there are {pictures} pictures and {truths} distinct truths."
+    least = {"FID": FEATURES + 1, "KID": LEAST_FOR_KID}
+    return [f"{k} is left out: it needs {n} of each, {counts}" for k, n in least.items() if min(pictures, truths) < n]
 
 
-def _distances(made: np.ndarray, shown: np.ndarray) -> dict[str, dict]:
+def _distances(pictures: np.ndarray, truths: np.ndarray) -> dict[str, dict]:
     """FID and KID of features (n, 2048) and (m, 2048), where there are enough, as torch-fidelity computes them."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    sets = [torch.from_numpy(features).double() for features in (made, shown)]
-    fewest, found = min(map(len, sets)), {}
+    sets = [torch.from_numpy(features).double() for features in (pictures, truths)]
+    fewest, scores = min(map(len, sets)), {}
     if fewest > FEATURES:
         value = fid_statistics_to_metric(*map(fid_features_to_statistics, sets), verbose=False)
-        found["fid"] = {"value": value["frechet_inception_distance"]}
+        scores["fid"] = {"value": value["frechet_inception_distance"]}
     if fewest >= LEAST_FOR_KID:
         # half of the smaller set, so that subsets differ: their size moves only the spread
         size = min(1000, fewest // 2)
         value = kid_features_to_metric(*sets, kid_subsets=100, kid_subset_size=size, rng_seed=0, verbose=False)
         spread = {"std": value["kernel_inception_distance_std"], "subset": size}
-        found["kid"] = {"value": value["kernel_inception_distance_mean"]} | spread
-    return found
+        scores["kid"] = {"value": value["kernel_inception_distance_mean"]} | spread
+    return scores
 
 
 def set_scores(outcome: Outcome, truth: Truth) -> dict[str, dict]:
@@ -82,15 +79,9 @@ def set_scores(outcome: Outcome, truth: Truth) -> dict[str, dict]:
     """
     if outcome.fid is None or truth.fid is None or truth.image is None:
         return {}
-    shown = truth.fid[np.unique(truth.image, return_index=True)[1]]
+    truths = truth.fid[np.unique(truth.image, return_index=True)[1]]
     every = outcome.fid.reshape(-1, outcome.fid.shape[-1])
-    scores, first = _distances(every, shown), _distances(outcome.fid[:, 0], shown)
-    about = {
-        "ci95": None,
-        "chance": None,
-        "n": len(every),
-        "unit": "picture",
-        "truths": len(shown),
-        "lower_better": True,
-    }
+    scores, first = _distances(every, truths), _distances(outcome.fid[:, 0], truths)
+    about = {"ci95": None, "chance": None, "n": len(every), "unit": "picture"}
+    about |= {"truths": len(truths), "lower_better": True}
     return {k: s | about | {"first_sample": first[k]["value"] if k in first else None} for k, s in scores.items()}

@@ -12,7 +12,7 @@ arrays.safetensors             of run = real and each control (S = 1):
                                reads, kept so that the linear baselines can be scored otherwise without the EEG;
                                baseline.<name> (N,): share of a trial's guess that is right, among the classes
 scores.csv                     one row a trial: every score of the real run on it
-metrics.json                   DESIGN 4; its `run` comes from gen_eval_eeg.py, the rest from eval_metrics.py
+metrics.json                   DESIGN 4; its `run` is stage C's, the rest `evaluation/scores.py` writes anew
 
 A bare folder holds nothing but test{i}-{k}.png, truths included.
 
@@ -22,6 +22,7 @@ U distinct images among the truths, in the order of their names.
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -39,10 +40,8 @@ from runtime.pictures import read_picture
 TRIAL_COLUMNS = (
     "trial", "position", "subject", "label", "wnid", "class_name", "class_index", "image", "onset", "recording",
 )  # fmt: skip
-
-
-TRUTH_FIELDS = ("logits", "features", "clip", "fid")
-RUN_FIELDS = (*TRUTH_FIELDS, "embedding")
+PICTURE_FIELDS = ("logits", "features", "clip", "fid")  # of pictures and of truths
+DIMENSIONS = dict.fromkeys(PICTURE_FIELDS, 3) | {"embedding": 2, "lda": 2, "lda_power": 2}  # of a run's arrays
 
 
 class Outcome(NamedTuple):
@@ -53,11 +52,9 @@ class Outcome(NamedTuple):
     features: np.ndarray | None = None  # (N, S, F) penultimate layer of the classifier
     embedding: np.ndarray | None = None  # (N, D) of the EEG, in CLIP's space
     clip: np.ndarray | None = None  # (N, S, D) of the pictures
-    alike: Mapping[
-        str, np.ndarray
-    ] = {}  # network -> (N, S, U) likeness of pictures and distinct truths, larger is more
+    alike: Mapping[str, np.ndarray] = {}  # network -> (N, S, U) likeness to distinct truths, larger is more
     fid: np.ndarray | None = None  # (N, S, 2048) of the Inception by which FID and KID are defined
-    place: Path | None = None  # folder of its pictures
+    folder: Path | None = None  # of its pictures
 
 
 class Truth(NamedTuple):
@@ -73,31 +70,15 @@ class Truth(NamedTuple):
     fid: np.ndarray | None = None  # (N, 2048)
 
 
-def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str]]:
-    """test{i}-{k}.png of n trials, k in `samples`: (n, S, H, W, 3) uint8, and a sentence if some had to be converted.
+class Contents(NamedTuple):
+    """What an evaluation folder holds."""
 
-    Raises UserError where one is missing, too many, damaged or of another size.
-    """
-    wanted = {f"test{i}-{k}.png": i for i in range(n) for k in samples}
-    there = {path.name for path in folder.glob("test*-*.png") if path.name.endswith("-0.png") == (0 in samples)}
-    if more := sorted(there - set(wanted)):
-        raise UserError(
-            f"{folder / more[0]}: there are pictures of more than the {n} trials, or more than {len(samples)} of one; "
-            "every trial needs one truth and the same number of pictures"
-        )
-    found, converted = [], {}
-    for name, i in wanted.items():
-        if name not in there:
-            raise UserError(f"{folder / name}: picture of trial {i} is missing; run the evaluation again")
-        pixels, mode = read_picture(folder / name)
-        found.append(pixels)
-        converted |= {name: mode} if mode != "RGB" else {}
-        if pixels.shape != found[0].shape:
-            raise UserError(f"{folder / name}: {pixels.shape} pixels, the pictures before it have {found[0].shape}")
-    first = next(iter(converted), "")
-    notes = [f"{len(converted)} of {len(found)} pictures in {folder.name} are not RGB and were converted, which loses "
-             f"nothing: first {first}, {converted[first]}."] if converted else []  # fmt: skip
-    return np.stack(found).reshape(n, len(samples), *found[0].shape), notes
+    truth: Truth
+    outcomes: dict[str, Outcome]  # of "real" and the controls, without their pixels
+    baselines: dict[str, np.ndarray]  # hits (N,) of each
+    trials: list[dict]  # rows of trials.csv
+    notes: list[str]  # sentences about truths that had to be converted
+    bare: bool
 
 
 def picture_path(folder: Path, i: int, k: int) -> Path:
@@ -115,12 +96,54 @@ def places(folder: Path, controls: Iterable[str]) -> dict[str, Path]:
     return {run: place(folder, run) for run in ("real", *controls)}
 
 
-def count_samples(where: Path) -> int:
+def count_samples(folder: Path) -> int:
     """Pictures a trial, the truth not counted. Raises UserError if there are none."""
-    samples = sum(path.name != "test0-0.png" for path in where.glob("test0-*.png"))
+    samples = sum(path.name != "test0-0.png" for path in folder.glob("test0-*.png"))
     if not samples:
-        raise UserError(f"{where / 'test0-1.png'}: not found; expected pictures named test<trial>-<k>.png, k from 1")
+        raise UserError(f"{folder / 'test0-1.png'}: not found; expected pictures named test<trial>-<k>.png, k from 1")
     return samples
+
+
+def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str]]:
+    """test{i}-{k}.png of n trials, k in `samples`: (n, S, H, W, 3) uint8, and a sentence if some had to be converted.
+
+    Raises UserError where one is missing, too many, damaged or of another size.
+    """
+    wanted = {f"test{i}-{k}.png": i for i in range(n) for k in samples}
+    names = {path.name for path in folder.glob("test*-*.png") if path.name.endswith("-0.png") == (0 in samples)}
+    if more := sorted(names - set(wanted)):
+        raise UserError(
+            f"{folder / more[0]}: there are pictures of more than the {n} trials, or more than {len(samples)} of one; "
+            "every trial needs one truth and the same number of pictures"
+        )
+    pixels, converted = [], []
+    for name, i in wanted.items():
+        if name not in names:
+            raise UserError(f"{folder / name}: picture of trial {i} is missing; run the evaluation again")
+        picture, mode = read_picture(folder / name)
+        pixels.append(picture)
+        converted += [f"{name}, {mode}"] if mode != "RGB" else []
+        if picture.shape != pixels[0].shape:
+            raise UserError(f"{folder / name}: {picture.shape} pixels, the pictures before it have {pixels[0].shape}")
+    notes = [f"{len(converted)} of {len(pixels)} pictures in {folder.name} are not RGB and were converted, which loses "
+             f"nothing: first {converted[0]}."] if converted else []  # fmt: skip
+    return np.stack(pixels).reshape(n, len(samples), *pixels[0].shape), notes
+
+
+def read_run(folder: str | Path) -> dict:
+    """The `run` part of metrics.json, empty where there is no such file. Raises UserError where it is not there."""
+    path = Path(folder) / "metrics.json"
+    if not path.is_file():
+        return {}
+    try:
+        run = json.loads(path.read_text())["run"]
+    except (ValueError, KeyError, TypeError):
+        run = None
+    if not isinstance(run, dict):
+        raise UserError(
+            f"{path}: holds no record of its run, is damaged or another version's; run the evaluation again"
+        )
+    return run
 
 
 def read_trials(folder: str | Path) -> list[dict]:
@@ -147,10 +170,10 @@ def is_bare(folder: str | Path) -> bool:
     return not any((Path(folder) / name).is_file() for name in ("trials.csv", "arrays.safetensors"))
 
 
-def _bare_trials(where: Path) -> list[dict]:
-    n = len(list(where.glob("test*-0.png")))
+def _bare_trials(samples: Path) -> list[dict]:
+    n = len(list(samples.glob("test*-0.png")))
     if n < 2:
-        raise UserError(f"{where}: holds {n} truths (test<trial>-0.png); two-way scores need two trials or more")
+        raise UserError(f"{samples}: holds {n} truths (test<trial>-0.png); two-way scores need two trials or more")
     return [dict.fromkeys(TRIAL_COLUMNS, "") | {"trial": str(i), "position": str(i), "label": "-1"} for i in range(n)]
 
 
@@ -170,6 +193,12 @@ def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, d
     parts: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
         run, _, field = key.partition(".")
+        dimensions = DIMENSIONS.get(field, 3 if field.startswith("alike_") else -1) - (run == "truth")
+        if array.ndim != (1 if run == "baseline" else dimensions):
+            raise UserError(
+                f"{path}: holds {key} of shape {array.shape}, which this version does not know: another one wrote it; "
+                "run the evaluation again"
+            )
         if len(array) != n:
             raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {n}")
         if array.dtype == np.float16 or not np.isfinite(array).all():
@@ -178,20 +207,15 @@ def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, d
     return parts
 
 
-def read_folder(
-    folder: str | Path, more: Mapping[str, np.ndarray] | None = None
-) -> tuple[Truth, dict[str, Outcome], dict[str, np.ndarray], list[dict], list[str]]:
+def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None) -> Contents:
     """Read an evaluation folder, or a bare one, where equal truths count as one image.
 
     Args:
         more: arrays beside, or instead of, those of arrays.safetensors.
 
-    Returns:
-        what was shown; the outcome of each run, by name ("real" and the controls), without its pixels; each
-        baseline's hits (N,); the rows of trials.csv; sentences about truths that had to be converted.
-
     Raises:
-        UserError: a file or picture is missing, half written, or of another size or count than the others.
+        UserError: a file or picture is missing, half written, of another size or count than the others, or an array
+            is of another version.
     """
     folder, bare = Path(folder), is_bare(folder)
     path, samples = folder / "arrays.safetensors", folder / "samples"
@@ -207,48 +231,31 @@ def read_folder(
     truth = Truth(*(np.array([int(row[column] or -1) for row in trials]) for column in ("label", "class_index")))
     if shown or bare:
         pixels, notes = pictures(samples, n, range(1))
-        truth = truth._replace(pixels=pixels[:, 0], **{key: shown.get(key) for key in TRUTH_FIELDS})
         image = [sha256(p.tobytes()).hexdigest() for p in pixels] if bare else [row["image"] for row in trials]
-        truth = truth._replace(image=np.array(image))
+        fields = {key: shown.get(key) for key in PICTURE_FIELDS}
+        truth = truth._replace(pixels=pixels[:, 0], image=np.array(image), **fields)
     if bare and truth.logits is not None:  # nobody else says what class a picture is of
         truth = truth._replace(label=truth.logits.argmax(1))
     outcomes = {}
     for run, arrays in parts.items():
         alike = {key.removeprefix("alike_"): array for key, array in arrays.items() if key.startswith("alike_")}
         where = (samples if run == "real" else place(folder, run)) if truth.image is not None else None
-        outcomes[run] = Outcome(alike=alike, place=where, **{key: arrays.get(key) for key in RUN_FIELDS})
-    return truth, outcomes, baselines, trials, notes
+        fields = {key: arrays.get(key) for key in (*PICTURE_FIELDS, "embedding")}
+        outcomes[run] = Outcome(alike=alike, folder=where, **fields)
+    return Contents(truth, outcomes, baselines, trials, notes, bare)
 
 
 def with_pixels(outcome: Outcome, truth: Truth) -> tuple[Outcome, list[str]]:
     """The outcome with its pictures, which are of the truths' size, and sentences about those that were converted."""
-    if outcome.place is None:
+    if outcome.folder is None:
         return outcome, []
-    made, notes = pictures(outcome.place, len(truth.label), range(1, count_samples(outcome.place) + 1))
-    if made.shape[2:] != truth.pixels.shape[1:]:
+    pixels, notes = pictures(outcome.folder, len(truth.label), range(1, count_samples(outcome.folder) + 1))
+    if pixels.shape[2:] != truth.pixels.shape[1:]:
         raise UserError(
-            f"{outcome.place}: truths are {truth.pixels.shape[1:]} pixels, pictures {made.shape[2:]}; "
+            f"{outcome.folder}: truths are {truth.pixels.shape[1:]} pixels, pictures {pixels.shape[2:]}; "
             "save them at one size"
         )
-    return outcome._replace(pixels=made), notes
-
-
-def left_out(truth: Truth, real: Outcome) -> list[str]:
-    """Which scores this folder does not allow, a sentence each."""
-    unknown, seen = (truth.class_index < 0).sum(), real.logits is not None
-    several = truth.image is not None and len(set(truth.image)) > 1
-    cases = {
-        "Class scores are left out: no classifier has seen the pictures.": not seen,
-        f"class_accuracy is left out: the classifier does not know the class of {unknown} trials.": seen and unknown,
-        "class_accuracy is left out: all trials are of one class.": seen
-        and not unknown
-        and len(set(truth.class_index)) == 1,
-        "Two-way and retrieval scores are left out: which images were shown is unknown.": truth.image is None,
-        "Two-way and retrieval scores are left out: all trials show one image.": truth.image is not None
-        and not several,
-        "CLIP scores are left out: no CLIP has seen the truths.": several and truth.clip is None,
-    }
-    return [sentence for sentence, holds in cases.items() if holds]
+    return outcome._replace(pixels=pixels), notes
 
 
 def write_item_scores(folder: Path, n: int, items: dict[str, ItemScores]) -> None:

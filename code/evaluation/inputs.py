@@ -14,21 +14,22 @@ import torch
 
 from config import GenerateConfig
 from data.signals import read_manifest
-from data.splits import told
+from data.splits import describe_splits
 from data.stimuli import leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
 from evaluation.seam import System
 from runtime import checkpoints, ranks
-from runtime.devices import pick_device, pick_dtype
+from runtime.devices import about_device, pick_device, pick_dtype
 from runtime.errors import UserError
-from runtime.findings import NOTE, Findings
+from runtime.findings import Findings
 from runtime.paths import all_there, file_or_name, under_root
 from runtime.runs import run_config
 from runtime.sampling import Sampling
 from runtime.system import About, EEGInput
 from vision.classifier import PictureClassifier, load_classifier
 from vision.clip import FrozenCLIP, OpenCLIP, load_clip
+from vision.clip_files import look_at_clip
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,17 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
         UserError: as the loaders; EEG unlike the training's; trials that the system was trained on. With
             `findings.keep_going` these are findings, and a field is None where that input did not open.
     """
-    device = findings.open("device", lambda: pick_device(cfg.device), str) or torch.device("cpu")
-    clip = findings.open("CLIP", lambda: load_clip(paths.clip, device), lambda _: str(paths.clip), files_of(paths.clip))
-    classifier, absent = findings.open(
+    device = findings.open("device", lambda: pick_device(cfg.device), about_device) or torch.device("cpu")
+    if findings.keep_going:  # nothing is downloaded
+        clip = None
+        look_at_clip(paths.clip, findings)
+    else:
+        clip = load_clip(paths.clip, device)
+    judge = findings.open(
         "classifier", lambda: load_classifier(str(paths.classifier), str(device)),
         lambda pair: pair[1] or pair[0].name, files_of(paths.classifier),
-    ) or (None, "")  # fmt: skip
+    )  # fmt: skip
+    classifier, absent = judge or (None, "")
 
     def load() -> System:
         where = paths.model, paths.stable_diffusion
@@ -140,19 +146,26 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
         system.check(Sampling.of(cfg))
         return system
 
-    generator = findings.open("stage B checkpoint", load, lambda system: system.about().name, [paths.model])
-    opened = findings.open(
-        "trials", lambda: ranks.lead_first(lambda: open_splits(cfg, paths, generator)),
-        lambda pair: f"{len(pair[0]['test'])} test trials", [paths.eeg, paths.splits],
-    )  # fmt: skip
-    trials, notes = opened or (None, [])
-    notes += [absent] if absent else []
-    for note in notes:
-        findings.add("trials", NOTE, note)
+    subject, generator = "stage B checkpoint", None
+    if cfg.model_path or not findings.comes_later(subject, paths.model):
+        generator = findings.open(subject, load, lambda system: system.about().name, [paths.model])
+    trials, unsure = findings.open(
+        "trials", lambda: ranks.lead_first(lambda: read_trials(cfg, paths, generator)),
+        lambda pair: "; ".join(pair[1]), [paths.eeg, paths.splits],
+    ) or ({}, [])  # fmt: skip
+    kept, notes = findings.open(
+        "pictures", lambda: readable_trials(cfg, paths, trials), lambda pair: "; ".join(pair[1])
+    ) or ({}, [])  # fmt: skip
+    notes += unsure + ([absent] if absent else [])
     if trials:
-        print(told(trials["test"].info["split"]), *notes, f"{len(trials['test'])} test trials of {paths.eeg}", sep="\n")
+        print(
+            describe_splits(trials["test"].info["split"]),
+            *notes,
+            f"{len(kept['test'])} test trials of {paths.eeg}",
+            sep="\n",
+        )
     opened_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Inputs(cfg, paths, device, generator, trials, opened_at, clip, classifier, notes)
+    return Inputs(cfg, paths, device, generator, trials | kept, opened_at, clip, classifier, notes)
 
 
 def files_of(where: Path | str) -> list[Path]:
@@ -160,10 +173,10 @@ def files_of(where: Path | str) -> list[Path]:
     return sorted(path for path in Path(where).glob("*") if path.is_file()) if isinstance(where, Path) else []
 
 
-def open_splits(cfg: GenerateConfig, paths: Paths, generator: System | None) -> tuple[dict[str, Trials], list[str]]:
-    """Test and training trials, scaled as the system's training was, without those whose image is missing.
+def read_trials(cfg: GenerateConfig, paths: Paths, generator: System | None) -> tuple[dict[str, Trials], list[str]]:
+    """Test and training trials, scaled as the system's training was, and notes on what its training may know of them.
 
-    Without a system (it did not open) they are cut as for the published one. Also notes on what is left out or unknown.
+    Without a system (it did not open) they are cut as for the published one. Raises UserError.
     """
     wanted = generator.input if generator else EEGInput(n_chans=128, n_times=512)
     trials = open_trials(
@@ -173,16 +186,21 @@ def open_splits(cfg: GenerateConfig, paths: Paths, generator: System | None) -> 
         there, trained = trials["test"].info[key], getattr(wanted, key)
         if None not in (there, trained) and there != trained:
             raise UserError(f"{paths.eeg}: {key} is {there}, but {paths.model} was trained on {trained}")
-    unsure = refuse_trained(trials["test"], generator.about(), paths) if generator else []
+    return trials, refuse_trained(trials["test"], generator.about(), paths) if generator else []
+
+
+def readable_trials(
+    cfg: GenerateConfig, paths: Paths, trials: dict[str, Trials]
+) -> tuple[dict[str, Trials], list[str]]:
+    """The test trials whose image can be read, the first `max_items` of them, and notes. Raises UserError."""
     if paths.imagenet:
-        needed, notes = leave_out_missing({"test": trials["test"]}, paths.imagenet, cfg.allow_missing)
-        trials |= needed
+        kept, notes = leave_out_missing({"test": trials["test"]} if trials else {}, paths.imagenet, cfg.allow_missing)
     else:
-        notes = ["which image was shown is unknown, so only class scores are computed"]
-    if cfg.max_items:
-        trials["test"] = trials["test"].select(range(min(cfg.max_items, len(trials["test"]))))
-        notes.append(f"max_items={cfg.max_items}: only the first {len(trials['test'])} test trials are scored")
-    return trials, notes + unsure
+        kept, notes = {"test": trials["test"]}, ["which image was shown is unknown, so only class scores are computed"]
+    if cfg.max_items and kept:
+        kept["test"] = kept["test"].select(range(min(cfg.max_items, len(kept["test"]))))
+        notes.append(f"max_items={cfg.max_items}: only the first {len(kept['test'])} test trials are scored")
+    return kept, notes
 
 
 def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test") -> list[str]:

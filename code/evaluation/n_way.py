@@ -24,7 +24,7 @@ def _chance_by_rank(classes: int, n_way: int, top_k: int) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum([w / total for w in ways])])
 
 
-def _expected(scores: np.ndarray, n_way: int, top_k: int = 1, columns=slice(None)) -> np.ndarray:
+def expected(scores: np.ndarray, n_way: int, top_k: int = 1, columns: slice | np.ndarray = slice(None)) -> np.ndarray:
     """(N, K) -> (N, C): the expected N-way top-k score of every row, were the true class one of `columns`."""
     ordered, wanted = np.sort(scores, axis=1), scores[:, columns]
     below, up_to = (
@@ -35,8 +35,8 @@ def _expected(scores: np.ndarray, n_way: int, top_k: int = 1, columns=slice(None
     return (running[scores.shape[1] - below] - running[scores.shape[1] - up_to]) / (up_to - below)
 
 
-def _expected_own(scores: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
-    """(N, K), (N,) -> (N,): column own[i] of row i of `_expected`, by counting instead of sorting."""
+def expected_own(scores: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:
+    """(N, K), (N,) -> (N,): column own[i] of row i of `expected`, by counting instead of sorting."""
     mine = scores[np.arange(len(own)), own][:, None]
     # sums of bytes are several times faster than sums of booleans; without ties the second need not be taken
     better, tied = (scores > mine).view(np.uint8).sum(1, dtype=np.uint32), scores == mine
@@ -72,14 +72,15 @@ def n_way_accuracy(scores, true_class, n_way: int, top_k: int = 1):
     values, classes = (tensor if tensor.is_floating_point() else tensor.double()).numpy(), tensor.shape[1]
     if values.size and np.isnan(values.max()):
         raise UserError(f"scores hold NaN, first in row {np.isnan(values).any(1).argmax()}: look at that picture")
-    _check_ways(n_way, top_k, classes)
+    check_ways(n_way, top_k, classes)
     if true_class.dtype.kind not in "iu" or ((true_class < 0) | (true_class >= classes)).any():
         raise UserError(f"true_class must hold integers in 0..{classes - 1}, found {np.unique(true_class)[:5]}")
-    exact = _expected_own(values, true_class, n_way, top_k)
+    exact = expected_own(values, true_class, n_way, top_k)
     return torch.from_numpy(exact) if isinstance(scores, torch.Tensor) else exact
 
 
-def _check_ways(n_way: int, top_k: int, classes: int) -> None:
+def check_ways(n_way: int, top_k: int, classes: int) -> None:
+    """Raises UserError where so many cannot be compared."""
     if not 1 <= n_way <= classes:
         raise UserError(f"n_way={n_way}: the classifier has {classes} classes, so 1 to {classes} can be compared")
     if not 1 <= top_k <= n_way:

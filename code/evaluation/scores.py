@@ -4,7 +4,7 @@ Shapes: N trials, S pictures of a trial, K classes of the classifier, U distinct
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,8 @@ import numpy as np
 from evaluation.block_design import design_of
 from evaluation.features import never_looked
 from evaluation.fid import distances, set_scores, too_few, turn_distances
-from evaluation.folder import Outcome, Truth, is_bare, left_out, read_folder, recordings, with_pixels, write_item_scores
-from evaluation.n_way import _check_ways, _expected, _expected_own
-from evaluation.power import power_of, told
+from evaluation.folder import Contents, Outcome, Truth, read_folder, recordings, with_pixels, write_item_scores
+from evaluation.n_way import check_ways, expected, expected_own
 from evaluation.similarity import cosine, likeness
 from evaluation.statistics import ItemScores, baseline_table, score_table, subject_table, within_class, within_class_p
 from evaluation.verdict import verdict
@@ -24,9 +23,9 @@ from runtime.errors import UserError
 
 def _score(alike: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> ItemScores:
     """Every item's own candidate against the others: alike (S, N, M) with M candidates, own (N,) in 0..M-1."""
-    samples = np.stack([_expected_own(sample, own, n_way, top_k) for sample in alike])
+    samples = np.stack([expected_own(sample, own, n_way, top_k) for sample in alike])
     kinds, kind = np.unique(own, return_inverse=True)
-    prior = _expected(alike[0], n_way, top_k, kinds).mean(0)[kind]
+    prior = expected(alike[0], n_way, top_k, kinds).mean(0)[kind]
     return ItemScores(samples, prior, top_k / n_way, np.arange(len(own)))
 
 
@@ -34,7 +33,7 @@ def _class_scores(outcome: Outcome, truth: Truth, n_way: int | None, top_k: int)
     """N-way top-k over all classes of the classifier, and accuracy among the classes present."""
     samples = outcome.logits.astype(np.float64).swapaxes(0, 1)  # (S, N, K)
     n_way, scores = n_way or min(50, samples.shape[2]), {}
-    _check_ways(n_way, top_k, samples.shape[2])
+    check_ways(n_way, top_k, samples.shape[2])
     # The published protocol: the class the classifier sees in the truth, not the data set's label
     true_class = truth.class_index if truth.logits is None else truth.logits.argmax(1)
     if (true_class >= 0).all():
@@ -51,7 +50,7 @@ def _retrieval_scores(prefix: str, alike: np.ndarray, own: np.ndarray, label: np
     scores = {f"{prefix}_top{k}": _score(alike, own, n, k) for k in (1, 5) if k < n}
     parts = within_class(alike, own, label) if label[0] >= 0 else []
     for name, n_way in (("top1", None), ("two_way", 2)):
-        scored = [_score(matrix, place, n_way or matrix.shape[2]) for _, matrix, place in parts]
+        scored = [_score(matrix, column, n_way or matrix.shape[2]) for _, matrix, column in parts]
         if scored:
             trial = np.concatenate([items for items, _, _ in parts])
             chance = np.average([part.chance for part in scored], weights=[len(part.trial) for part in scored])
@@ -87,7 +86,44 @@ def instance_parts(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.nda
     """What decides on single images, of each class: two-way scores of every item and image (n, m), own (n,)."""
     _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
     parts = within_class(cosine(real.embedding, truth.clip[first])[None], own, truth.label)
-    return [(_expected(matrix[0], 2), place) for _, matrix, place in parts]
+    return [(expected(matrix[0], 2), column) for _, matrix, column in parts]
+
+
+def left_out(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
+    """Which scores an evaluation lacks and why, a sentence each. root: folder that holds pretrains/features."""
+    notes, unknown, images = [], (truth.class_index < 0).sum(), 0 if truth.image is None else len(set(truth.image))
+    if real.logits is None:
+        notes.append("Class scores are left out: no classifier has seen the pictures.")
+    elif unknown:
+        notes.append(f"class_accuracy is left out: the classifier does not know the class of {unknown} trials.")
+    elif len(set(truth.class_index)) == 1:
+        notes.append("class_accuracy is left out: all trials are of one class.")
+    if truth.image is None:
+        notes.append("Two-way and retrieval scores are left out: which images were shown is unknown.")
+    elif images == 1:
+        notes.append("Two-way and retrieval scores are left out: all trials show one image.")
+    elif truth.clip is None:
+        notes.append("CLIP scores are left out: no CLIP has seen the truths.")
+    if truth.image is not None:
+        notes += never_looked(real, root)
+        notes += too_few(real.fid[..., 0].size, images) if real.fid is not None else []
+    return notes
+
+
+def _read(contents: Contents, run: dict, real: Collection[str], scores: dict, controls: dict) -> dict:
+    """The verdict, from the first class score that there is."""
+    truth = contents.truth
+    about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
+    if truth.image is None:  # the kinds shown are then all there is to tell
+        about_class.reverse()
+    instance_p = None
+    if "retrieval_within_class_two_way" in real:
+        instance_p = within_class_p(instance_parts(contents.outcomes["real"], truth))
+    unseen = ("unknown", "nothing says when the pictures were shown")
+    design = tuple(run.get("design") or (unseen if contents.bare else design_of(contents.trials)))
+    shared = (run.get("split") or {}).get("shared", {}).get("train/test")
+    note = (run.get("control") or {}).get("about")
+    return verdict(next(iter(about_class), None), scores, controls, design, instance_p, shared, note)
 
 
 def write_metrics(
@@ -97,7 +133,7 @@ def write_metrics(
     """Score an evaluation folder; writes its metrics.json and scores.csv.
 
     Args:
-        folder: as `eval_folder` lists it, or one that holds nothing but pictures: then two-way scores alone.
+        folder: as `evaluation.folder` lists it, or one that holds nothing but pictures: then two-way scores alone.
         run: the `run` part, kept as it is. Read from it are `n_way` (default 50, or all classes), `top_k`, and
             `design` ([design, reason]), where the evaluating command could judge it by more trials.
         device: where pictures are compared.
@@ -107,50 +143,32 @@ def write_metrics(
     Returns:
         The content of metrics.json.
     """
-    folder = Path(folder)
-    truth, outcomes, baselines, trials, remarks = read_folder(folder, more)
-    n_way, top_k, items = run.get("n_way"), run.get("top_k", 1), {}
-    for name, outcome in outcomes.items():  # one run's pictures at a time: all of them may not fit in memory
+    folder, contents, items = Path(folder), read_folder(folder, more), {}
+    truth, trials, notes = contents.truth, contents.trials, contents.notes
+    for name, outcome in contents.outcomes.items():  # one run's pictures at a time: all may not fit in memory
         full, converted = with_pixels(outcome, truth)
-        items[name], remarks = item_scores(full, truth, n_way, top_k, device), remarks + converted
+        items[name] = item_scores(full, truth, run.get("n_way"), run.get("top_k", 1), device)
+        notes = notes + converted
     real = items.pop("real")
-    remarks += absent(truth, outcomes["real"], root)
+    notes = notes + left_out(truth, contents.outcomes["real"], root)
     if not real:
-        raise UserError(f"{folder}: nothing can be scored. {' '.join(remarks)}")
+        raise UserError(f"{folder}: nothing can be scored. {' '.join(notes)}")
     unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
     tapes = None if unit == "image" else recordings(trials)  # trials that are no separate images hang together
     scores, controls = score_table(real, items, unit, truth.label, tapes)
-    parts = instance_parts(outcomes["real"], truth) if "retrieval_within_class_two_way" in real else []
-    about_class = [name for name in real if name == "class_accuracy" or "_way_top" in name]
-    if truth.image is None:  # the kinds shown are then all there is to tell
-        about_class.reverse()
-    unseen = ("unknown", "nothing says when the pictures were shown")
-    design = tuple(run.get("design") or (unseen if is_bare(folder) else design_of(trials)))
-    shared = (run.get("split") or {}).get("shared", {}).get("train/test")
-    score, instance_p = next(iter(about_class), None), within_class_p(parts) if parts else None
-    power = power_of(score, real, items, parts)
-    notes = [sentence for sentence in (told(power), (run.get("control") or {}).get("about")) if sentence]
+    timed, subject = all(row["onset"] for row in trials), np.array([row["subject"] for row in trials])
     metrics = {
         "scores": scores,
         "controls": controls,
-        "baselines": baseline_table(baselines, truth.label, all(row["onset"] for row in trials), unit, tapes),
-        "verdict": verdict(score, scores, controls, design, instance_p, shared, notes) | {"power": power},
-        "subjects": subject_table(real, [row["subject"] for row in trials], unit, tapes),
-        "left_out": remarks,
+        "baselines": baseline_table(contents.baselines, truth.label, timed, unit, tapes),
+        "verdict": _read(contents, run, real, scores, controls),
+        "subjects": subject_table(real, subject, unit, tapes),
+        "left_out": notes,
         "run": run,
     }
     turn_distances(metrics)
-    for name, outcome in outcomes.items():
+    for name, outcome in contents.outcomes.items():
         (scores if name == "real" else controls[name]).update(set_scores(outcome, truth))
     write_item_scores(folder, len(trials), real)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics
-
-
-def absent(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
-    """Which scores an evaluation lacks and why, a sentence each."""
-    found = left_out(truth, real)
-    if truth.image is None:
-        return found
-    found += never_looked(real, root)
-    return found + (too_few(real.fid[..., 0].size, len(set(truth.image))) if real.fid is not None else [])

@@ -70,10 +70,10 @@ def _blur(x: torch.Tensor) -> torch.Tensor:
     for start, stop, band in _bands(width - 10, x.device):
         torch.mm(flat[:, start : stop + 10], band, out=columns[:, start:stop])
     columns = columns.view(-1, height, width - 10)
-    found = columns.new_empty(len(columns), height - 10, width - 10)
+    blurred = columns.new_empty(len(columns), height - 10, width - 10)
     for start, stop, band in _bands(height - 10, x.device):
-        torch.bmm(band.T.expand(len(columns), -1, -1), columns[:, start : stop + 10], out=found[:, start:stop])
-    return found.view(*x.shape[:-2], height - 10, width - 10)
+        torch.bmm(band.T.expand(len(columns), -1, -1), columns[:, start : stop + 10], out=blurred[:, start:stop])
+    return blurred.view(*x.shape[:-2], height - 10, width - 10)
 
 
 @lru_cache(maxsize=16)
@@ -108,15 +108,14 @@ def ssim(a: np.ndarray, b: np.ndarray, device: str = "cpu") -> np.ndarray:
 def _all_pairs(a: np.ndarray, b: np.ndarray, device: str) -> np.ndarray:
     """As `ssim`."""
     few = max(1, (200_000 if device == "cpu" else 20_000_000) // a[0].size)
-    found = np.empty((len(a), len(b)))
+    values = np.empty((len(a), len(b)))
     for start in range(0, len(a), 4 * few):
         x = _local(a[start : start + 4 * few], device)
-        for place in range(0, len(b), few):
-            y = _local(b[place : place + few], device)
-            found[start : start + 4 * few, place : place + few] = torch.stack(
-                [_similarity(*(v[i] for v in x), *y) for i in range(len(x[0]))]
-            ).cpu()
-    return found
+        for column in range(0, len(b), few):
+            y = _local(b[column : column + few], device)
+            rows = [_similarity(*(v[i] for v in x), *y) for i in range(len(x[0]))]
+            values[start : start + 4 * few, column : column + few] = torch.stack(rows).cpu()
+    return values
 
 
 def _local(pictures: np.ndarray, device: str) -> tuple[torch.Tensor, ...]:
@@ -152,9 +151,9 @@ def likeness(outcome: Outcome, truth: Truth, first: np.ndarray, device: str = "c
         "features": ("features", pearson),
         "clip": ("clip", cosine),
     }
-    found = {name: matrix.swapaxes(0, 1) for name, matrix in outcome.alike.items()}
+    alike = {name: matrix.swapaxes(0, 1) for name, matrix in outcome.alike.items()}
     for name, (field, measure) in measures.items():
-        made, shown = getattr(outcome, field), getattr(truth, field)
-        if made is not None and shown is not None:
-            found[name] = np.stack([measure(made[:, s], shown[first]) for s in range(made.shape[1])])
-    return found
+        pictures, truths = getattr(outcome, field), getattr(truth, field)
+        if pictures is not None and truths is not None:
+            alike[name] = np.stack([measure(sample, truths[first]) for sample in pictures.swapaxes(0, 1)])
+    return alike

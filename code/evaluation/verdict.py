@@ -1,11 +1,9 @@
-"""What scores allow one to say: intervals, permutation tests, and the verdict.
+"""What scores allow one to say: the verdict.
 
 The verdict exists because this field's main data set shows all pictures of a class in one block: whatever changes
 slowly in the EEG (alpha, electrode gain, muscle) then names the class (Li et al. 2020; Siskind et al. 2025). So a
 class score from a block design, or from a design that cannot be read, is never called "supported" here.
 """
-
-from collections.abc import Sequence
 
 from evaluation.statistics import ALPHA, EEG_CONTROLS
 
@@ -30,47 +28,43 @@ def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list
 
 def verdict(
     score: str | None, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None,
-    shared: dict | None = None, notes: Sequence[str] = (),
+    shared: dict | None = None, note: str | None = None,
 ) -> dict:  # fmt: skip
     """The verdict of metrics.json from its other parts.
 
     Args:
         score: name of the class score that decides, for example "50_way_top1"; None without a classifier.
-        scores, controls: as `eval_metrics.score_table` returns them.
-        design: what `design.design_from` returned.
+        scores, controls: as `statistics.score_table` returns them.
+        design: what `block_design.design_from` returned.
         instance_p: p of retrieval within classes, or None where images are unknown or no class has two.
         shared: what training and test split share, as `splits.check_splits` counts it; None: unknown.
-        notes: sentences that end the reasons.
+        note: a sentence that ends the reasons.
 
     Returns:
         {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "score", "reasons"}.
     """
     kind, why = design
     copies, repeated = (shared or {}).get("identical", 0), (shared or {}).get("pictures", 0)
-    if score is None:
-        above, reasons = False, ["No classifier scored the pictures, so nothing is claimed about their classes."]
-    else:
-        above, reasons = _class_reasons(score, scores, controls)
+    class_above, reasons = False, ["No classifier scored the pictures, so nothing is claimed about their classes."]
+    if score is not None:
+        class_above, reasons = _class_reasons(score, scores, controls)
     if copies:
         reasons.append(f"{copies} test trials are copies of training trials, so nothing is claimed.")
-    if not above or copies:
-        about_class = "nothing"
-    else:
-        about_class = "supported" if kind == "random" else "explained_by_time"
+    about_class = "supported" if kind == "random" else "explained_by_time"
+    about_class = about_class if class_above and not copies else "nothing"
     if about_class == "explained_by_time":
         reasons.append("In such a design slow change of the recording can name the class, so the score is no evidence.")
-    above = instance_p is not None and instance_p < ALPHA
+    instance_above = instance_p is not None and instance_p < ALPHA
     ordered = repeated and kind != "random"
-    instance = "supported" if above and not copies and not ordered else "nothing"
     if instance_p is None:
         reasons.append("Single images were not tested: images unknown, no embeddings, or one image a class.")
     else:
-        found = "" if above else "not "
         reasons.append(
-            f"Among images of its class the seen one is {found}found above chance "
+            f"Among images of its class the seen one is {'' if instance_above else 'not '}found above chance "
             f"(p = {instance_p:.2g}, needed < {ALPHA})."
         )
     if ordered:
         reasons.append(f"Training and test share {repeated} pictures, whose order in time could name single images.")
-    reasons += [f"Design {kind}: {why}.", *notes]
+    reasons += [f"Design {kind}: {why}.", *([note] if note else [])]
+    instance = "supported" if instance_above and not copies and not ordered else "nothing"
     return {"class": about_class, "instance": instance, "design": kind, "score": score, "reasons": reasons}

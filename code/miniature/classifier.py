@@ -43,7 +43,7 @@ def train_classifier(model: nn.Module, folder: Path, pictures: Pictures, steps: 
         logits = model(images.roll((dy, dx), (2, 3)))
         return F.cross_entropy(logits.float(), pictures.labels[index], label_smoothing=0.05)
 
-    figures = train("classifier", model, loss_of, pictures, 64, 4e-3, steps, seed)
+    figures = train("classifier", model, loss_of, len(pictures), 64, 4e-3, steps, seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.half().state_dict(), folder / "model.safetensors")
     config = {"architecture": ARCHITECTURE, "num_classes": len(pictures.names), "img_size": pictures.pixels.shape[-1]}

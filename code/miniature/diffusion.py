@@ -13,6 +13,9 @@ from miniature.classifier import stages
 from miniature.training import Pictures, train
 from runtime import draws
 
+UNET_SIZES = {"in_channels": 4, "out_channels": 4, "model_channels": 64, "attention_resolutions": [2, 1]}
+UNET_SIZES |= {"num_res_blocks": 1, "channel_mult": [1, 2], "num_heads": 4, "context_dim": 64}
+VAE_SIZES = {"ch": 16, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4}
 KL_WEIGHT = 2e-4  # per latent value; the latents stay near unit size, the pictures hardly suffer
 FEATURE_WEIGHT = 0.1
 
@@ -33,7 +36,7 @@ def train_vae(vae: nn.Module, judge: nn.Module, pictures: Pictures, steps: int, 
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return F.mse_loss(back, images) + FEATURE_WEIGHT * feature + KL_WEIGHT * kl
 
-    return train("vae", vae, loss_of, pictures, 32, lr, steps, seed)
+    return train("vae", vae, loss_of, len(pictures), 32, lr, steps, seed)
 
 
 @torch.inference_mode()
@@ -70,4 +73,4 @@ def train_unet(
         x = a.sqrt() * (mean[index] + std[index] * noises[0]) + (1 - a).sqrt() * noises[1]
         return F.mse_loss(unet(x, t, table[caption]).float(), noises[1])
 
-    return train("unet", unet, loss_of, pictures, 64, 1e-3, steps, seed)
+    return train("unet", unet, loss_of, len(pictures), 64, 1e-3, steps, seed)

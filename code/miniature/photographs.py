@@ -10,6 +10,7 @@ from miniature.renderer import a_photo_of
 from miniature.training import Pictures, as_pixels
 from runtime import draws
 from runtime.errors import UserError
+from runtime.pictures import load_image
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 SIDE = 64  # pixels
@@ -45,19 +46,6 @@ def divide(found: dict[str, list[Path]], stems_file: Path) -> tuple[dict[str, li
     return chosen, others
 
 
-def read(path: Path) -> Image.Image:
-    """A photograph in RGB.
-
-    Raises:
-        UserError: it cannot be read as a picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error})") from error
-
-
 def altered(image: Image.Image, u: Sequence[float]) -> Image.Image:
     """A mirrored, turned, cropped and relit variant of a photograph; `u` are seven numbers in [0, 1)."""
     image = image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BILINEAR)
@@ -76,10 +64,13 @@ def photographs(files: dict[str, list[Path]], names: Sequence[str], copies: int,
 
     Args:
         names: what the kinds are called in captions, in the order of `files`.
+
+    Raises:
+        UserError: a file cannot be read as a picture.
     """
     pictures, labels = [], []
     for label, paths in enumerate(files.values()):
-        plain = [read(path) for path in paths]
+        plain = [load_image(path) for path in paths]
         for i in range(copies or len(plain)):
             image = plain[i % len(plain)]
             u = draws.rand((7,), seed, "altered photograph", label, i).tolist()

@@ -96,7 +96,7 @@ def train_clip(model: nn.Module, folder: Path, pictures: Pictures, steps: int, s
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    figures = train("clip", model, loss_of, pictures, 128, 2e-3, steps, seed)
+    figures = train("clip", model, loss_of, len(pictures), 128, 2e-3, steps, seed)
     model.half().save_pretrained(folder)
     return figures
 

@@ -55,21 +55,17 @@ def as_pixels(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).movedim(-1, 1).contiguous()
 
 
-class Lesson(nn.Module):
-    """A model with its loss, as the trainer steps with it."""
+class _Objective(nn.Module):
+    """A model and what it is trained for, as `Trainer` steps with it."""
 
     def __init__(self, model: nn.Module, loss_of: Callable[[int, Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self.loss_of = model, loss_of
-
-    def forward(self, step: int, index: Tensor) -> Tensor:
-        """The loss of pictures `index` in a step, a scalar."""
-        return self.loss_of(step, index)
+        self.model, self.forward = model, loss_of
 
 
 def train(
-    what: str, model: nn.Module, loss_of: Callable[[int, Tensor], Tensor], pictures: Pictures,
-    batch_size: int, lr: float, steps: int, seed: int,
+    name: str, model: nn.Module, loss_of: Callable[[int, Tensor], Tensor], n_pictures: int, batch_size: int, lr: float,
+    steps: int, seed: int,
 ) -> dict:  # fmt: skip
     """Minimise `loss_of(step, numbers of its pictures (batch_size,))` over the parameters of `model`; then freeze it.
 
@@ -80,16 +76,15 @@ def train(
     """
     parameters = model.train().requires_grad_(True).parameters()
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    trainer = Trainer(Lesson(model, loss_of), optimizer, "cpu", "bf16", clip_grad=1.0)
-    start, core_start, recent = time.time(), time.process_time(), []
+    trainer = Trainer(_Objective(model, loss_of), optimizer, "cpu", "bf16", clip_grad=1.0)
+    start, core_start, losses = time.time(), time.process_time(), []
     for step in range(steps):
-        rise = min(1.0, (step + 1) / (0.05 * steps))
-        index = draws.randint(0, len(pictures), (batch_size,), seed, what, step)
-        loss = trainer.step(lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps)), [(step, index)])
-        recent = [*recent, loss][-max(1, steps // 10) :]
+        index = draws.randint(0, n_pictures, (batch_size,), seed, name, step)
+        rate = lr * min(1.0, (step + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        losses.append(trainer.step(rate, [(step, index)]))
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            mean = torch.tensor(recent[-100:]).mean().item()
-            print(f"{what}: step {step + 1}/{steps}, loss {mean:.4f}, {time.time() - start:.0f} s", flush=True)
+            mean = np.mean(losses[-max(1, min(100, steps // 10)) :])
+            print(f"{name}: step {step + 1}/{steps}, loss {mean:.4f}, {time.time() - start:.0f} s", flush=True)
     model.eval().requires_grad_(False)
-    loss, core_seconds = torch.tensor(recent).mean().item(), round(time.process_time() - core_start)
+    loss, core_seconds = float(np.mean(losses[-max(1, steps // 10) :])), round(time.process_time() - core_start)
     return {"steps": steps, "loss": round(loss, 4), "core_seconds": core_seconds}

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import pickle
+import re
 import secrets
 import time
 import zipfile
@@ -88,13 +89,16 @@ def read_plain(path: str | Path, what: str) -> dict:
         if zipped and any(part.compress_type != zipfile.ZIP_STORED for part in zipfile.ZipFile(path).infolist()):
             raise UserError(f"{path}: is compressed inside, which torch never does; expected a {what}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"{path}: holds objects other than tensors and plain values, which are never loaded; expected a {what}"
+                f"{path}: holds {named[1]}, which is neither a tensor nor a plain value and is never loaded; "
+                f"expected a {what}"
             ) from error
         raise UserError(f"{path}: is not a {what}: its content cannot be read (truncated or another kind)") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # on a damaged file the unpickler fails in any way
         raise UserError(f"{path}: is truncated or not a torch file; expected a {what}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected the dict of a {what}")

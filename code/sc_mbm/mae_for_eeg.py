@@ -12,19 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runtime.attention import attention
 from runtime.errors import UserError
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over q, k, v (B, H, N, E), scaled by E^-0.5; returns (B, H, N, E).
-
-    torch's fused kernel is slow for short sequences on the CPU, in half precision above all (backward up to nine
-    times), so there the formula is spelt out. Both ways are deterministic and agree within rounding.
-    """
-    short = 96 if q.dtype in (torch.float32, torch.float64) else 512  # tokens; where the two were measured to meet
-    if q.device.type == "cpu" and q.shape[2] <= short:
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):

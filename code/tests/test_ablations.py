@@ -14,11 +14,9 @@ import torch
 
 import commands.ablation.table as ablation_table
 from commands import run_ablations
-from commands.ablation.page import _verdict
+from commands.ablation.page import render_page
 from commands.ablation.results import Difference, difference
-from commands.ablation.table import STAGES, chain, read_table
-from config import GenerateConfig
-from gen_eval_eeg import identity
+from commands.ablation.table import STAGES, Table, chain, read_table
 from runtime import checkpoints
 from runtime.errors import UserError
 
@@ -39,20 +37,33 @@ rows:
   untrained: {about: no pretraining, paper: 32.3, pretrained: false, use: [large]}
 """
 EEG, SPLITS = "datasets/miniature/eeg_5_95_std.pth", "datasets/miniature/block_splits_by_image_single.pth"
-# Stands for all three stages: a run folder as the real ones leave it, scores by what stage B was told
+# Stands for all three stages, without their seconds of imports: a run folder as the real ones leave it, which they
+# know again, and scores by what stage B was told
 FAKE = """
-import csv, json, os, sys, time
+import csv, hashlib, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {code!r})
-from dataclasses import asdict
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
-from runtime.checkpoints import sha256
 from runtime.errors import UserError, cli
 
 DATA = {{"eeg": {eeg!r}, "splits": {splits!r}}}
 
 def main():
     cfg, root = from_cli({kind}), Path({root!r})
+    folder, b = (root / "results" / kind / cfg.name for kind in ({folder!r}, "generation"))
+    config = {{k: v for k, v in vars(cfg).items() if k not in ("overwrite", "root_path")}}
+    if {stage!r} == "C":
+        config["model_sha256"] = json.loads((b / "finished.json").read_text())["sha256"]
+        config |= {{f"{{k}}_sha256": hashlib.sha256((root / v).read_bytes()).hexdigest() for k, v in DATA.items()}}
+    if (folder / "config.yaml").exists():
+        there = json.loads((folder / "config.yaml").read_text())
+        if differ := [k for k in config if there[k] != config[k]]:
+            raise UserError(f"{{folder}}: holds a run with another configuration ({{', '.join(differ)}})")
+        if (folder / "finished.json").exists():
+            print(folder, "is finished")
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(json.dumps(config))
     with open(root / "calls.txt", "a") as calls:
         calls.write({stage!r} + " " + cfg.name + "\\n")
     with open(root / "gpus.txt", "a") as gpus:
@@ -61,18 +72,8 @@ def main():
         time.sleep(60)
     if (root / ("fail " + cfg.name)).exists():
         raise UserError("the disk is full")
-    folder, drop = root / "results" / {folder!r} / cfg.name, ["overwrite", "wandb", "device", "root_path"]
-    folder.mkdir(parents=True)
-    config = asdict(cfg)
     if {stage!r} == "C":
-        b = root / "results/generation" / cfg.name
-        config["model_sha256"] = json.loads((b / "finished.json").read_text())["sha256"]
-        config |= {{f"{{k}}_sha256": sha256(root / v) for k, v in DATA.items()}}
-        config["precision"] = {precision!r}
-        drop.append("batch_size")
         write(folder, json.loads((b / "config.yaml").read_text()))
-    config = {{name: value for name, value in config.items() if name not in drop}}
-    (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "finished.json").write_text(json.dumps({{"seconds": 12.3, "sha256": cfg.name}}))
 
 def write(folder, b, n=40):
@@ -84,7 +85,8 @@ def write(folder, b, n=40):
     baselines = {{"lda": {{"class_accuracy": entry | {{"value": 0.9}}}}}}
     about = {{"simulated": True, "band": [5, 95], "commit": "abc1234"}}
     content = {{"scores": scores, "controls": controls, "baselines": baselines, "run": about}}
-    content["verdict"] = {{"class": "supported", "instance": "nothing", "design": "random", "reasons": []}}
+    verdict = {{"class": "supported", "instance": "nothing", "design": "random", "score": "50_way_top1", "reasons": []}}
+    content["verdict"] = verdict
     (folder / "metrics.json").write_text(json.dumps(content))
     columns = "trial position subject label wnid class_name class_index image onset recording seen_1".split()
     trials = [columns] + [[i, i, 4, 0, "n0", "kind", 0, i, "", "", ""] for i in range(n)]
@@ -103,12 +105,7 @@ def root(tmp_path, monkeypatch):
     for stage, (kind, script, folder) in list(STAGES.items()):
         fake = tmp_path / f"fake_{stage}.py"
         about = {"kind": kind.__name__, "stage": stage, "folder": folder, "root": str(tmp_path)}
-        about |= {
-            "eeg": EEG,
-            "splits": SPLITS,
-            "code": str(script.parent),
-            "precision": identity(GenerateConfig())["precision"],
-        }
+        about |= {"eeg": EEG, "splits": SPLITS, "code": str(script.parent)}
         fake.write_text(FAKE.format(**about))
         monkeypatch.setitem(ablation_table.STAGES, stage, (kind, fake, folder))
     for path in ("datasets/miniature/imageNet_images", "pretrains/miniature"):
@@ -159,18 +156,18 @@ def test_rows_share_stage_a_and_page_and_csv_tell_noise_from_difference(root, mo
     expected = {"gaussian_eeg": "0.03", "other_trials_eeg": "", "lda_class_accuracy": "0.9", "band": "5 to 95 Hz"}
     expected |= {"commit": "abc1234", "design": "random", "50_way_top1_n": "40", "50_way_top1_each": "0.800"}
     assert rows["full"].items() >= expected.items()
-    page = (root / "results/ablations/t/index.html").read_text()
+    text = page(root)
     assert (
-        "1 of 3 models differ from “full” by more than noise" in page
-        and "One training of a model does not order the settings" in page
-        and "the fewest are 1" in page
-        and "on its sign" not in page  # of one seed, which agrees with itself
+        "1 of 3 models differ from “full” by more than noise" in text
+        and "One training of a model does not order the settings" in text
+        and "the fewest are 1" in text
+        and "on its sign" not in text  # of one seed, which agrees with itself
     )
-    assert "miniature world alone" in page and "45.8&nbsp;%" in page and "&lt;unknown&gt;" in page
-    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert "miniature world alone" in text and "45.8 %" in text and "&lt;unknown&gt;" in text
+    assert "http" not in text.replace("http-equiv", "")  # nothing is fetched
 
 
-def test_finished_runs_are_skipped_and_other_seeds_are_added(root, monkeypatch):
+def test_finished_runs_say_so_and_other_seeds_are_added(root, monkeypatch, capsys):
     run(monkeypatch, root, "only=full")
     assert len(calls(root)) == 3 and rows_of(root)["no-clip"]["problem"] == "not run"
     run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
@@ -180,7 +177,9 @@ def test_finished_runs_are_skipped_and_other_seeds_are_added(root, monkeypatch):
     assert rows_of(root)["no-clip"]["difference_seeds"] == "2" and "all seeds agree on its sign" in page(root)
     assert "Two trainings of a model do not order" in page(root) and "the fewest are 2" in page(root)
     run(monkeypatch, root, "only=full,no-clip", "seeds=2022,7")
-    assert calls(root) == []
+    assert calls(root) == [] and capsys.readouterr().out.count("seed7 is finished") == 5
+    log = (root / "results/ablations/t/logs/t-full-seed7-B.log").read_text()
+    assert log.count("is finished") == 1  # what the run itself said, first, is kept
     with pytest.raises(UserError, match="row full, seed 7: .*another configuration .controls"):
         run(monkeypatch, root, "only=full", "seeds=7", "controls=all")
 
@@ -212,7 +211,7 @@ def test_a_failing_row_is_reported_and_the_others_go_on(root, monkeypatch):
 
 
 def page(root) -> str:
-    return (root / "results/ablations/t/index.html").read_text()
+    return " ".join((root / "results/ablations/t/index.html").read_text().split())
 
 
 def test_a_failing_pretraining_fails_its_rows_alone(root, monkeypatch):
@@ -240,8 +239,8 @@ def test_a_row_whose_data_are_missing_says_so_and_runs_nothing(root, monkeypatch
     [
         (["only=ful"], "there is no row ful; the rows are full, no-clip"),
         (["seeds=one"], "expected numbers"),
-        (["workers=0"], "one worker or more"),
-        (["controls=some"], "controls=some"),
+        (["workers=0"], "workers=0: expected at least 1"),
+        (["controls=some"], "controls=some: expected none or basic or all"),
         (["preset=paper"], "table.yaml is for miniature"),
         (["table=absent"], "table=absent"),
     ],
@@ -309,9 +308,12 @@ def test_a_stop_ends_the_running_stage_and_begins_no_other(root, monkeypatch, ca
 def test_the_title_counts_the_seeds_that_compared_models_share(seeds, title, told):
     found = {f"row{i}": Difference(0.3, (0.2, 0.4), 0.01, True, n) for i, n in enumerate(seeds)}
     metrics = {"1": {"run": {}, "verdict": {"design": "random"}}} if seeds else {}
-    full = SimpleNamespace(metrics=metrics, entry=lambda score: {"n": 40} if seeds else None)
-    full.problem = lambda: "" if seeds else "the disk is full"
-    said = _verdict(SimpleNamespace(reference="full"), {"full": full}, found, "50_way_top1")
+    full = SimpleNamespace(metrics=metrics, jobs=[], problem=lambda: "" if seeds else "the disk is full")
+    table = Table("Made-up models", "full", [], [], {})
+    entries = {"50_way_top1": {"full": {"n": 40} if seeds else None}}
+    said = " ".join(
+        render_page(table, {"full": full}, found, entries, plots=[], made={}, n={}, score="50_way_top1").split()
+    )
     assert title in said and told in said
     assert ("not order" in said) == (seeds not in ([3, 5], [])) and (min(seeds, default=3) < 3) == ("fewest" in said)
     assert seeds != [1, 1] or "on its sign" not in said  # one seed agrees with itself

@@ -71,7 +71,7 @@ def test_a_conversion_killed_anywhere_is_made_again(tmp_path, monkeypatch, momen
     path = write(tmp_path / "eeg.pth", trials(), True)
     with monkeypatch.context() as patch:
         place = {
-            "trial 3": (trial_cache._Tensor, "read", kill_at(3)),
+            "trial 3": (trial_cache, "_samples_of", kill_at(3)),
             "rename": (os, "replace", kill_at(0)),
             "index": (os, "replace", kill_at(1)),
         }[moment]
@@ -120,7 +120,7 @@ def test_a_file_that_changes_under_its_conversion_is_refused_not_mixed(tmp_path,
     path = write(tmp_path / "eeg.pth", trials(), True)
     later = write(tmp_path / "later.pth", trials(seed=1), True)
     with monkeypatch.context() as patch:
-        before_each(patch, trial_cache._Tensor, "read", lambda call: call == 3 and os.replace(later, path))
+        before_each(patch, trial_cache, "_samples_of", lambda call: call == 3 and os.replace(later, path))
         with pytest.raises(UserError, match="eeg.pth: changed while it was read; give the same command again"):
             open_trial_file(path)
     assert_holds(open_trial_file(path), trials(seed=1))
@@ -238,7 +238,7 @@ def test_a_signal_before_or_after_training_is_one_sentence_and_the_same_command_
     tmp_path, monkeypatch, command, number, status
 ):
     handler = signal.getsignal(number)  # a run in the background may ignore SIGINT
-    for place, name in ((stage_a, "linear_share"), (checkpoints, "sha256")):  # before training; before the hand-on
+    for place, name in ((stage_a, "steps_per_epoch"), (checkpoints, "sha256")):  # before training; before the hand-on
         with monkeypatch.context() as patch:
             before_each(patch, place, name, lambda call: os.kill(os.getpid(), number))
             code, said = command()
@@ -258,6 +258,6 @@ def test_memory_that_ends_outside_training_is_one_sentence(monkeypatch, command,
     def full(*_):
         raise error
 
-    monkeypatch.setattr(stage_a, "build", full)
+    monkeypatch.setattr(stage_a, "training_items", full)
     code, said = command()
     assert code == 2 and said.count("\n") == 1 and said.startswith("error: not enough memory")

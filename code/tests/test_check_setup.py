@@ -14,7 +14,6 @@ from tiny_diffusion import MAE, stage_b_arguments
 import runtime.memory as memory_plan
 import training_inputs
 from commands import check_setup
-from commands.setup import report as setup_report
 from config import FinetuneConfig, PretrainConfig, from_cli
 from dc_ldm.weights import load_base, trained_unet_tensors
 from runtime import checkpoints
@@ -196,7 +195,7 @@ def test_json_is_one_object_with_sizes_and_hashes(monkeypatch, capsys, world):
 
 
 def test_large_files_are_hashed_on_demand(monkeypatch, capsys, world):
-    monkeypatch.setattr(setup_report, "LARGE", 100_000)
+    monkeypatch.setattr(check_setup, "LARGE", 100_000)
     assert f"{BASE}: 2,279,582 bytes, not hashed (hash=true does)" in ask(monkeypatch, capsys, "b", world)[1]
     assert "not hashed" not in ask(monkeypatch, capsys, "b", world, "--hash")[1]
 
@@ -228,7 +227,7 @@ def test_wrong_arguments_end_with_status_two(monkeypatch, capsys, words):
 
 @pytest.mark.parametrize("stage", ["a", "b", "c"])
 def test_the_plan_tells_parameters_memory_and_time(monkeypatch, capsys, world, stage):
-    monkeypatch.setattr(setup_report, "PROBE_STEPS", 3)
+    monkeypatch.setattr(check_setup, "PROBE_STEPS", 3)
     status, text = ask(monkeypatch, capsys, stage, world, "--plan", "--json")
     plan = json.loads(text)["stages"][stage]["plan"]
     assert status == 0 and plan["time"]["hours"] > 0

@@ -41,7 +41,6 @@ def test_open_clip_model_from_a_weight_file(tiny_open_clip):
         wanted = model.encode_image(torch.stack([clip.preprocess(picture) for picture in pictures]))
     assert torch.equal(found, wanted) and found.shape == (2, 12)
     assert torch.allclose(clip.embed_images(pictures[1:]), found[1:], atol=1e-6)
-    assert clip.embed_texts(["a photo of a cat", "disc"]).shape == (2, 12)
     tower, preprocessing = clip.fingerprint_parts()
     assert "Normalize" in preprocessing and not any(p.requires_grad for p in tower.parameters())
     with pytest.raises(UserError, match="text_start=false"):

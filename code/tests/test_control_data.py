@@ -111,7 +111,7 @@ def test_recordings_follow_the_file_not_their_names_and_no_splits_are_needed(tmp
 
 def test_what_cannot_be_made_is_said(tmp_path, monkeypatch):
     write_experiment(tmp_path)
-    with pytest.raises(UserError, match="kind=labels: no such control"):
+    with pytest.raises(UserError, match="kind=labels: expected shuffled_labels or pseudo_categories"):
         make(monkeypatch, tmp_path, "labels")
     with pytest.raises(UserError, match=r"no trial of subject 7; it holds \[1, 2, 3\]"):
         make(monkeypatch, tmp_path, "shuffled_labels", subject=7)

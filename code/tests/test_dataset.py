@@ -12,6 +12,7 @@ from data import stimuli
 from dataset import EEGWindows, open_trials
 from runtime.draws import Batch
 from runtime.errors import UserError
+from runtime.pictures import image_tensor, load_image
 
 
 def recordings(folder, *shapes, name="r{}.npy", seed=0):
@@ -296,7 +297,7 @@ def test_few_missing_pictures_are_left_out_and_more_are_refused(tmp_path):
     with pytest.raises(UserError, match="n01_4.JPEG"):
         stimuli.leave_out_missing(parts, root)
     with pytest.raises(UserError, match="cannot be read as a picture"):
-        stimuli.load_image(cut)
+        load_image(cut)
 
 
 def test_the_known_corrupt_picture_is_always_left_out(tmp_path):
@@ -313,10 +314,10 @@ def test_the_known_corrupt_picture_is_always_left_out(tmp_path):
 def test_image_tensor_is_the_published_resize():
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    out = stimuli.image_tensor(image, 32)
+    out = image_tensor(image, 32)
     transforms = pytest.importorskip("torchvision.transforms.functional")
     tensor = torch.from_numpy(noise).permute(2, 0, 1).double() / 255 * 2 - 1
     assert torch.allclose(out.double(), transforms.resize(tensor, [32, 32], antialias=False), atol=1e-6)
-    crop = stimuli.image_tensor(image, 32, crop=(3, 4, 26))
+    crop = image_tensor(image, 32, crop=(3, 4, 26))
     expected = transforms.resize(out[:, 3:29, 4:30], [32, 32], antialias=False)
     assert torch.allclose(crop, expected, atol=1e-5) and crop.shape == (3, 32, 32)

@@ -15,13 +15,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import eval_metrics
-from evaluation.folder import Outcome, Truth, left_out
+from evaluation.folder import Outcome, Truth
 from evaluation.n_way import n_way_accuracy
 from evaluation.page.page import write_page
-from evaluation.scores import item_scores, write_metrics
+from evaluation.scores import item_scores, left_out, write_metrics
 from evaluation.similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
-from evaluation.statistics import bootstrap_interval, entry, paired_p, within_class, within_class_p
+from evaluation.statistics import ALPHA, bootstrap_interval, entry, paired_p, sign_flip_p, within_class, within_class_p
 from runtime.errors import UserError
+from vision.networks import NETWORKS
 
 # N-way accuracy
 
@@ -178,6 +179,35 @@ def test_bootstrap_over_units_knows_that_repeats_are_no_evidence():
     assert bootstrap_interval(values, units) == bootstrap_interval(values, units)
 
 
+def test_intervals_and_sign_flips_are_scipys():
+    from scipy.stats import bootstrap, permutation_test
+
+    values, units = random().random(60), random(1).integers(0, 12, 60)
+    sums, sizes = np.bincount(units, values), np.bincount(units)
+    drawn = bootstrap(
+        (sums, sizes), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, n_resamples=2000, batch=500,
+        method="percentile", rng=np.random.default_rng(3),
+    )  # fmt: skip
+    assert bootstrap_interval(values, units, 2000, seed=3) == pytest.approx(drawn.confidence_interval, abs=1e-12)
+    difference = random(2).normal(size=10) + 0.4  # few enough for all 1024 signs
+    exact = permutation_test(
+        (difference,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="greater"
+    )
+    assert sign_flip_p(difference) == pytest.approx(exact.pvalue, abs=0.02)
+
+
+def test_within_class_p_of_pairs_is_binomial():
+    """In a share of the classes both items of a pair find their own image, elsewhere neither prefers one."""
+
+    def p_of(right: int) -> float:
+        parts = [(np.eye(2) if k < right else np.full((2, 2), 0.5), np.arange(2)) for k in range(40)]
+        return within_class_p(parts)
+
+    for right in (1, 3, 6):
+        assert p_of(right) == pytest.approx(0.5**right, abs=0.02)
+    assert p_of(13) < ALPHA < p_of(7)
+
+
 def test_paired_p_is_uniform_without_effect_and_small_with_one():
     p = np.array([paired_p(random(s).normal(size=40), random(s + 999).normal(size=40), 500, s) for s in range(400)])
     assert abs(p.mean() - 0.5) < 0.05
@@ -291,6 +321,9 @@ def test_repeated_images_of_several_recordings_make_these_the_unit(folder, tmp_p
         (lambda f: change(f, "real.logits", lambda a: a[:-1]), "real.logits has 47 rows, trials.csv 48"),
         (lambda f: change(f, "real.logits", lambda a: a.astype(np.float16)), "half precision"),
         (lambda f: change(f, "real.logits", lambda a: a * np.nan), "not finite"),
+        (lambda f: change(f, "real.logits", lambda a: a[:, 0]), r"real.logits of shape \(48, 10\), which this version"),
+        (lambda f: change(f, "real.votes", lambda _: np.ones(48)), "real.votes of shape .* another one wrote it"),
+        (lambda f: change(f, "truth.embedding", lambda _: np.ones((48, 8))), "truth.embedding .* this version does"),
     ],
 )
 def test_damaged_folders_are_named_in_a_sentence(folder, tmp_path, damage, words):
@@ -302,8 +335,29 @@ def test_damaged_folders_are_named_in_a_sentence(folder, tmp_path, damage, words
 
 def change(folder, key, how):
     content = load_file(folder / "arrays.safetensors")
-    content[key] = np.ascontiguousarray(how(content[key]))
+    content[key] = np.ascontiguousarray(how(content.get(key)))
     save_file(content, folder / "arrays.safetensors")
+
+
+@pytest.mark.parametrize("content", ['{"scores": {}}', '{"run": ["x"]}', '[{"run": {}}]', "2", '{"scores": '])
+def test_metrics_without_a_run_are_refused_in_a_sentence(folder, tmp_path, monkeypatch, content):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "metrics.json").write_text(content)
+    monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(copy)])
+    with pytest.raises(UserError, match="metrics.json: holds no record of its run, .* another version's"):
+        eval_metrics.main()
+
+
+def test_metrics_that_hold_power_are_scored_anew_without_it(folder, tmp_path, monkeypatch):
+    """Earlier versions estimated the power of the verdict's tests."""
+    copy, text = shutil.copytree(folder, tmp_path / "copy"), (folder / "metrics.json").read_text()
+    metrics = json.loads(text)
+    metrics["verdict"] |= {"power": {"class": 1.0}, "reasons": [*metrics["verdict"]["reasons"], "Power: 100 %."]}
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    assert "Power: 100 %." in write_page(copy).read_text()
+    monkeypatch.setattr("sys.argv", ["eval_metrics.py", str(copy)])
+    eval_metrics.main()
+    assert (copy / "metrics.json").read_text() == text
 
 
 def test_a_folder_of_bare_pictures_gets_two_way_scores_alone(folder, tmp_path, monkeypatch, capsys):
@@ -369,12 +423,15 @@ def test_any_n_and_k_on_the_command_line(folder, tmp_path, monkeypatch):
             eval_metrics.main()
 
 
-def test_scores_that_cannot_be_had_are_named():
+def test_scores_that_cannot_be_had_are_named(tmp_path):
     outcome, truth = make_arrays()
-    one = left_out(truth._replace(class_index=np.where(truth.label == 2, -1, truth.label)), outcome)
-    assert len(one) == 1 and "does not know the class of 4 trials" in one[0]
+    lacks_a_class = truth._replace(class_index=np.where(truth.label == 2, -1, truth.label))
+    one, *networks = left_out(lacks_a_class, outcome, tmp_path)
+    assert "does not know the class of 4 trials" in one
+    assert len(networks) == len(NETWORKS) and all("networks=auto" in n or "not at hand" in n for n in networks)
     same = truth._replace(class_index=np.zeros(24, int), image=np.full(24, "a"))
-    assert [note.split(" is")[0].split(" are")[0] for note in left_out(same, outcome)] == [
+    notes = left_out(same, outcome, tmp_path)[: -len(NETWORKS)]
+    assert [note.split(" is")[0].split(" are")[0] for note in notes] == [
         "class_accuracy", "Two-way and retrieval scores",
     ]  # fmt: skip
     assert list(item_scores(outcome, same)) == ["10_way_top1"]

@@ -7,7 +7,9 @@ from fidelity import agrees
 from made_up_eval import make_arrays, pictures, random
 from PIL import Image
 
+import vision.classifier as classifier
 import vision.networks as networks
+from evaluation import features
 from evaluation.fid import distances, set_scores, too_few
 from evaluation.folder import Outcome, Truth
 from evaluation.scores import item_scores
@@ -44,7 +46,7 @@ def no_hub(monkeypatch, tmp_path):
 
 
 def ask(root):
-    return networks.network_arrays(root, {"real": root / "samples"}, list("abcdd"))
+    return features.network_arrays(root, {"real": root / "samples"}, list("abcdd"))
 
 
 def test_lpips_of_all_pairs_is_torchmetrics_pair_by_pair(root):
@@ -92,11 +94,19 @@ def test_alexnets_layers_are_correlated_and_truths_kept(root, monkeypatch):
     with torch.no_grad():
         a, b = (model.features[:5](v).flatten().numpy() for v in (x, y))
     assert arrays["real.alike_alexnet2"][0, 0, 0] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)
+    with torch.inference_mode():
+        layers = networks.NETWORKS[0].load(root / "pretrains/features" / ALEXNET, "cpu")(
+            torch.from_numpy(pictures(1, 64))
+        )
+        shown = networks._prepared(torch.from_numpy(pictures(1, 64)), 256)
+        for name, depth in (("alexnet2", 5), ("alexnet5", 12)):
+            assert torch.equal(layers[name], model.features[:depth](shown).flatten(1)), name
 
     asked = []
-    monkeypatch.setattr(
-        networks, "read_pictures", lambda paths, read=networks.read_pictures: asked.extend(paths) or read(paths)
-    )
+    for module in (features, classifier):
+        monkeypatch.setattr(
+            module, "read_pictures", lambda paths, read=features.read_pictures: asked.extend(paths) or read(paths)
+        )
     again = ask(root)
     assert all(torch.equal(again[key], arrays[key]) for key in arrays)
     truths = [path.name for path in asked if path.name.endswith("-0.png")]
@@ -104,18 +114,18 @@ def test_alexnets_layers_are_correlated_and_truths_kept(root, monkeypatch):
 
 
 def test_missing_weights_are_named_and_damaged_ones_refused(root, tmp_path):
-    found = networks.never_looked(Outcome(alike={"alexnet2": 0, "alexnet5": 0, "lpips": 0}), root)
+    found = features.never_looked(Outcome(alike={"alexnet2": 0, "alexnet5": 0, "lpips": 0}), root)
     assert [sentence.split(":")[0] for sentence in found] == ["Inception", "EfficientNet", "SwAV", "FID and KID"]
     assert "swav_800ep_pretrain.pth.tar" in found[2] and "https://dl.fbaipublicfiles.com" in found[2]
-    asked = [sentence for sentence in networks.never_looked(Outcome(), root) if "not asked for" in sentence]
+    asked = [sentence for sentence in features.never_looked(Outcome(), root) if "not asked for" in sentence]
     assert asked == [f"{n}: left out, because not asked for (networks=auto)." for n in ("AlexNet 2 and 5", "LPIPS")]
-    assert all("was not at hand" in sentence for sentence in networks.never_looked(Outcome(), tmp_path))
+    assert all("was not at hand" in sentence for sentence in features.never_looked(Outcome(), tmp_path))
     place = tmp_path / "pretrains/features"
     place.mkdir(parents=True)
-    for content, words in ((b"PK", "truncated|cannot be read"), ({"features.0.weight": torch.zeros(2)}, "as AlexNet")):
+    for content, words in ((b"PK", "truncated|cannot be read"), ({"features.0.weight": torch.zeros(2)}, "as alexnet")):
         (place / ALEXNET).write_bytes(content) if isinstance(content, bytes) else torch.save(content, place / ALEXNET)
         with pytest.raises(UserError, match=words):
-            networks.network_arrays(tmp_path, {"real": root / "samples"}, list("abcdd"))
+            features.network_arrays(tmp_path, {"real": root / "samples"}, list("abcdd"))
 
 
 @pytest.mark.full
@@ -140,7 +150,7 @@ def test_pooled_networks_are_torchvisions_without_their_heads(root, tmp_path, nu
     with torch.inference_mode():
         (found,) = network.load(path, "cpu")(some).values()
         model(networks._prepared(some, {2: 342, 3: 255, 4: 224}[number]))
-    torch.testing.assert_close(found, seen[0], atol=1e-5, rtol=1e-4)
+    assert torch.equal(found, seen[0])
 
 
 # Distances

@@ -73,7 +73,7 @@ def test_a_whole_folder_of_models_comes_out(folder, monkeypatch):
     torch.manual_seed(0)
     make_miniature.main()
     assert load_folder(out / "classifier").names == ["cave", "snow"]
-    assert FrozenCLIP(out / "clip").embed_texts(["a photo of a cave"]).shape == (1, 64)
+    assert FrozenCLIP(out / "clip").text_states(["a photo of a cave"]).shape[:2] == (1, 77)
     assert load_base(out, use_time_cond=False).sizes.scale_factor > 0
     figures = json.loads((out / "training.json").read_text())["figures"]
     assert set(figures) > {"classifier_accuracy", "captions_first_ranked"}

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
-from dc_ldm.modules import attention as unet_attention
+from dc_ldm.modules.attention import GroupNorm
 from dc_ldm.modules.conditioner import EEGConditioner
+from runtime.attention import attention
 from runtime.errors import UserError
-from sc_mbm import mae_for_eeg
 from sc_mbm.mae_for_eeg import Block, EEGEncoder, MAEforEEG
 from vision.clip import FrozenCLIP
 
@@ -134,11 +134,10 @@ def test_encoder_block_equals_timm(width, heads, ratio, tokens):
     compare_gradients(f"EEG encoder's block, {width} wide", "timm", answers, [ours, theirs], [x])
 
 
-@pytest.mark.parametrize("module", [unet_attention, mae_for_eeg])
 @pytest.mark.parametrize("tokens", [8, 96, 97, 200])
-def test_attention_on_both_sides_of_its_switch(module, tokens):
+def test_attention_on_both_sides_of_its_switch(tokens):
     q, k, v = torch.randn(3, 2, 4, tokens, 8)
-    torch.testing.assert_close(module.attention(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5)
 
 
 def test_the_smallest_noise_is_kept():
@@ -199,8 +198,8 @@ def test_miniature_sizes_train_in_bfloat16():
 @torch.no_grad()
 def test_narrow_normalisation_keeps_the_colour_of_a_flat_picture():
     flat = torch.arange(16.0)[None, :, None, None].expand(1, 16, 8, 8)
-    assert unet_attention.GroupNorm(16, 1e-6)(flat).abs().mean() > 0.5
-    assert [unet_attention.GroupNorm(c, 1e-6).num_groups for c in (32, 64, 320, 1280)] == [32] * 4
+    assert GroupNorm(16, 1e-6)(flat).abs().mean() > 0.5
+    assert [GroupNorm(c, 1e-6).num_groups for c in (32, 64, 320, 1280)] == [32] * 4
 
 
 @torch.no_grad()
@@ -259,7 +258,7 @@ def test_clip_sees_pictures_as_transformers_prepares_them(tmp_path):
 @pytest.mark.parametrize("side", [4, 31, 32])
 def test_group_norm_is_the_same_in_both_layouts(side):
     # below 1024 pixels channels last takes a way of its own in bfloat16
-    norm, x = unet_attention.GroupNorm(64, 1e-5), 3 + 2 * torch.randn(2, 64, side, side).bfloat16()
+    norm, x = GroupNorm(64, 1e-5), 3 + 2 * torch.randn(2, 64, side, side).bfloat16()
     nn.init.normal_(norm.weight)
     last = norm(x.to(memory_format=torch.channels_last))
     exact = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), 1e-5)

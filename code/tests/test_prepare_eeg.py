@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import data.epochs as trial_files
 from commands import prepare_eeg
-from data import recordings
+from data import epochs, recordings
 from dataset import EEGWindows, open_trials
 from runtime.errors import UserError
 
@@ -38,6 +37,14 @@ def write_csv(path, data, marks=(), names=NAMES, sfreq=SFREQ):
     )
     (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(text.encode())
     return path
+
+
+def markers(raw):
+    """(sample, name) of all that is marked in a recording."""
+    mne = pytest.importorskip("mne")
+    events, ids = mne.events_from_annotations(raw, regexp=None, verbose="ERROR")
+    names = {number: name for name, number in ids.items()}
+    return [(sample - raw.first_samp, names[number]) for sample, _, number in events.tolist()]
 
 
 def prepare(monkeypatch, capsys, **settings):
@@ -77,29 +84,73 @@ def test_every_format_gives_the_same_microvolts_and_markers(tmp_path, suffix):
     path = write_mne(tmp_path / f"sub-07_raw{suffix}", data)
     assert recordings.find_recordings(tmp_path) == [path]
     got = recordings.read_recording(path, tmp_path)
-    assert got.ch_names == ["Fp1", "Oz"] and list(got.dropped) == ["EOG1"]
-    assert got.sfreq == SFREQ and got.subject == 7 and got.name == "sub-07_raw"
-    assert np.abs(got.data - data[:2]).max() < 0.1, "16 bit formats round"
-    assert [sample for sample, _ in got.markers] == [2 * SFREQ, 5.5 * SFREQ]
-    assert {name.rpartition("/")[2] for _, name in got.markers} == {"square"}
+    assert got.raw.ch_names == ["Fp1", "Oz"] and list(got.dropped) == ["EOG1"]
+    assert got.raw.info["sfreq"] == SFREQ and got.subject == 7 and got.name == "sub-07_raw"
+    assert np.abs(got.raw.get_data(units="uV") - data[:2]).max() < 0.1, "16 bit formats round"
+    assert [sample for sample, _ in markers(got.raw)] == [2 * SFREQ, 5.5 * SFREQ]
+    assert {name.rpartition("/")[2] for _, name in markers(got.raw)} == {"square"}
+
+
+def silent(raw):
+    """A trigger channel without triggers, as long as this recording."""
+    mne = pytest.importorskip("mne")
+    data = np.zeros((1, raw.n_times))
+    info = mne.create_info(["STI 014"], SFREQ, "stim")
+    return mne.io.RawArray(data, info, first_samp=raw.first_samp, verbose="ERROR")
+
+
+@pytest.mark.parametrize("dated", [False, True])
+def test_triggers_are_markers_beside_what_the_file_names(tmp_path, dated):
+    """A trigger channel's samples count from where the file begins, which is not where the amplifier was started."""
+    mne = pytest.importorskip("mne")
+    triggers = np.zeros((1, 20 * SFREQ))
+    triggers[0, 700], triggers[0, 900:903] = 1, 12
+    raw = mne.io.RawArray(
+        np.concatenate([signal()[:2] * 1e-6, triggers]),
+        mne.create_info([*NAMES[:2], "STI 014"], SFREQ, ["eeg", "eeg", "stim"]), first_samp=300, verbose="ERROR",
+    )  # fmt: skip
+    raw.set_meas_date(0 if dated else None)
+    raw.set_annotations(mne.Annotations([2.0], [0.0], ["square"]))
+    raw.save(tmp_path / "a_raw.fif", verbose="ERROR")
+    got = recordings.read_recording(tmp_path / "a_raw.fif", tmp_path)
+    assert got.raw.first_samp == 300 and got.dropped == {"STI 014": "stim channel"}
+    assert markers(got.raw) == [(256, "square"), (700, "1"), (900, "12")]
+    cut = epochs.cut_epochs(got, {"12": "face"}, (0.0, 0.1), 0, 20)
+    whole = recordings.standardise(got.raw.get_data(), 20)
+    assert cut.onset == [900 / SFREQ] and np.array_equal(cut.eeg[0], whole[:, 900:913])
+    raw.drop_channels("STI 014").add_channels([silent(raw)], force_update_info=True)
+    raw.save(tmp_path / "b_raw.fif", verbose="ERROR")
+    assert markers(recordings.read_recording(tmp_path / "b_raw.fif", tmp_path).raw) == [(256, "square")]
+
+
+def test_spans_marked_bad_are_rejected_and_a_moment_marked_twice_is_one_trial(tmp_path):
+    mne = pytest.importorskip("mne")
+    recording = recordings.read_recording(
+        write_csv(tmp_path / "a.csv", signal(), [(k, 1) for k in (300, 600, 900)]), tmp_path
+    )
+    marks = mne.Annotations([580 / SFREQ, 900 / SFREQ], [1.0, 0.0], ["BAD_muscle", "2"])
+    recording.raw.set_annotations(recording.raw.annotations + marks)
+    cut = epochs.cut_epochs(recording, {"1": "house", "2": "face"}, (0.0, 0.5), 0, 20)
+    assert cut.counts == {"accepted": 2, "rejected": 1, "cut off": 0, "marked twice": 1}
+    assert cut.kind == ["house", "house"] and cut.onset == [300 / SFREQ, 900 / SFREQ]
 
 
 def test_eeglab_sample_recording():
     if not EEGLAB.is_dir():
         pytest.skip(f"{EEGLAB} is not there: the .set reader is not tried")
     got = recordings.read_recording(EEGLAB / "eeglab_data.set", EEGLAB)
-    assert got.sfreq == 128 and len(got.ch_names) == 30 and set(got.dropped) == {"EOG1", "EOG2"}
-    assert 1 < np.median(np.abs(got.data)) < 100, "microvolts"
-    assert sum(name == "square" for _, name in got.markers) == 80
+    assert got.raw.info["sfreq"] == 128 and len(got.raw.ch_names) == 30 and set(got.dropped) == {"EOG1", "EOG2"}
+    assert 1 < np.median(np.abs(got.raw.get_data(units="uV"))) < 100, "microvolts"
+    assert sum(name == "square" for _, name in markers(got.raw)) == 80
 
 
 def test_csv_is_read_as_it_stands(tmp_path):
     data = signal()
     data[1] = 5.0
     got = recordings.read_recording(write_csv(tmp_path / "a/b.csv.gz", data, [(40, 2), (90, 1)]), tmp_path)
-    assert got.name == "a_b" and got.sfreq == SFREQ and got.markers == [(40, "2"), (90, "1")]
-    assert got.ch_names == ["Fp1"] and got.dropped == {"EOG1": "not EEG by its name", "Oz": "constant"}
-    assert np.allclose(got.data, data[:1], atol=1e-4)
+    assert got.name == "a_b" and got.raw.info["sfreq"] == SFREQ and markers(got.raw) == [(40, "2"), (90, "1")]
+    assert got.raw.ch_names == ["Fp1"] and got.dropped == {"EOG1": "not EEG by its name", "Oz": "constant"}
+    assert np.allclose(got.raw.get_data(units="uV"), data[:1], atol=1e-4)
 
 
 def test_filter_resampling_and_markers_agree(tmp_path):
@@ -107,13 +158,15 @@ def test_filter_resampling_and_markers_agree(tmp_path):
     t = np.arange(20 * SFREQ) / SFREQ
     data = np.stack([np.sin(2 * np.pi * 10 * t), np.sin(2 * np.pi * 50 * t), t]) * 10
     recording = recordings.read_recording(write_csv(tmp_path / "a.csv", data, [(256, 1)]), tmp_path)
-    out = recordings.clean(recording, (1, 40), 200.0, [])
+    raw = recordings.clean(recording, (1, 40), 200.0, []).raw
     middle = slice(400, -400)  # the filter is 3.3 s long
-    assert out.sfreq == 200 and out.markers == [(400, "1")] and out.data.shape == (2, 4000)
+    out = raw.get_data(units="uV")
+    assert raw.info["sfreq"] == 200 and markers(raw) == [(400, "1")] and out.shape == (2, 4000)
     expected = np.sin(2 * np.pi * 10 * np.arange(4000) / 200) * 10
-    assert np.abs(out.data[0] - expected)[middle].max() < 0.2
-    assert np.abs(out.data[1][middle]).max() < 0.1
-    assert recordings.clean(recording, (1, 40), 0, ["Oz"]).ch_names == ["Oz"]
+    assert np.abs(out[0] - expected)[middle].max() < 0.2
+    assert np.abs(out[1][middle]).max() < 0.1
+    assert recordings.clean(recording, (1, 40), 0, ["Oz", "Fp1"]).raw.ch_names == ["Oz", "Fp1"]
+    assert recording.raw.ch_names == ["Fp1", "Oz"] and recording.raw.info["sfreq"] == SFREQ, "left as it was"
 
 
 def test_blinks_do_not_shrink_the_eeg_between_them():
@@ -135,11 +188,15 @@ def test_trials_start_at_their_marker_and_wild_ones_are_rejected(tmp_path):
     data[1, 920:940] += 400
     marks = [(500, 1), (900, 1), (1300, 2), (30 * SFREQ - 10, 1), (1500, 7)]
     recording = recordings.read_recording(write_csv(tmp_path / "a.csv", data, marks), tmp_path)
-    epochs = trial_files.cut_epochs(recording, {"1": "house", "2": "face"}, (0.0, 0.5), 150, 1e9)
-    assert epochs.kind == ["house", "face"] and epochs.counts == {"accepted": 2, "rejected": 1, "cut off": 1}
-    assert epochs.eeg.shape == (2, 2, 64) and epochs.eeg[:, 0].argmax(1).tolist() == [0, 0]
-    assert np.allclose(epochs.onset, [500 / SFREQ, 1300 / SFREQ])
-    assert len(trial_files.cut_epochs(recording, {"1": "house"}, (0.0, 0.5), 0, 20).kind) == 2
+    cut = epochs.cut_epochs(recording, {"1": "house", "2": "face"}, (0.0, 0.5), 150, 1e9)
+    assert cut.kind == ["house", "face"] and cut.counts == {"accepted": 2, "rejected": 1, "cut off": 1}
+    assert cut.eeg.shape == (2, 2, 64) and cut.eeg[:, 0].argmax(1).tolist() == [0, 0]
+    assert np.allclose(cut.onset, [500 / SFREQ, 1300 / SFREQ])
+    assert len(epochs.cut_epochs(recording, {"1": "house"}, (0.0, 0.5), 0, 20).kind) == 2
+    early = epochs.cut_epochs(recording, {"1": "house"}, (-5.0, 0.5), 0, 20)
+    assert early.counts == {"accepted": 1, "rejected": 0, "cut off": 2} and early.onset == [900 / SFREQ]
+    none = epochs.cut_epochs(recording, {"3": "car"}, (0.0, 0.5), 0, 20)
+    assert none.eeg.shape == (0, 2, 64) and set(none.counts.values()) == {0}
 
 
 @pytest.fixture
@@ -199,9 +256,9 @@ def test_trials_are_the_signal_at_the_marker(tmp_path, experiment, monkeypatch, 
     for index in (0, 25, 79):
         trial = content["dataset"][index]
         raw = recordings.read_recording(folder / f"subject3/{trial['recording'].rpartition('_')[2]}.csv", folder)
-        whole = recordings.standardise(recordings.clean(raw, (1, 40), 0, []).data, 20)
+        whole = recordings.standardise(recordings.clean(raw, (1, 40), 0, []).raw.get_data(), 20)
         sample = round(trial["onset"] * SFREQ)
-        assert (sample, str(trial["label"] + 1)) in raw.markers and trial["subject"] == 3
+        assert (sample, str(trial["label"] + 1)) in markers(raw.raw) and trial["subject"] == 3
         assert np.array_equal(trial["eeg"], whole[:, sample : sample + 64])
 
 
@@ -278,9 +335,9 @@ def test_muse_recordings_hold_a_copy_and_tell_faces_from_houses(tmp_path, monkey
     assert 1130 < n < 1165 and 0.60 < right / n < 0.68
 
 
-def test_a_channel_flat_most_of_the_time_is_named():
+def test_a_channel_flat_most_of_the_time_is_named(tmp_path):
     data = np.random.default_rng(0).standard_normal((2, 2560))
     data[1, 600:] = 0.0
-    recording = recordings.Recording("one", Path("lab/one.csv"), 1, 256.0, ["TP9", "AF7"], data, [], {})
+    recording = recordings.read_recording(write_csv(tmp_path / "one.csv", data, (), ["TP9", "AF7"]), tmp_path)
     with pytest.raises(UserError, match="one.csv: channel AF7 is flat most of the time"):
         recordings.clean(recording, (1.0, 30.0), 0.0, [])

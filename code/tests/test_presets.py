@@ -95,6 +95,6 @@ def test_stage_c_takes_the_published_checkpoint_directly(world, run):
     ],
 )
 def test_a_wrong_file_is_called_what_it_is_and_leaves_no_run(world, run, script, argument, make, kind):
-    with pytest.raises(UserError, match=f"expected a stage . checkpoint, found this: {kind}"):
+    with pytest.raises(UserError, match=f"expected a stage . checkpoint.*, found this: {kind}"):
         run(script, "paper", **{argument: make(world / "file.pth")})
     assert not list((world / "results").rglob("*.pth"))

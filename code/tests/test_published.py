@@ -25,26 +25,12 @@ from tiny_diffusion import (
 
 from dc_ldm import weights
 from dc_ldm.generator import load_generator
-from dc_ldm.models.autoencoder import AutoencoderKL
-from dc_ldm.models.unet import UNet
-from dc_ldm.published import base_sizes, encoder_sizes, read_stage_a, read_stage_b
+from dc_ldm.published import encoder_sizes, read_stage_a, read_stage_b
 from runtime.errors import UserError
 from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder, MAEforEEG, encoder_state
 
 PREFIXES = {"conditioner": "cond_stage_model.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
-
-
-def give_heads(monkeypatch):
-    """Toy UNets have 2 heads, which shapes do not tell; published ones 8."""
-    found = base_sizes
-
-    def with_two_heads(state):
-        sizes = found(state)
-        sizes.unet["num_heads"] = UNET["num_heads"]
-        return sizes
-
-    monkeypatch.setattr("dc_ldm.published.base_sizes", with_two_heads)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -53,7 +39,7 @@ def test_published_generation_checkpoint_gives_all_its_parts(tmp_path, monkeypat
     if yaml:
         write_base(tmp_path)
     else:
-        give_heads(monkeypatch)
+        monkeypatch.setattr(weights, "published_sizes", lambda: weights.BaseSizes(UNET, VAE))
     state = published_state() | {"cond_stage_model.cls_net.fc.weight": torch.zeros(40, 16)}
     path = write_published_b(tmp_path / "checkpoint.pth", state, old)
     generator = load_generator(path, tmp_path, "cpu", EEGEncoder)
@@ -79,25 +65,25 @@ def test_published_stage_a_checkpoint_gives_encoder_sizes_and_scale(tmp_path, ol
     EEGEncoder(**ENCODER).load_state_dict(encoder_state(content["model"]))
 
 
-def test_sizes_of_the_published_models_are_read_from_their_shapes():
+def test_sizes_of_the_published_models():
     with torch.device("meta"):
-        parts = {"model.diffusion_model.": UNet(), "first_stage_model.": AutoencoderKL(), "mae.": EEGEncoder()}
-        small = {"model.diffusion_model.": UNet(**UNET), "first_stage_model.": AutoencoderKL(**VAE)}
-    state, toy = (
-        {prefix + name: value for prefix, module in modules.items() for name, value in module.state_dict().items()}
-        for modules in (parts, small)
-    )
-    sizes = base_sizes(state)
-    assert sizes.unet == {
-        "in_channels": 4, "out_channels": 4, "model_channels": 320, "attention_resolutions": [1, 2, 4],
-        "num_res_blocks": 2, "channel_mult": [1, 2, 4, 4], "num_heads": 8, "context_dim": 768,
-    }  # fmt: skip
-    assert sizes.vae == {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4}
-    assert base_sizes(toy).vae == VAE and base_sizes(toy).unet["channel_mult"] == UNET["channel_mult"]
-    assert encoder_sizes(weights.part(state, "mae."), 16) == {
+        state = EEGEncoder().state_dict()
+    assert encoder_sizes(state, 16) == {
         "n_chans": 128, "n_times": 512, "patch_size": 4, "embed_dim": 1024, "depth": 24, "num_heads": 16,
         "mlp_ratio": 1.0,
     }  # fmt: skip
+    sizes = weights.published_sizes()
+    assert sizes.unet == {
+        "in_channels": 4, "out_channels": 4, "model_channels": 320, "attention_resolutions": (4, 2, 1),
+        "num_res_blocks": 2, "channel_mult": (1, 2, 4, 4), "num_heads": 8, "context_dim": 768,
+    }  # fmt: skip
+    assert sizes.vae == {"ch": 128, "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "z_channels": 4}
+
+
+def test_a_file_of_other_sizes_than_the_published_needs_its_config15_yaml(tmp_path):
+    path = write_published_b(tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match=r"the UNet .*of another shape .*is it the file of another model or size"):
+        load_generator(path, tmp_path, "cpu", EEGEncoder)
 
 
 def test_every_key_of_the_published_file_is_a_part_or_on_the_list_of_the_ignored():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data import resident_windows
-from data.resident_windows import ResidentWindows, corpus_size, is_resident
+from data import windows as eeg_windows
+from data.windows import ResidentWindows, corpus_size, is_resident
 from dataset import EEGWindows
 from runtime.draws import StepBatches
 
@@ -56,7 +56,7 @@ def test_shares_of_two_processes_make_up_the_batch(tmp_path):
 def test_the_corpus_is_read_once(tmp_path, monkeypatch):
     windows = corpus(tmp_path, KINDS.values(), held_out=0.0)
     resident = ResidentWindows(windows, CPU)
-    monkeypatch.setattr(resident_windows, "read_span", None)
+    monkeypatch.setattr(eeg_windows, "read_span", None)
     monkeypatch.setattr(EEGWindows, "_windows", None)
     before = resident.flat.clone()
     for batch in StepBatches(len(windows), 8, 1, 0, 3):

@@ -21,6 +21,11 @@ from runtime.errors import UserError
 
 VOID = {"meta", "img", "line", "circle", "br", "input"}
 SHOWN = 3 + 2  # truth, two pictures, two controls
+ATTRIBUTES = set(
+    "lang charset name content http-equiv class href aria-label aria-labelledby aria-hidden id x1 x2 y1 y2 cx cy r x y "
+    "dy text-anchor open scope tabindex role data-label src width height loading alt type checked style".split()
+)
+FIRST = 3 * 4 * 3  # at the top: four best, median and worst trials, without their controls
 
 
 class Page(HTMLParser):
@@ -64,13 +69,13 @@ def page(folder):
 
 def test_pictures_are_embedded_described_and_linked(page, folder):
     images = page.all("img")
-    assert len(images) == (48 + 3 * 4) * SHOWN and all(image["alt"] for image in images)
+    assert len(images) == 48 * SHOWN + FIRST and all(image["alt"] for image in images)
     for image in images:
         content = base64.b64decode(image["src"].partition("base64,")[2])
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == (int(image["width"]), int(image["height"])) and max(picture.size) <= 192
     links = [a["href"] for a in page.all("a")]
-    assert sum(link.startswith("samples/") for link in links) == (48 + 3 * 4) * 3
+    assert sum(link.startswith("samples/") for link in links) == 48 * 3 + FIRST
     places = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     for link in links:
         assert link[1:] in places if link.startswith("#") else (folder / link).is_file()
@@ -114,6 +119,7 @@ def test_scores_stand_beside_chance_controls_and_baseline(page, folder):
 def test_simulated_eeg_is_said_first_and_written_into_the_sheet(page, folder, tmp_path):
     assert page.text.index("SIMULATED EEG") < page.text.index("Pictures from EEG", 40)
     assert "The simulated EEG tells which class of picture was seen." in page.text
+    assert page.text.count("would put the first picture from simulated EEG as far above") == 2
     real = make_folder(tmp_path / "real", simulated=False)
     assert "SIMULATED" not in Page(write_page(real)).text
     sheets = [Image.open(place / "contact.png").crop((0, 0, 400, 40)).tobytes() for place in (folder, real)]
@@ -128,17 +134,35 @@ def test_a_block_design_never_looks_like_a_success(tmp_path):
     assert "names the class" in page.text and "Time can explain this score." in page.text
 
 
+EVIL = """</li><script>alert("x")</script> 'a' "b" &amp; {{ 7 * 7 }} {% raw %}
+second line"""
+
+
 def test_text_from_files_is_escaped(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    evil = '<script>alert("x")</script>&amp;'
-    text = (copy / "trials.csv").read_text().replace("kind 3", evil.replace('"', "'"))
-    (copy / "trials.csv").write_text(text)
+    with open(copy / "trials.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(copy / "trials.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: EVIL if v == "kind 3" else v for k, v in row.items()} for row in rows)
     metrics = json.loads((copy / "metrics.json").read_text())
-    metrics["run"] |= {"name": evil, evil: [evil, {evil: None}], "config": {"a": evil}, "split": {"opened": evil}}
-    metrics["verdict"]["reasons"].append(evil)
+    entry = metrics["scores"]["10_way_top1"]
+    metrics["run"] |= {"name": EVIL, EVIL: [EVIL, {EVIL: None}], "config": {"a": EVIL}, "split": {"opened_at": EVIL}}
+    metrics["run"] |= {"band": EVIL, "commit": EVIL, "notes": [EVIL]}
+    metrics["verdict"]["reasons"].append(EVIL)
+    metrics["scores"][EVIL] = entry | {"unit": EVIL}
+    metrics["controls"][EVIL] = {"10_way_top1": entry | {"note": EVIL}}
+    metrics["baselines"][EVIL] = {"10_way_top1": entry}
+    metrics["subjects"] = {EVIL: {"10_way_top1": entry}, "5": {}}
+    metrics["verdict"]["score"] = "class_accuracy"
+    metrics["subjects"]["5"] = metrics["subjects"][EVIL] = {"class_accuracy": entry}
+    metrics["left_out"] = [EVIL]
     (copy / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_page(copy))
-    assert not page.all("script") and page.text.count(evil) >= 6
+    assert not page.all("script") and "49" not in page.all("h1") and page.text.count(" ".join(EVIL.split())) >= 20
+    assert [image for image in page.all("img") if EVIL in image["alt"]]
+    assert {k for _, attrs in page.tags for k in attrs} <= ATTRIBUTES  # a quote opens none
 
 
 def test_pictures_beyond_the_limit_go_to_linked_pages(folder, tmp_path):
@@ -151,11 +175,19 @@ def test_pictures_beyond_the_limit_go_to_linked_pages(folder, tmp_path):
     assert all(file.stat().st_size <= limit for file in files)
     pages = [Page(file) for file in files]
     shown = [image["alt"] for page in pages for image in page.all("img")]
-    assert len(shown) == (48 + 3 * 4) * SHOWN and len(set(shown)) == 48 * SHOWN
+    assert len(shown) == 48 * SHOWN + FIRST and len(set(shown)) == 48 * SHOWN
     for page in pages:
         assert {file.name for file in files} <= {a["href"] for a in page.all("a")}
         assert "SIMULATED EEG" in page.text
     assert "How it was made" in first.text
+    places = {
+        f"{file.name}#{li['id']}"
+        for file, page in zip(files, pages, strict=True)
+        for li in page.all("li")
+        if "id" in li
+    }
+    links = [a["href"] for a in first.all("a") if "#trial-" in a["href"]]
+    assert len(links) == 12 and {f"index.html{a}" if a[0] == "#" else a for a in links} <= places and len(places) == 48
 
 
 def test_unknown_images_show_only_what_was_made(tmp_path):
@@ -166,7 +198,65 @@ def test_unknown_images_show_only_what_was_made(tmp_path):
     metrics["run"]["image_known"] = False
     (folder / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_page(folder))
-    assert len(page.all("img")) == (48 + 3 * 4) * (SHOWN - 1) and "Among pictures of one class" not in page.text
+    assert len(page.all("img")) == 48 * (SHOWN - 1) + 3 * 4 * 2 and "Among pictures of one class" not in page.text
+
+
+def damage(metrics: dict, *keys: str) -> None:
+    *way, last = keys
+    for key in way:
+        metrics = metrics[key]
+    del metrics[last]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["controls"], "controls is missing"),
+        (["verdict", "design"], "verdict.design is missing or unknown"),
+        (["verdict", "score"], "verdict.score is missing"),
+        (["scores", "class_accuracy", "unit"], "scores.class_accuracy.unit is missing"),
+        (["baselines", "lda", "class_accuracy", "ci95"], "lda.class_accuracy.ci95 is missing"),
+    ],
+)
+def test_scores_of_another_version_are_told(folder, tmp_path, keys, said):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    damage(metrics, *keys)
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=f"another version of this code wrote it, {said}"):
+        write_page(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"scores": ', "[1, 2]", '{"scores": 1, "controls": 2, "baselines": 3, "verdict": 4, "run": 5}']
+)
+def test_a_damaged_record_is_told(folder, tmp_path, text):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=r"metrics.json: is damaged"):
+        write_page(copy)
+
+
+def test_records_before_and_after_the_power_of_tests_was_kept_both_open(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    texts = []
+    for power in (None, {"class": 1.0, "instance": None, "n": {"class": 48}, "alpha": 0.001, "from": "items"}):
+        metrics["verdict"].pop("power", None)
+        metrics["verdict"] |= {"power": power} if power else {}
+        (copy / "metrics.json").write_text(json.dumps(metrics))
+        texts.append(Page(write_page(copy)).text)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "trials.csv"])
+def test_files_of_different_evaluations_are_refused(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lines = (copy / name).read_text().splitlines()
+    keep = lines[:-1] if name == "scores.csv" else [line.rpartition(",")[0] for line in lines]
+    (copy / name).write_text("\n".join(keep) + "\n")
+    with pytest.raises(UserError, match="not of one evaluation"):
+        write_page(copy)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "trials.csv", "samples/test2-1.png"])
@@ -180,14 +270,30 @@ def test_a_missing_file_is_named(folder, tmp_path, name):
 def test_best_median_and_worst_have_equal_room(folder, page):
     with open(folder / "scores.csv", newline="") as file:
         score = [float(row["10_way_top1"]) for row in csv.DictReader(file)]
-    start, end = page.html.index('class="extremes"'), page.html.index("All trials</h3>")
-    trials = [int(part.partition("<")[0]) for part in page.html[start:end].split("<span>trial ")[1:]]
+    start, end = page.html.index('class="extremes"'), page.html.index("All trials</h2>")
+    trials = [int(part.partition("<")[0]) for part in page.html[start:end].split(">trial ")[1:]]
     assert len(trials) == len(set(trials)) == 12
     best, median, worst = (np.mean([score[i] for i in trials[k : k + 4]]) for k in (0, 4, 8))
     ordered = np.sort(score)
     assert best == ordered[-4:].mean() and worst == ordered[:4].mean() and best >= median >= worst
     ranks = [int(li["style"].rpartition(":")[2]) for li in page.all("li") if "style" in li]
-    assert sorted(ranks[12:]) == list(range(48))
+    assert sorted(ranks) == list(range(48))
+
+
+def test_pictures_come_right_after_the_verdict_and_everything_else_after_the_scores(page):
+    order = ["verdict", "pictures", "scores", "trials", "record"]
+    heads = [attrs["id"] for tag, attrs in page.tags if tag == "h2"]
+    assert heads == order and [a["href"] for a in page.all("a")][1:6] == [f"#{name}" for name in order]
+    said = page.text[: page.text.index("Test split opened")]
+    assert said.index("Best") < said.index("Median") < said.index("Worst") < said.index("of 48 trials by 10-way top-1")
+
+
+def test_without_a_score_the_first_pictures_are_some_of_the_split(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "scores.csv").unlink()
+    page = Page(write_page(copy))
+    assert [page.text.index(name) for name in ("First", "Middle", "Last")] and not page.all("input")
+    assert "of 48 trials; each stands below" in page.text and "by 10-way" not in page.text
 
 
 def test_when_what_and_which_stand_above_the_scores(folder, page, tmp_path):
@@ -236,6 +342,28 @@ def test_every_control_stands_with_its_test_and_ceilings_apart(folder, tmp_path,
     assert text.index("Controls: they know nothing") < text.index("EEG of the same class p = 0.25")
     assert "not beaten, p = 0.25" in text and "Ceiling: true class by name p" not in text
     assert text.index("Ceilings and floor: pictures made without EEG") < text.index("Ceiling: true class by name")
+
+
+def test_the_retrieval_baseline_stands_apart_from_controls_that_know_nothing(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(copy / "controls/gaussian_eeg", copy / "controls/nearest_training_picture")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    scores = {name: entry | {"p_real_above": 0.5} for name, entry in metrics["controls"]["gaussian_eeg"].items()}
+    metrics["controls"]["nearest_training_picture"] = scores
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(write_page(copy))
+    name = "Retrieval baseline: nearest training picture"
+    assert (
+        page.text.index("EEG of other trials p")
+        < page.text.index("Retrieval: chosen by")
+        < page.text.index(f"{name} p = 0.5")
+    )
+    assert (
+        "nothing is generated" in page.text.lower()
+        and "not beaten, p = 0.5" in page.text[page.text.index("Against further") :]
+    )
+    assert len([image for image in page.all("img") if image["alt"].endswith(f"control: {name}")]) == 48
+    assert "10_way_top1: nearest_training_picture" in table(metrics)
 
 
 def test_distances_and_scores_of_whole_sets_need_no_chance_and_no_interval(folder, tmp_path):

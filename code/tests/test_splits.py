@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from commands import make_splits
-from data.splits import check_splits, read_splits, runs_in_time, told
+from data.splits import check_splits, describe_splits, read_splits, runs_in_time
 from dataset import open_trials
 from runtime.errors import UserError
 
@@ -118,17 +118,17 @@ def test_what_was_held_out_reaches_the_run(tmp_path, monkeypatch, capsys):
     assert facts["made_by"]["held_out"] == {"test": [2], "val": [3]} and len(facts["eeg_sha256"]) == 64
     assert facts["shared"]["train/test"] == {"pictures": 40, "recordings": 0, "identical": 0, "neighbours": 0}
     assert set(parts["train"].subject.tolist()) == {1} and set(parts["val"].subject.tolist()) == {3}
-    assert told(facts) in said and "share 40 pictures and 0 recordings" in said
+    assert describe_splits(facts) in said and "share 40 pictures and 0 recordings" in said
 
 
 def test_what_cannot_be_divided_is_said(tmp_path, monkeypatch, capsys):
     experiment(tmp_path, recording=False)
     for words, settings in (
-        ("expected image, block", {"by": "class"}),
+        ("expected image or block", {"by": "class"}),
         ("does not name the recording", {"by": "recording"}),
         ("there are 3 parts", {"by": "subject", "fold": 3}),
         ("there are 2 parts", {"by": "image", "folds": 2}),
-        ("is empty, there are 40 groups", {"by": "image", "folds": 100, "fold": 60}),
+        ("40 groups, and the trials of a class, are too few", {"by": "image", "folds": 100, "fold": 60}),
         ("no such file", {"eeg_signals_path": tmp_path / "none.pth"}),
     ):
         with pytest.raises(UserError, match=words):

@@ -15,7 +15,7 @@ from two_processes import assert_gradients_agree, keep_gradients, launch
 
 import stageA1_eeg_pretrain as stage_a
 from config import PretrainConfig, from_cli
-from data import resident_windows
+from data import windows as eeg_windows
 from dataset import EEGWindows
 from runtime import checkpoints
 from runtime.draws import steps_per_epoch
@@ -95,7 +95,7 @@ def test_a_run_that_goes_on_with_a_resident_corpus_ends_with_the_same_weights(ro
     monkeypatch.setattr(EEGWindows, "__getitem__", get)
     with pytest.raises(SystemExit):
         run(root, monkeypatch, "name=other", "device=cpu")
-    monkeypatch.setattr(resident_windows, "is_resident", lambda *_: True)
+    monkeypatch.setattr(eeg_windows, "is_resident", lambda *_: True)
     resumed = run(root, monkeypatch, "name=other", "device=cpu")
     assert "held on cpu, batches are cut there" in capsys.readouterr().out
     assert read == list(range(6)) and equal(straight["model"], resumed["model"])

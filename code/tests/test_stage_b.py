@@ -217,7 +217,7 @@ def test_clip_sees_the_plain_picture_and_refuses_what_is_no_clip(tmp_path):
     together = clip.embed_images(pictures)
     assert together.shape == (8, clip.dim) and together.dtype == torch.float32
     assert_close(clip.embed_images(pictures[3:4])[0], together[3], atol=1e-5, rtol=1e-5)
-    assert clip.embed_texts(["red disc", "blue"]).shape == (2, clip.dim)
+    assert clip.text_states(["red disc", "blue"]).shape[:2] == (2, 77)
     for wrong in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError):
             FrozenCLIP(wrong)

@@ -32,6 +32,9 @@ def write(path, dataset, zipped, **extra):
     return path
 
 
+TRIAL = trials()[0]
+
+
 def assert_holds(file, dataset):
     assert len(file.start) == len(dataset)
     for i, trial in enumerate(dataset):
@@ -85,7 +88,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_could_be_taken_for_a_cach
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        target = (trial_cache._Tensor, "read") if moment == "samples" else (checkpoints, "write_text")
+        target = (trial_cache, "_samples_of") if moment == "samples" else (checkpoints, "write_text")
         patch.setattr(*target, interrupt)
         with pytest.raises(KeyboardInterrupt):
             open_trial_file(path)
@@ -166,7 +169,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, zipped):
         with pytest.raises(UserError, match=r"eeg.pth: .*(truncated|not a torch file)"):
             open_trial_file(path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(UserError, match="not a torch file"):
+    with pytest.raises(UserError, match="is not a file of EEG trials.*another kind"):
         open_trial_file(path)
 
 
@@ -186,15 +189,60 @@ def test_a_damaged_file_is_refused_or_read_but_never_a_traceback(tmp_path, zippe
     assert refused > 40
 
 
-@pytest.mark.parametrize("first, shape, stride", [(0, (3, 5), (5, 1)), (-1, (2, 2), (2, 1)), (0, (2, 2), (-2, 1))])
-def test_a_tensor_outside_its_storage_is_not_read(tmp_path, first, shape, stride):
-    path = tmp_path / "a"
-    path.write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match="outside its storage"):
-        trial_cache._Tensor("0", first, shape, stride).read(path, {"0": ("<f4", 14, 0)})
+def number(n):
+    """A small number as torch's pickles write it."""
+    return b"J" + n.to_bytes(4, "little", signed=True) if n < 0 else b"K" + bytes([n])
 
 
-TRIAL = trials()[0]
+def rewrite(path, old, new):
+    """Replace bytes in the pickle of a file of either format."""
+    content = path.read_bytes()
+    if not zipfile.is_zipfile(path):
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+        return
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(path.with_suffix(".new"), "w") as changed:
+        for name in whole.namelist():
+            part = whole.read(name)
+            assert old in part or not name.endswith("data.pkl")
+            changed.writestr(name, part.replace(old, new) if name.endswith("data.pkl") else part)
+    path.with_suffix(".new").replace(path)
+
+
+@FORMATS
+@pytest.mark.parametrize("first, shape, stride", [(0, (3, 6), (5, 1)), (-1, (3, 5), (5, 1)), (0, (3, 5), (-5, 1))])
+def test_a_tensor_outside_its_storage_is_not_read(tmp_path, zipped, first, shape, stride):
+    """Of 15 numbers a file says that they begin elsewhere, are more, or lie the other way."""
+    path = write(tmp_path / "eeg.pth", [TRIAL | {"eeg": torch.randn(3, 5)}], zipped)
+    for true, said in (((0, 3, 5), (first, *shape)), ((5, 1), stride)):
+        rewrite(path, *(b"".join(map(number, numbers)) + b"\x86" for numbers in (true, said)))
+    with pytest.raises(UserError, match="eeg.pth: is truncated or not a torch file"):
+        open_trial_file(path)
+
+
+@FORMATS
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_numbers_of_numpy_are_plain_numbers(tmp_path, zipped, module):
+    """Labels, onsets and names as numpy's scalars, which pickle calls differently in numpy 1 and 2."""
+    facts = {"label": np.int64(1), "image": np.uint8(1), "subject": np.dtype(">i4").type(4), "onset": np.float64(0.25)}
+    path = write(tmp_path / "eeg.pth", [TRIAL | facts | {"recording": np.str_("zwölf")}], zipped)
+    rewrite(path, np._core.multiarray.scalar.__module__.encode(), module)
+    columns = {key: open_trial_file(path).about["trials"][key][0] for key in (*facts, "recording")}
+    assert columns == {"label": 1, "image": 1, "subject": 4, "onset": 0.25, "recording": "zwölf"}
+    assert [type(value) for value in columns.values()] == [int, int, int, float, str]
+
+
+@pytest.mark.parametrize(
+    "eeg, words",
+    [
+        (torch.zeros(3, 5, dtype=torch.int64), "of torch.int64; expected floating point numbers"),
+        (torch.zeros(3, 5).to_sparse(), "trial 0 cannot be read .*expected a dense tensor"),
+        (torch.zeros(3, 5, device="meta"), "trial 0 cannot be read .*expected a dense tensor"),
+    ],
+)
+def test_eeg_without_readable_numbers_is_named(tmp_path, eeg, words):
+    with pytest.raises(UserError, match=f"eeg.pth: trial 0 .*{words}" if "of" in words else words):
+        open_trial_file(write(tmp_path / "eeg.pth", [TRIAL | {"eeg": eeg}], True))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +254,8 @@ TRIAL = trials()[0]
         ({"dataset": [1]}, "trial 0 is no dict"),
         ({"dataset": [TRIAL | {"label": "x"}]}, "label x; expected a whole number"),
         ({"dataset": [TRIAL | {"onset": "x"}]}, "onset x; expected seconds"),
-        ({"dataset": [TRIAL | {"label": torch.tensor(1)}]}, "torch.LongStorage"),
+        ({"dataset": [TRIAL | {"label": torch.tensor(1)}]}, r"trial 0 has label tensor\(1\); expected a whole number"),
+        ({"labels": [torch.tensor(1)]}, "'labels' holds something other than names"),
         ({"images": [7]}, "image name 7 is not a plain"),
     ],
 )

@@ -61,16 +61,9 @@ def clip_embeddings(
 
 
 def latent_moments(
-    folder: Path,
-    vae: nn.Module,
-    paths: Sequence[Path],
-    open_image: Callable[[Path], Image],
-    to_tensor: Callable[..., Tensor],
-    size: int,
-    n_crops: int,
-    crop_ratio: float,
-    seed: int,
-) -> Tensor:
+    folder: Path, vae: nn.Module, paths: Sequence[Path], open_image: Callable[[Path], Image],
+    to_tensor: Callable[..., Tensor], size: int, n_crops: int, crop_ratio: float, seed: int,
+) -> Tensor:  # fmt: skip
     """VAE posterior mean and deviation, (N, 1 + n_crops, 2, 4, h, w) float32: plain picture, then crops.
 
     to_tensor: (picture, size, crop or None) -> (3, size, size) in [-1, 1]; a crop is (top, left, side), with a
@@ -88,6 +81,4 @@ def latent_moments(
         return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
 
     depends = [fingerprint(vae), size, n_crops, crop_ratio, seed]
-    return cached(
-        folder, "latents", paths, depends, lambda: torch.stack([moments(path, i) for i, path in enumerate(paths)])
-    )
+    return cached(folder, "latents", paths, depends, lambda: torch.stack([*map(moments, paths, range(len(paths)))]))

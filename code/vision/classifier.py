@@ -23,6 +23,16 @@ from runtime.pictures import read_pictures
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def normalised(pictures: Tensor, side: int, mean: Sequence[float], std: Sequence[float], mode: str) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, side, side), resized with antialiasing in the mode of `F.interpolate`."""
+    x = pictures.movedim(-1, 1).float() / 255
+    if x.shape[-2:] != (side, side):
+        x = F.interpolate(x, (side, side), mode=mode, antialias=True)
+        x = x.clamp(0, 1) if mode == "bicubic" else x  # which overshoots
+    mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
+    return (x - mean) / std
+
+
 @dataclass
 class PictureClassifier:
     """A frozen network cut into `features` (pixels -> (N, F)) and `head` ((N, F) -> (N, K)), with its preprocessing."""
@@ -60,11 +70,7 @@ class PictureClassifier:
 
     def pixels(self, pictures: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) -> normalised float32 (N, 3, size, size)."""
-        x = pictures.movedim(-1, 1).float() / 255
-        if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        return (x - mean) / std
+        return normalised(pictures, self.size, self.mean, self.std, "bicubic")
 
     def index_of(self, wnids: list[str]) -> Tensor:
         """Class number (len(wnids),) int64 of each WordNet id in this classifier; -1 where it does not know one."""
@@ -98,10 +104,9 @@ def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{config_path}: does not describe a classifier ({error!r})") from error
     load_strictly(model, state, f"{weights}: as {config['architecture']}, the classifier")
-    name, (size, mean, std, classes, names) = f"{folder.name} ({config['architecture']})", described
-    head = model.get_classifier()
+    name, head = f"{folder.name} ({config['architecture']})", model.get_classifier()
     model.reset_classifier(0)  # the model now ends in what its last layer was given
-    return PictureClassifier(name, checkpoints.sha256(weights), model, head, size, mean, std, classes, names, device)
+    return PictureClassifier(name, checkpoints.sha256(weights), model, head, *described, device)
 
 
 def load_vit_h_14(weights: Path, device: str = "cpu", model: nn.Module | None = None) -> PictureClassifier:
@@ -150,13 +155,22 @@ def load_classifier(where: str, device: str = "cpu") -> tuple[PictureClassifier 
     return load_vit_h_14(path, device) if path.is_file() else load_folder(path, device), ""
 
 
-def describe(
-    paths: Sequence[Path],
-    classifier: PictureClassifier | None,
-    embed_images: Callable[[list[Image.Image]], Tensor] | None,
-    batch_size: int = 32,
+def see_files(
+    paths: Sequence[Path], see: Callable[[Tensor], dict[str, Tensor]], batch_size: int = 32
 ) -> dict[str, Tensor]:
-    """What the frozen networks see in pictures, read from disk a batch at a time.
+    """What networks see in pictures (N,), read from disk a batch at a time: arrays (N, ...) by name.
+
+    see: (n, H, W, 3) uint8 -> arrays (n, ...) by name.
+    """
+    parts = [see(read_pictures(paths[start : start + batch_size])) for start in range(0, len(paths), batch_size)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def describe(
+    paths: Sequence[Path], classifier: PictureClassifier | None,
+    embed_images: Callable[[list[Image.Image]], Tensor] | None, batch_size: int = 32,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What classifier and CLIP see in pictures.
 
     Args:
         embed_images: PIL pictures -> CLIP embeddings (n, D).
@@ -164,14 +178,13 @@ def describe(
     Returns:
         "logits" (N, K) and "features" (N, F) where there is a classifier, "clip" (N, D) where there is a CLIP; float32.
     """
-    parts: dict[str, list[Tensor]] = {}
-    for start in range(0, len(paths), batch_size):
-        pictures = read_pictures(paths[start : start + batch_size])
+
+    def see(pictures: Tensor) -> dict[str, Tensor]:
+        seen = {}
         if classifier is not None:
-            logits, features = classifier(pictures, batch_size)
-            parts.setdefault("logits", []).append(logits)
-            parts.setdefault("features", []).append(features)
+            seen["logits"], seen["features"] = classifier(pictures, batch_size)
         if embed_images is not None:
-            some = [Image.fromarray(picture.numpy()) for picture in pictures]
-            parts.setdefault("clip", []).append(embed_images(some))
-    return {name: torch.cat(chunks) for name, chunks in parts.items()}
+            seen["clip"] = embed_images([Image.fromarray(picture.numpy()) for picture in pictures])
+        return seen
+
+    return see_files(paths, see, batch_size)

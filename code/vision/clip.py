@@ -53,31 +53,25 @@ class FrozenCLIP:
         return self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output.float().cpu()
 
     @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Sentences or class names -> (N, dim) float32, not normalised."""
-        return self.model.get_text_features(**self._tokens(texts, padding=True)).pooler_output.float().cpu()
-
-    @torch.inference_mode()
     def text_start(self, length: int) -> tuple[Tensor, Tensor]:
         """What Stable Diffusion's condition is without a caption, and how CLIP reads a text state.
 
         Returns the last hidden states of the empty caption (length, W) and the text projection (dim, W).
         """
-        tokens = self._tokens([""], padding="max_length", max_length=length)
-        states = self.model.text_model(**tokens).last_hidden_state[0]
+        states = self.model.text_model(**self._tokens([""], length)).last_hidden_state[0]
         return states.float().cpu().clone(), self.model.text_projection.weight.float().cpu().clone()
 
     @torch.inference_mode()
     def text_states(self, captions: Sequence[str], length: int = 77) -> Tensor:
         """What Stable Diffusion attends to: last hidden states of captions, padding not masked, (N, length, W)."""
-        tokens = self._tokens(captions, padding="max_length", max_length=length)
-        return self.model.text_model(tokens.input_ids).last_hidden_state.float()
+        return self.model.text_model(self._tokens(captions, length).input_ids).last_hidden_state.float()
 
-    def _tokens(self, texts: Sequence[str], **how: object):
+    def _tokens(self, texts: Sequence[str], length: int):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.path)
-        return tokenizer(list(texts), truncation=True, return_tensors="pt", **how).to(self.device)
+        tokenize = AutoTokenizer.from_pretrained(self.path)
+        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        return tokenize(list(texts), **options).to(self.device)
 
     def fingerprint_parts(self) -> tuple[torch.nn.Module, str]:
         """What an image embedding depends on: image tower and projection, and the preprocessing as text."""
@@ -93,29 +87,21 @@ class OpenCLIP:
         import open_clip
 
         known = name.removeprefix(OPEN_CLIP)
-        self.model_name, _, weights = known.partition(":" if ":" in known else "/")
+        model, _, weights = known.partition(":" if ":" in known else "/")
         if not weights:
             raise UserError(f"{name}: names no weights; write {OPEN_CLIP}<model>/<tag> or {OPEN_CLIP}<model>:<file>")
         try:
-            made = open_clip.create_model_and_transforms(self.model_name, weights, device=device)
+            self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise _not_loaded(name, "open_clip", error) from error
-        self.device, self.model, self.preprocess = torch.device(device), made[0], made[2]
         self.model.eval().requires_grad_(False)
-        self.dim = open_clip.get_model_config(self.model_name)["embed_dim"]
+        self.device, self.dim = torch.device(device), open_clip.get_model_config(model)["embed_dim"]
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image]) -> Tensor:
         """As FrozenCLIP's."""
         pixels = torch.stack([self.preprocess(image) for image in images])
         return self.model.encode_image(pixels.to(self.device)).float().cpu()
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """As FrozenCLIP's."""
-        from open_clip import get_tokenizer
-
-        return self.model.encode_text(get_tokenizer(self.model_name)(list(texts)).to(self.device)).float().cpu()
 
     def text_start(self, length: int) -> tuple[Tensor, Tensor]:
         """Refused: only the CLIP that Stable Diffusion was trained with says what its empty caption is."""

@@ -8,24 +8,25 @@ SwAV's ResNet-50: the protocol of Ozcelik and VanRullen 2023 and of MindEye, Sco
 Shapes: N trials, S pictures of a trial, U distinct images among the truths, n pictures of H x W pixels, D features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime import checkpoints
 from runtime.checkpoints import load_strictly
 from runtime.errors import UserError
-from vision.classifier import IMAGENET_MEAN, IMAGENET_STD
+from vision.classifier import IMAGENET_MEAN, IMAGENET_STD, normalised
 
 See = Callable[[Tensor], dict[str, Tensor]]  # (n, H, W, 3) uint8 -> features (n, D) by name
 # Part of the cache's key beside the weights; to be changed with whatever else features depend on
 PREPARED = "1: sides 256 (AlexNet), 64 to 256 (LPIPS, torchmetrics' alex.pth), 342, 255, 224; bilinear, antialias"
 HUB = "https://download.pytorch.org/models/"
+# Parts of weight files that no score reads: classifiers, Inception's second one, what SwAV trained with
+HEADS = ("classifier.", "fc.", "AuxLogits.", "projection_head.", "prototypes.")
 
 
 def _prepared(pictures: Tensor, side: int) -> Tensor:
@@ -33,51 +34,32 @@ def _prepared(pictures: Tensor, side: int) -> Tensor:
 
     The whole picture, as the field does; the networks' own presets would cut off a margin.
     """
-    x = pictures.movedim(-1, 1).float() / 255
-    if x.shape[-2:] != (side, side):
-        x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x - mean) / std
+    return normalised(pictures, side, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
 
 
-def _read(make: Callable[[], nn.Module], path: Path, what: str, drop: tuple[str, ...], prefix: str = "") -> nn.Module:
-    """`make()` with the weights of a file, strictly, but for names that begin with `drop`: parts that were cut off."""
-    state = {name.removeprefix(prefix): value for name, value in checkpoints.read_plain(path, what).items()}
-    state = {name: value for name, value in state.items() if not name.startswith(drop)}
+def _cut(model: str, nodes: dict[str, str], path: Path, device: str, **options: object) -> nn.Module:
+    """torchvision's `model` with the weights of a file, strictly: pictures (n, 3, side, side) -> outputs by name.
+
+    nodes: name of an output by the layer that it is read from; whatever lies behind the last one is cut off.
+    """
+    from torchvision.models import get_model
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    state = checkpoints.read_plain(path, f"weight file of {model}")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if not name.startswith(HEADS)}
     with torch.device("meta"):
-        network = make()
+        network = create_feature_extractor(get_model(model, **options), nodes)
     # a counter that only training reads, and that files older than it lack
     counters = [name for name in network.state_dict() if name.endswith("num_batches_tracked")]
-    state = {name: torch.tensor(0) for name in counters} | state
-    load_strictly(network, state, f"{path}: as {what}")
-    return network.eval().requires_grad_(False)
+    load_strictly(network, {name: torch.tensor(0) for name in counters} | state, f"{path}: as {model}")
+    return network.eval().requires_grad_(False).to(device)
 
 
-def _alexnet_layers() -> nn.Module:
-    from torchvision.models import alexnet
-
-    network = alexnet().features
-    return nn.ModuleDict({"features": network[:12]})  # without the last pool, which no score reads
-
-
-def _layers(network: nn.Module, x: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-    """Outputs of AlexNet's numbered layers."""
-    found = []
-    for number, layer in enumerate(network["features"]):
-        x = layer(x)
-        if number in wanted:
-            found.append(x)
-    return found
-
-
-def _alexnet(path: Path, device: str) -> See:
-    network = _read(_alexnet_layers, path, "AlexNet", ("classifier.",)).to(device)
-
-    def see(pictures: Tensor) -> dict[str, Tensor]:
-        second, fifth = _layers(network, _prepared(pictures, 256), (4, 11))
-        return {"alexnet2": second.flatten(1), "alexnet5": fifth.flatten(1)}
-
-    return see
+def _flat(model: str, side: int, nodes: dict[str, str], path: Path, device: str, **options: object) -> See:
+    """Outputs of `_cut` as vectors; pictures are resized to `side` pixels."""
+    network = _cut(model, nodes, path, device, **options)
+    return lambda pictures: {name: x.flatten(1) for name, x in network(_prepared(pictures, side)).items()}
 
 
 def lpips_vectors(path: Path, device: str) -> See:
@@ -88,49 +70,17 @@ def lpips_vectors(path: Path, device: str) -> See:
 
     linear = checkpoints.read_plain(Path(image.__file__).parent / "lpips_models/alex.pth", "linear layers of LPIPS")
     weights = [linear[f"lin{k}.model.1.weight"].to(device) for k in range(5)]
-    network = _read(_alexnet_layers, path, "AlexNet", ("classifier.",)).to(device)
+    network = _cut("alexnet", {f"features.{layer}": str(layer) for layer in (1, 4, 7, 9, 11)}, path, device)
 
     def see(pictures: Tensor) -> dict[str, Tensor]:
         side = min(max(pictures.shape[1], 64), 256)
         parts = []
-        for x, weight in zip(_layers(network, _prepared(pictures, side), (1, 4, 7, 9, 11)), weights, strict=True):
+        for x, weight in zip(network(_prepared(pictures, side)).values(), weights, strict=True):
             unit = x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt()
             parts.append((unit * (weight / x[0, 0].numel()).sqrt()).flatten(1))
         return {"lpips": torch.cat(parts, 1)}
 
     return see
-
-
-def _inception() -> nn.Module:
-    from torchvision.models import inception_v3
-
-    network = inception_v3(aux_logits=False, transform_input=True, init_weights=False)
-    network.fc = nn.Identity()
-    return network
-
-
-def _efficientnet() -> nn.Module:
-    from torchvision.models import efficientnet_b1
-
-    network = efficientnet_b1()
-    network.classifier = nn.Identity()
-    return network
-
-
-def _resnet() -> nn.Module:
-    from torchvision.models import resnet50
-
-    network = resnet50()
-    network.fc = nn.Identity()
-    return network
-
-
-def _pooled(
-    name: str, side: int, make: Callable[[], nn.Module], drop: tuple[str, ...], prefix: str, path: Path, device: str
-) -> See:
-    """A network cut after its average pool; pictures are resized to `side` pixels."""
-    network = _read(make, path, name, drop, prefix).to(device)
-    return lambda pictures: {name: network(_prepared(pictures, side))}
 
 
 def _fid(path: Path, device: str) -> See:
@@ -169,14 +119,16 @@ class Network(NamedTuple):
 
 
 NETWORKS = (
-    Network("AlexNet 2 and 5", ("alexnet2", "alexnet5"), HUB + "alexnet-owt-7be5be79.pth", _alexnet),
+    Network("AlexNet 2 and 5", ("alexnet2", "alexnet5"), HUB + "alexnet-owt-7be5be79.pth",
+            partial(_flat, "alexnet", 256, {"features.4": "alexnet2", "features.11": "alexnet5"})),
     Network("LPIPS", ("lpips",), HUB + "alexnet-owt-7be5be79.pth", lpips_vectors),
     Network("Inception", ("inception",), HUB + "inception_v3_google-0cc3c7bd.pth",
-            partial(_pooled, "inception", 342, _inception, ("AuxLogits.", "fc."), "")),
+            partial(_flat, "inception_v3", 342, {"avgpool": "inception"}, aux_logits=False, transform_input=True,
+                    init_weights=False)),
     Network("EfficientNet", ("efficientnet_b1",), HUB + "efficientnet_b1-c27df63c.pth",
-            partial(_pooled, "efficientnet_b1", 255, _efficientnet, ("classifier.",), "")),
+            partial(_flat, "efficientnet_b1", 255, {"avgpool": "efficientnet_b1"})),
     Network("SwAV", ("swav",), "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar",
-            partial(_pooled, "swav", 224, _resnet, ("projection_head.", "prototypes."), "module.")),
+            partial(_flat, "resnet50", 224, {"avgpool": "swav"})),
     Network("FID and KID", ("fid",),
             "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
             _fid),

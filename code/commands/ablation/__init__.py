@@ -1,0 +1,1 @@
+"""Tables of models: from YAML to command lines, and what they scored."""

@@ -5,7 +5,6 @@ Shapes: S seeds of training, N test trials.
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from commands.ablation.table import Job, Row
 from evaluation.folder import read_item_scores, read_trials
+from evaluation.page.tables import read_metrics
 from evaluation.statistics import bootstrap_interval, entry, paired_p
-from runtime.errors import UserError
 
 ALPHA = 0.05  # of a difference: two-sided, and p is multiplied by the number of differences
 CONTROLS = ("gaussian_eeg", "other_trials_eeg", "class_prior")
@@ -31,16 +30,13 @@ class Result:
         self.problems: dict[str, str] = {}
 
     def add(self, seed: str, jobs: list[Job], problem: str) -> None:
-        """Read what a seed's stage C wrote; `problem` is what is said where it has not finished."""
+        """Read what a seed's stage C wrote, unless there is a `problem` or it has not finished."""
         self.jobs = self.jobs or jobs
-        try:
-            if not jobs[-1].finished():
-                self.problems[seed] = problem or "stage C did not finish"
-                return
-            self.metrics[seed] = json.loads((jobs[-1].folder / "metrics.json").read_text())
-            self.folders[seed] = jobs[-1].folder
-        except UserError as error:
-            self.problems[seed] = str(error)
+        if problem or not jobs[-1].facts():
+            self.problems[seed] = problem or "not run"
+            return
+        self.folders[seed] = jobs[-1].folder
+        self.metrics[seed] = read_metrics(self.folders[seed])
 
     def problem(self) -> str:
         """What went wrong, of all seeds; "" if nothing."""

@@ -13,12 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
-from data.trials_file import open_trial_file
-from gen_eval_eeg import identity
-from runtime import checkpoints
 from runtime.errors import UserError
-from runtime.paths import in_place, under_root
-from runtime.runs import begun, run_config
+from runtime.paths import under_root
 
 HERE = Path(__file__).parent
 CODE = HERE.parents[1]
@@ -80,22 +76,6 @@ class Job:
         """What the run wrote down when it finished; nothing before."""
         record = self.folder / "finished.json"
         return json.loads(record.read_text()) if record.is_file() else {}
-
-    def finished(self) -> bool:
-        """Whether the run is done, with these settings, this model and these data.
-
-        Raises UserError where it is another, or data are missing by which to tell.
-        """
-        if not self.facts():
-            return False
-        config = run_config(self.cfg)
-        if self.stage == "C":  # whose record also holds hashes of its inputs
-            wanted = {"eeg_signals_path": ("EEG of the trials", self.cfg.eeg_signals_path)}
-            paths = in_place(self.cfg, wanted | {"splits_path": ("splits", self.cfg.splits_path)})
-            config = identity(self.cfg) | {"model_sha256": self.needs.facts().get("sha256")}
-            config["eeg_sha256"] = open_trial_file(paths["eeg_signals_path"]).about["sha256"]
-            config["splits_sha256"] = checkpoints.sha256(paths["splits_path"])
-        return begun(self.folder, config)
 
 
 def read_table(table: str, preset: str) -> Table:

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy.interpolate import interp1d
 from torch import Tensor
 
-from commands.bench.sizes import SIZES, Machine, Row, Size
+from commands.bench.recipe import interpolated
+from commands.bench.sizes import Machine, Row, Size
 from dataset import open_trials
 from runtime import draws
 
@@ -57,7 +56,7 @@ def data_batches(size: Size, machine: Machine) -> Row:
 
 def _trials_file(size: Size) -> tuple[tempfile.TemporaryDirectory, Path, Path]:
     """Noise in the published layout and torch's old format, as the published file is, and splits of subject 4."""
-    n = next(TRIALS[name] for name, known in SIZES.items() if known is size)
+    n = TRIALS[size.name]
     folder, random = tempfile.TemporaryDirectory(), torch.Generator().manual_seed(0)
     path, splits = Path(folder.name) / "eeg.pth", Path(folder.name) / "block_splits_by_image_single.pth"
     trials = [
@@ -81,7 +80,5 @@ def _load(path: Path, splits: Path, part: str) -> list[dict]:
 
 
 def _item(trial: dict) -> Tensor:
-    """(128, 512) float32: 20 to 460 ms, interpolated linearly."""
-    eeg = trial["eeg"].float().t()[20:460].t().numpy()
-    grid = np.linspace(0, 1, eeg.shape[-1])
-    return torch.from_numpy(interp1d(grid, eeg)(np.linspace(0, 1, 512))).float()
+    """(128, 512) float32: 20 to 460 ms."""
+    return torch.from_numpy(interpolated(trial["eeg"].float()[:, 20:460].numpy(), 512)).float()

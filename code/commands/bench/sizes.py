@@ -14,20 +14,22 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from dc_ldm.weights import Base, BaseSizes
+from dc_ldm.weights import Base, BaseSizes, published_sizes
+from miniature.diffusion import UNET_SIZES, VAE_SIZES
 from sc_mbm.mae_for_eeg import EEGEncoder
 
-FULL_UNET = {"model_channels": 320, "attention_resolutions": (4, 2, 1), "channel_mult": (1, 2, 4, 4)}
 SMALL_ENCODER = {"embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 PAPER_ENCODER = {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_ratio": 4.0}
+PAPER_DECODER = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
+SMALL_DECODER = {"decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 2}
+FULL = published_sizes()
 
 
 class Size(NamedTuple):
     """Networks of one size, and how much work a timed call is."""
 
-    unet: dict
-    vae: dict
-    context_dim: int
+    name: str
+    base: BaseSizes  # of UNet and autoencoder
     latent: int  # h
     encoder: dict
     decoder: dict
@@ -43,20 +45,14 @@ def _clip(width: int, layers: int, patch: int, side: int, dim: int) -> dict:
     }  # fmt: skip
 
 
-def _decoder(width: int, depth: int, heads: int) -> dict:
-    return {"decoder_embed_dim": width, "decoder_depth": depth, "decoder_num_heads": heads}
-
-
-SIZES = {
-    "miniature": Size(
-        {"model_channels": 64, "attention_resolutions": (2, 1), "num_res_blocks": 1, "channel_mult": (1, 2),
-         "num_heads": 4},
-        {"ch": 16}, 64, 8, SMALL_ENCODER, _decoder(128, 2, 2), 32, 16, _clip(64, 2, 8, 64, 64),
-    ),
-    "half": Size(FULL_UNET | {"model_channels": 160}, {"ch": 64}, 768, 32, PAPER_ENCODER, _decoder(512, 8, 16), 4, 4,
-                 _clip(512, 12, 14, 224, 768)),
-    "full": Size(FULL_UNET, {}, 768, 64, PAPER_ENCODER, _decoder(512, 8, 16), 1, 1, _clip(1024, 24, 14, 224, 768)),
-}  # fmt: skip
+_HALF = BaseSizes(FULL.unet | {"model_channels": 160}, FULL.vae | {"ch": 64})
+_ALL = (
+    Size("miniature", BaseSizes(UNET_SIZES, VAE_SIZES), 8, SMALL_ENCODER, SMALL_DECODER, 32, 16,
+         _clip(64, 2, 8, 64, 64)),
+    Size("half", _HALF, 32, PAPER_ENCODER, PAPER_DECODER, 4, 4, _clip(512, 12, 14, 224, 768)),
+    Size("full", FULL, 64, PAPER_ENCODER, PAPER_DECODER, 1, 1, _clip(1024, 24, 14, 224, 768)),
+)  # fmt: skip
+SIZES = {size.name: size for size in _ALL}
 
 
 class Machine(NamedTuple):
@@ -84,38 +80,33 @@ class Row(NamedTuple):
     unit: str = "call"
 
 
-def unet(size: Size, **changes) -> UNet:
-    """Our network, always with the same random weights; `changes` are arguments of UNet."""
+def new_unet(size: Size, use_time_cond: bool = False) -> UNet:
+    """Our network, always with the same random weights, also where Stable Diffusion's branches start at zero."""
     torch.manual_seed(0)
-    return UNet(**size.unet, context_dim=size.context_dim, **{"use_time_cond": False} | changes)
-
-
-def awake(unet: UNet) -> UNet:
-    """The network with small random weights where Stable Diffusion's branches start at zero, so that answers differ."""
+    unet = UNet(**size.base.unet, use_time_cond=use_time_cond)
     for parameter in unet.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return unet
 
 
+def new_conditioner(size: Size) -> EEGConditioner:
+    """Our encoder and its maps, untrained."""
+    torch.manual_seed(0)
+    widths = {"context_dim": size.base.unet["context_dim"], "clip_dim": size.clip["projection_dim"]}
+    return EEGConditioner(EEGEncoder(**size.encoder), **widths)
+
+
 def inputs(size: Size, machine: Machine, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (n, 4, h, h), time steps (n,), condition (n, 77, W)."""
-    x = torch.randn(n, 4, size.latent, size.latent).to(*machine)
-    return x, torch.randint(0, 1000, (n,), device=machine.device), torch.randn(n, 77, size.context_dim).to(*machine)
+    x, context = torch.randn(n, 4, size.latent, size.latent), torch.randn(n, 77, size.base.unet["context_dim"])
+    return x.to(*machine), torch.randint(0, 1000, (n,), device=machine.device), context.to(*machine)
 
 
 def product(
     size: Size, machine: Machine, unet: UNet, vae: AutoencoderKL, conditioner: nn.Module | None = None
 ) -> EEGImageGenerator:
     """Our networks, placed and laid out in memory as they are for every user's pictures."""
-    placed = Base(unet.eval(), vae.eval(), BaseSizes(size.unet, size.vae), "untrained", "").ready(*machine)
-    shape, nothing = (4, size.latent, size.latent), torch.zeros(77, size.context_dim)
+    placed = Base(unet.eval(), vae.eval(), size.base, "untrained", "").ready(*machine)
+    shape, nothing = (4, size.latent, size.latent), torch.zeros(77, size.base.unet["context_dim"])
     return EEGImageGenerator(conditioner or nn.Identity(), *placed, sd_alphas_cumprod(), nothing, shape)
-
-
-def conditioner(size: Size) -> EEGConditioner:
-    """Our encoder and its maps, untrained."""
-    torch.manual_seed(0)
-    return EEGConditioner(
-        EEGEncoder(**size.encoder), context_dim=size.context_dim, clip_dim=size.clip["projection_dim"]
-    )

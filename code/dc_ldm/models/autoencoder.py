@@ -12,7 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dc_ldm.modules.attention import GroupNorm, attention, named, residual, upsample
+from dc_ldm.modules.attention import GroupNorm, named, residual, upsample
+from runtime.attention import attention
 
 EPS = 1e-6  # of every normalisation in the published autoencoder
 

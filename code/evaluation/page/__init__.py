@@ -1,0 +1,1 @@
+"""The page of an evaluation, and what page and terminal share."""
