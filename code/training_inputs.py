@@ -37,7 +37,6 @@ from vision.clip_files import VIT_L_14, look_at_clip
 
 ENCODER_SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 LEARNING = ("lr", "weight_decay", "clip_weight", "finetune")  # arguments of EEGLatentDiffusion
-PUBLISHED_BASE = BaseSizes({"channel_mult": (1, 2, 4, 4)}, {"ch_mult": (1, 2, 4, 4), "z_channels": 4})
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def open_inputs(cfg: FinetuneConfig, findings: Findings) -> Inputs:
     )  # fmt: skip
     clip = look_at_clip(file_or_name(cfg.root_path, cfg.clip), findings) if findings.keep_going else VIT_L_14
     if device and (base or cfg.img_size % 64 == 0):
-        plan = findings.open("plan", lambda: plan_run(cfg, sizes, base or PUBLISHED_BASE, clip), str)
+        plan = findings.open("plan", lambda: plan_run(cfg, sizes, base or weights.published_sizes(), clip), str)
     if plan:
         findings.open("memory", lambda: check_fits(cfg, plan), lambda free: f"{free / 1e9:.1f} GB are free")
 

@@ -202,7 +202,7 @@ def new_finetuning(
     Raises:
         UserError: as `start_at_text` and EEGLatentDiffusion.
     """
-    context_dim = sizes.unet.get("context_dim", 768)
+    context_dim = sizes.unet["context_dim"]
     conditioner = EEGConditioner(encoder, CONTEXT_LENGTH, context_dim, clip_dim, clip_head)
     no_context = torch.zeros(CONTEXT_LENGTH, context_dim)
     if text_start:

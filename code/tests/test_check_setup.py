@@ -15,7 +15,7 @@ import runtime.memory as memory_plan
 import training_inputs
 from commands import check_setup
 from config import FinetuneConfig, PretrainConfig, from_cli
-from dc_ldm.weights import load_base, trained_unet_tensors
+from dc_ldm.weights import load_base, published_sizes, trained_unet_tensors
 from runtime import checkpoints
 from runtime.errors import cli
 from sc_mbm.trainer import plan_pretraining
@@ -249,7 +249,7 @@ def test_the_plan_of_the_papers_run_needs_no_files():
     cfg = from_cli(PretrainConfig, ["preset=published", "device=cpu", "precision=32"])
     assert plan_pretraining(cfg).parameters == {"mae, trained": 165_181_952, "mae, frozen": 198_144}  # spec 4.1
     cfg = from_cli(FinetuneConfig, ["preset=published", "batch_size=1", "device=cpu", "precision=32"])
-    n = training_inputs.plan_run(cfg, training_inputs.untrained_sizes(cfg), training_inputs.PUBLISHED_BASE, VIT_L_14)
+    n = training_inputs.plan_run(cfg, training_inputs.untrained_sizes(cfg), published_sizes(), VIT_L_14)
     n = n.parameters
     assert n["unet, trained"] == 43_962_560 + 24_960 + 987_323 and n["vae, frozen"] == 83_653_863  # spec 5.4, 1.6
     assert n["unet, trained"] + n["unet, frozen"] == 860_508_287
