@@ -11,6 +11,7 @@ the same paragraph, or right under the table or fence, names the receipt, or the
 number must be.
 
 A command runs in results/receipts/<ID>, where code/ and pretrains/miniature are links: nothing of yours is touched.
+$ROOT is the checkout, for what must run there.
 """
 
 import difflib
@@ -81,7 +82,7 @@ class Receipt:
     commit: str
     machine: str
     date: str
-    reads: dict[str, str] = field(default_factory=dict)  # name -> where to read it, see `Measured.read`
+    reads: dict[str, str] = field(default_factory=dict)  # name -> where to read it, see `Measured.read`; of % a share
     needs: list[str] = field(default_factory=list)  # files that the command reads beside code/, pretrains/miniature
     seconds: float = 0.0  # that the command takes; 0: not known
 
@@ -280,7 +281,8 @@ def compare(same: list[Receipt], root: Path) -> list[str]:
     for receipt in same:
         print(f"{receipt.id}: measured {receipt.date}, commit {receipt.commit}, on {receipt.machine}")
         for name, where in receipt.reads.items():
-            value, text = measured.read(where), receipt.figures[name]
+            text = receipt.figures[name]
+            value = measured.read(where) * (100 if "%" in text else 1)
             inside = within(value, text, receipt.tolerance)
             print(f"  {'within ' if inside else 'OUTSIDE'}  {name}: {value:.6g}, the page has {text}", flush=True)
             outside += [] if inside else [f"{receipt.id}: {name}"]
@@ -299,7 +301,11 @@ def execute(receipt: Receipt, root: Path) -> Measured:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to((root / name).absolute())
     path = f"{Path(sys.executable).absolute().parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"} | os.environ | {"PATH": path}
+    environment = (
+        {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+        | os.environ
+        | {"PATH": path, "ROOT": str(root.absolute())}
+    )
     print(receipt.command.strip(), flush=True)
     started, run = time.monotonic(), ["bash", "-euc", receipt.command]
     with subprocess.Popen(run, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:

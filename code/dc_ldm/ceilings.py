@@ -3,10 +3,8 @@
 Shapes: N trials, K classes, W width of the condition.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +14,12 @@ from runtime.pictures import image_tensor, load_image
 from runtime.sampling import Sampling
 from runtime.system import Drawing, Shown
 
-if TYPE_CHECKING:
-    from dc_ldm.generator import EEGImageGenerator
 
+def ceilings(generator: Any, trials: Shown, sampling: Sampling) -> dict[str, Drawing]:
+    """Pictures from the condition of no EEG; the truth through the autoencoder; the class by its name in words.
 
-def ceilings(generator: EEGImageGenerator, trials: Shown, sampling: Sampling) -> dict[str, Drawing]:
-    """Pictures from the condition of no EEG; the truth through the autoencoder; the class by its name in words."""
+    generator: an EEGImageGenerator, whose module calls this one.
+    """
     drawings = {"zero_condition": zero_condition(generator, len(trials.label), sampling)}
     if trials.images:
         drawings["vae_round_trip"] = vae_round_trip(generator, trials)
@@ -30,13 +28,13 @@ def ceilings(generator: EEGImageGenerator, trials: Shown, sampling: Sampling) ->
     return drawings
 
 
-def zero_condition(generator: EEGImageGenerator, n: int, sampling: Sampling) -> Drawing:
+def zero_condition(generator: Any, n: int, sampling: Sampling) -> Drawing:
     """The condition that training puts in the place of EEG."""
     condition = generator.no_context.cpu().expand(n, -1, -1)
     return Drawing(condition, lambda given, seeds: generator.from_context(given, seeds, sampling))
 
 
-def vae_round_trip(generator: EEGImageGenerator, trials: Shown) -> Drawing:
+def vae_round_trip(generator: Any, trials: Shown) -> Drawing:
     """The picture itself, coded and decoded: no picture can be closer to it."""
 
     def draw(rows: Tensor, _: Tensor) -> Tensor:
@@ -46,7 +44,7 @@ def vae_round_trip(generator: EEGImageGenerator, trials: Shown) -> Drawing:
     return Drawing(torch.arange(len(trials.label)), draw, sampled=False)
 
 
-def by_class_name(generator: EEGImageGenerator, trials: Shown, sampling: Sampling) -> dict[str, Drawing]:
+def by_class_name(generator: Any, trials: Shown, sampling: Sampling) -> dict[str, Drawing]:
     """Stable Diffusion before any EEG, prompted with the true class (ceiling) and with another trial's (floor)."""
     captions = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in trials.class_names]
     states = generator.text_states([*captions, ""]).cpu()  # (K + 1, 77, W)

@@ -176,6 +176,12 @@ def test_running_a_receipt_says_what_is_within_and_what_outside(tmp_path):
     assert (root / "results/receipts/demo/results/out/scores.json").is_file()
 
 
+def test_a_figure_in_percent_is_read_as_a_share(tmp_path):
+    entry = receipt(top1=0.41).replace("0.48 [0.40, 0.55]", "40 %")
+    status, said = run(house(tmp_path / "house", entry, page="It scores 40 % in 12 s. <!--r:demo-->\n"), "run=demo")
+    assert status == 0 and "within   share: 41, the page has 40 %" in said
+
+
 @pytest.mark.parametrize(
     "id, command, said",
     [
