@@ -34,12 +34,9 @@ def log_power(eeg: ndarray) -> ndarray:
 
 
 def lda_probabilities(
-    train_eeg: ndarray,
-    train_label: ndarray,
-    test_eeg: ndarray,
-    n_classes: int,
+    train_eeg: ndarray, train_label: ndarray, test_eeg: ndarray, n_classes: int,
     features: Callable[[ndarray], ndarray] = time_bins,
-) -> ndarray:
+) -> ndarray:  # fmt: skip
     """Class probabilities (N_test, K) of a shrinkage LDA fitted to the training trials alone.
 
     Features are reduced to at most 512 principal components of the training trials; the covariance is shrunk by
@@ -102,11 +99,6 @@ def clock(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
     return time.double().numpy(), np.array([f"{s} {t}" for s, t in zip(trials.subject.tolist(), tapes, strict=True)])
 
 
-def time_only(train: Trials, test: Trials) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest_in_time` of a split: hits (N,) and distances (N,)."""
-    return nearest_in_time(*clock(train), train.label.numpy(), *clock(test), test.label.numpy())
-
-
 @dataclass
 class Baselines:
     """Decoders of the same trials that draw nothing."""
@@ -129,5 +121,5 @@ def baselines(train: Trials, test: Trials) -> Baselines:
         likely = torch.from_numpy(lda_probabilities(*eeg, len(test.wnids), features))
         hits = n_way_accuracy(likely[:, kinds], true_class, len(kinds))
         arrays |= {f"real.{name}": likely, f"baseline.{name}": hits}
-    hits, gap = time_only(train, test)
+    hits, gap = nearest_in_time(*clock(train), train.label.numpy(), *clock(test), test.label.numpy())
     return Baselines(arrays | {"baseline.time_only": torch.from_numpy(hits)}, gap)

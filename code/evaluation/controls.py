@@ -12,20 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.stimuli import image_path
-from dataset import Trials
+from evaluation.inputs import Inputs
 from evaluation.retrieval import NearestTrainingPicture
-from evaluation.seam import System
 from runtime import draws
 from runtime.errors import UserError
 from runtime.pictures import image_tensor, load_image, readable, to_uint8
 from runtime.sampling import Sampling
 from runtime.system import Drawing, Shown
 from vision.cache import clip_embeddings
-from vision.classifier import PictureClassifier
-from vision.clip import FrozenCLIP, OpenCLIP
 
-KINDS = ("none", "basic", "all")
 CLASS_EEG = ("same_class_eeg", "other_class_eeg")
 
 
@@ -99,7 +94,7 @@ def phase_randomised_eeg(eeg: Tensor, seed: int) -> Tensor:
 
 
 def make_controls(kind: str, eeg: Tensor, group: Tensor, label: Tensor, seed: int) -> dict[str, Tensor]:
-    """Control name -> EEG (N, C, T) for `kind` "none", "basic" or "all".
+    """Control name -> EEG (N, C, T) for `kind` "basic" or "all".
 
     Args:
         group: (N,) int64, equal where two trials showed the same picture; label: (N,) int64, their classes.
@@ -107,12 +102,8 @@ def make_controls(kind: str, eeg: Tensor, group: Tensor, label: Tensor, seed: in
     The EEG of the same or of another class is left out where a trial has no such other trial.
 
     Raises:
-        UserError: no such kind, or too few pictures for it.
+        UserError: too few pictures.
     """
-    if kind not in KINDS:
-        raise UserError(f"controls={kind}: no such choice; there are {', '.join(KINDS)}")
-    if kind == "none":
-        return {}
     made = {"gaussian_eeg": gaussian_eeg(eeg, seed), "other_trials_eeg": eeg[other_trial(group, seed)]}
     if kind == "all":
         same, shown = label[:, None] == label, group[:, None] == group
@@ -153,42 +144,39 @@ def without_eeg(n: int, size: int, train: Sequence[Path]) -> dict[str, Drawing]:
     return {name: same_for_all(picture) for name, picture in pictures.items()}
 
 
-def plan_controls(
-    kind: str, trials: dict[str, Trials], generator: System, sampling: Sampling, clip: FrozenCLIP | OpenCLIP,
-    classifier: PictureClassifier | None, imagenet: Path | None, cache: Path, seed: int,
-) -> tuple[dict[str, Drawing], list[str]]:  # fmt: skip
-    """The controls of `kind` for the test trials, by name, and a sentence for each that cannot be had.
+def plan_controls(inputs: Inputs, sampling: Sampling) -> tuple[dict[str, Drawing], list[str]]:
+    """The controls that the settings ask for, by name, and a sentence for each that cannot be had.
 
     Args:
         sampling: of the run, which controls share.
-        imagenet: folder of the pictures shown; None where which was shown is unknown.
-        cache: folder of cached CLIP embeddings.
     """
-    test, known = trials["test"], imagenet is not None
-    borrowed = make_controls(kind, test.eeg, test.image if known else test.position, test.label, seed)
-    if kind == "none":
+    cfg, test, generator = inputs.cfg, inputs.test, inputs.generator
+    if cfg.controls == "none":
         return {}, []
 
+    group = test.image if inputs.image_known else test.position
+    borrowed = make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed)
     from_eeg = partial(generator.generate, sampling=sampling)
     controls = {name: Drawing(eeg, from_eeg) for name, eeg in borrowed.items()}
-    truth, train = ([image_path(imagenet, name) for name in t.names] if known else [] for t in (test, trials["train"]))
-    train, absent = readable_pictures(train)
+    train, absent = readable_pictures(inputs.pictures("train"))
     size = generator.about().img_size
     if train:
-        targets = clip_embeddings(cache, clip, train, load_image)
+        targets = clip_embeddings(inputs.paths.cache, inputs.clip, train, load_image)
         retrieval = NearestTrainingPicture(generator.embed, targets, train, size, generator.input)
         if generator.embed(test.eeg[:1]).shape[1] == targets.shape[1]:
             nearest = partial(retrieval.generate, sampling=sampling)
             controls["nearest_training_picture"] = Drawing(test.eeg, nearest, sampled=False)
         else:
             absent.append("The retrieval baseline is left out: the EEG's embedding is not in this CLIP's space.")
-    if kind != "all":
+    if cfg.controls == "basic":
         return controls, absent
+
     absent += [f"{name} is left out: a trial has no such other trial." for name in CLASS_EEG if name not in borrowed]
+    classifier = inputs.classifier
     index = [-1] if classifier is None else classifier.index_of(test.wnids).tolist()
-    source = another(test.label[:, None] != test.label, seed, "other_class_name")
     names = [] if min(index) < 0 else [classifier.names[k] for k in index]
-    shown = Shown(test.label, truth, names, None if source is None else test.label[source])
+    source = another(test.label[:, None] != test.label, cfg.seed, "other_class_name")
+    shown = Shown(test.label, inputs.pictures("test"), names, None if source is None else test.label[source])
     ceilings = generator.ceilings(shown, sampling)
     if "true_class_name" not in ceilings:
         why = "they need a classifier that names two classes or more, and a system that draws from words"

@@ -31,6 +31,13 @@ def run_arrays(folder: Path, run: str, shape: Sequence[int], look: Callable) -> 
     return {f"{run}.{name}": values.unflatten(0, shape) for name, values in look(paths).items()}
 
 
+def truth_arrays(folder: Path, image: Sequence[str], look: Callable) -> dict[str, Tensor]:
+    """`truth.<array>`, each (N, ...); every image (N,) is looked at once, however many trials showed it."""
+    _, first, row = np.unique(image, return_index=True, return_inverse=True)
+    seen = look([picture_path(folder, i, 0) for i in first.tolist()])
+    return {f"truth.{name}": values[row] for name, values in seen.items()}
+
+
 def network_arrays(
     root: str | Path, folders: dict[str, Path], image: Sequence[str], device: str = "cpu"
 ) -> dict[str, Tensor]:
@@ -124,13 +131,12 @@ def look(
     judge, absent = load_classifier(classifier, device) if classifier else (None, "")
     facts = {"classifier": judge.name, "hashes": {"classifier_sha256": judge.sha256}} if judge is not None else {}
     facts |= {"clip": clip} if clip else {}
-    see = partial(describe, classifier=judge, embed_images=load_clip(clip, device).embed_images if clip else None)
     arrays = network_arrays(root, folders, image, device) if networks else {}
     if facts:
-        _, first, row = np.unique(image, return_index=True, return_inverse=True)
-        arrays |= run_arrays(folders["real"], "real", (len(image), count_samples(folders["real"])), see)
-        truths = see([picture_path(folders["real"], i, 0) for i in first])
-        arrays |= {f"truth.{name}": values[row] for name, values in truths.items()}
+        see = partial(describe, classifier=judge, embed_images=load_clip(clip, device).embed_images if clip else None)
+        samples = folders["real"]
+        arrays |= run_arrays(samples, "real", (len(image), count_samples(samples)), see)
+        arrays |= truth_arrays(samples, image, see)
     if absent:
         print(absent)
     return {name: values.numpy() for name, values in arrays.items()}, facts

@@ -15,8 +15,7 @@ from evaluation.statistics import ItemScores
 # Networks whose distance is printed too, and the likeness of a picture with itself
 FULL = {"efficientnet_b1": 1.0, "swav": 1.0, "lpips": 0.0}
 
-FEATURES = 2048
-LEAST_FOR_KID = 100
+LEAST = {"fid": 2049, "kid": 100}  # pictures and truths, see `too_few`
 
 
 def distances(alike: Mapping[str, np.ndarray], own: np.ndarray) -> dict[str, ItemScores]:
@@ -48,9 +47,8 @@ def too_few(pictures: int, truths: int) -> list[str]:
     with n, is then larger than what models differ by. KID has no such bias (Binkowski et al. 2018), but a spread: below
     100 pictures it is as large as the values.
     """
-    counts = f"there are {pictures} pictures and {truths} distinct truths."
-    least = {"FID": FEATURES + 1, "KID": LEAST_FOR_KID}
-    return [f"{k} is left out: it needs {n} of each, {counts}" for k, n in least.items() if min(pictures, truths) < n]
+    counts, fewest = f"there are {pictures} pictures and {truths} distinct truths.", min(pictures, truths)
+    return [f"{k.upper()} is left out: it needs {n} of each, {counts}" for k, n in LEAST.items() if fewest < n]
 
 
 def _distances(pictures: np.ndarray, truths: np.ndarray) -> dict[str, dict]:
@@ -60,10 +58,10 @@ def _distances(pictures: np.ndarray, truths: np.ndarray) -> dict[str, dict]:
 
     sets = [torch.from_numpy(features).double() for features in (pictures, truths)]
     fewest, scores = min(map(len, sets)), {}
-    if fewest > FEATURES:
+    if fewest >= LEAST["fid"]:
         value = fid_statistics_to_metric(*map(fid_features_to_statistics, sets), verbose=False)
         scores["fid"] = {"value": value["frechet_inception_distance"]}
-    if fewest >= LEAST_FOR_KID:
+    if fewest >= LEAST["kid"]:
         # half of the smaller set, so that subsets differ: their size moves only the spread
         size = min(1000, fewest // 2)
         value = kid_features_to_metric(*sets, kid_subsets=100, kid_subset_size=size, rng_seed=0, verbose=False)
@@ -82,6 +80,6 @@ def set_scores(outcome: Outcome, truth: Truth) -> dict[str, dict]:
     truths = truth.fid[np.unique(truth.image, return_index=True)[1]]
     every = outcome.fid.reshape(-1, outcome.fid.shape[-1])
     scores, first = _distances(every, truths), _distances(outcome.fid[:, 0], truths)
-    about = {"ci95": None, "chance": None, "n": len(every), "unit": "picture"}
-    about |= {"truths": len(truths), "lower_better": True}
-    return {k: s | about | {"first_sample": first[k]["value"] if k in first else None} for k, s in scores.items()}
+    about = {"ci95": None, "chance": None, "n": len(every), "unit": "picture", "truths": len(truths)}
+    about["lower_better"] = True
+    return {k: s | about | {"first_sample": first.get(k, {}).get("value")} for k, s in scores.items()}

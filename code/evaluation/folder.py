@@ -81,19 +81,24 @@ class Contents(NamedTuple):
     bare: bool
 
 
+def broken(path: Path, problem: str) -> UserError:
+    """What to raise where a file is not as stage C writes it."""
+    return UserError(f"{path}: {problem}; run the evaluation again")
+
+
 def picture_path(folder: Path, i: int, k: int) -> Path:
     """`test{i}-{k}.png`: k = 0 is the truth of trial i, 1..S its pictures."""
     return folder / f"test{i}-{k}.png"
 
 
-def place(folder: Path, run: str) -> Path:
+def run_folder(folder: Path, run: str) -> Path:
     """Folder of the pictures of a run, "real" or a control."""
     return folder / "samples" if run == "real" else folder / "controls" / run
 
 
-def places(folder: Path, controls: Iterable[str]) -> dict[str, Path]:
-    """`place` of the real run and of controls, by name."""
-    return {run: place(folder, run) for run in ("real", *controls)}
+def run_folders(folder: Path, controls: Iterable[str]) -> dict[str, Path]:
+    """`run_folder` of the real run and of controls, by name."""
+    return {run: run_folder(folder, run) for run in ("real", *controls)}
 
 
 def count_samples(folder: Path) -> int:
@@ -119,7 +124,7 @@ def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str
     pixels, converted = [], []
     for name, i in wanted.items():
         if name not in names:
-            raise UserError(f"{folder / name}: picture of trial {i} is missing; run the evaluation again")
+            raise broken(folder / name, f"picture of trial {i} is missing")
         picture, mode = read_picture(folder / name)
         pixels.append(picture)
         converted += [f"{name}, {mode}"] if mode != "RGB" else []
@@ -136,14 +141,9 @@ def read_run(folder: str | Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        run = json.loads(path.read_text())["run"]
-    except (ValueError, KeyError, TypeError):
-        run = None
-    if not isinstance(run, dict):
-        raise UserError(
-            f"{path}: holds no record of its run, is damaged or another version's; run the evaluation again"
-        )
-    return run
+        return {} | json.loads(path.read_text())["run"]  # a TypeError where it is no dict
+    except (ValueError, KeyError, TypeError) as error:
+        raise broken(path, "holds no record of its run, is damaged or another version's") from error
 
 
 def read_trials(folder: str | Path) -> list[dict]:
@@ -155,7 +155,7 @@ def read_trials(folder: str | Path) -> list[dict]:
         reader = csv.DictReader(file)
         lacking = [name for name in (*TRIAL_COLUMNS, "seen_1") if name not in (reader.fieldnames or ())]
         if lacking:
-            raise UserError(f"{path}: lacks the column {lacking[0]}; run the evaluation again")
+            raise broken(path, f"lacks the column {lacking[0]}")
         return list(reader)
 
 
@@ -183,9 +183,7 @@ def _stored(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16
-        raise UserError(
-            f"{path}: is truncated, no safetensors file, or in half precision ({error!r}); run the evaluation again"
-        ) from error
+        raise broken(path, f"is truncated, no safetensors file, or in half precision ({error!r})") from error
 
 
 def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, dict[str, np.ndarray]]:
@@ -195,10 +193,8 @@ def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, d
         run, _, field = key.partition(".")
         dimensions = DIMENSIONS.get(field, 3 if field.startswith("alike_") else -1) - (run == "truth")
         if array.ndim != (1 if run == "baseline" else dimensions):
-            raise UserError(
-                f"{path}: holds {key} of shape {array.shape}, which this version does not know: another one wrote it; "
-                "run the evaluation again"
-            )
+            unknown = f"holds {key} of shape {array.shape}, which this version does not know: another one wrote it"
+            raise broken(path, unknown)
         if len(array) != n:
             raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {n}")
         if array.dtype == np.float16 or not np.isfinite(array).all():
@@ -223,10 +219,9 @@ def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None
     trials = _bare_trials(samples) if bare else read_trials(folder)
     n, notes = len(trials), []
     parts = _by_run(path, ({} if bare else _stored(path)) | dict(more or {}), n)
-    if bare:
-        parts.setdefault("real", {})
-    if "real" not in parts:
+    if "real" not in parts and not bare:
         raise UserError(f"{path}: holds no array of the real run (real.logits and so on)")
+    parts.setdefault("real", {})
     baselines, shown = parts.pop("baseline", {}), parts.pop("truth", {})
     truth = Truth(*(np.array([int(row[column] or -1) for row in trials]) for column in ("label", "class_index")))
     if shown or bare:
@@ -239,7 +234,7 @@ def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None
     outcomes = {}
     for run, arrays in parts.items():
         alike = {key.removeprefix("alike_"): array for key, array in arrays.items() if key.startswith("alike_")}
-        where = (samples if run == "real" else place(folder, run)) if truth.image is not None else None
+        where = (samples if run == "real" else run_folder(folder, run)) if truth.image is not None else None
         fields = {key: arrays.get(key) for key in (*PICTURE_FIELDS, "embedding")}
         outcomes[run] = Outcome(alike=alike, folder=where, **fields)
     return Contents(truth, outcomes, baselines, trials, notes, bare)
@@ -258,15 +253,22 @@ def with_pixels(outcome: Outcome, truth: Truth) -> tuple[Outcome, list[str]]:
     return outcome._replace(pixels=pixels), notes
 
 
+def write_columns(path: Path, columns: Mapping[str, Iterable]) -> None:
+    """Write a CSV file of columns of equal length."""
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *zip(*columns.values(), strict=True)])
+    write_text(path, text.getvalue())
+
+
 def write_item_scores(folder: Path, n: int, items: dict[str, ItemScores]) -> None:
     """Write scores.csv: one row a trial, one column a score of the real run (mean over samples), empty where none."""
-    # scores where lower is better are counted as minus the distance until they are written
-    signed = {name: -s.value if name.startswith("distance_") else s.value for name, s in items.items()}
-    columns = [dict(zip(items[name].trial.tolist(), v.tolist(), strict=True)) for name, v in signed.items()]
-    rows = [[i, *(f"{column[i]:.6g}" if i in column else "" for column in columns)] for i in range(n)]
-    text = io.StringIO()
-    csv.writer(text).writerows([["trial", *items], *rows])
-    write_text(folder / "scores.csv", text.getvalue())
+    columns = {"trial": range(n)}
+    for name, score in items.items():
+        # scores where lower is better are counted as minus the distance until they are written
+        values = -score.value if name.startswith("distance_") else score.value
+        texts = {trial: f"{value:.6g}" for trial, value in zip(score.trial.tolist(), values.tolist(), strict=True)}
+        columns[name] = [texts.get(i, "") for i in range(n)]
+    write_columns(folder / "scores.csv", columns)
 
 
 def read_item_scores(folder: Path, score: str | None) -> list[float]:

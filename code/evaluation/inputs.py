@@ -15,7 +15,7 @@ import torch
 from config import GenerateConfig
 from data.signals import read_manifest
 from data.splits import describe_splits
-from data.stimuli import leave_out_missing
+from data.stimuli import image_path, leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
 from evaluation.seam import System
@@ -70,6 +70,11 @@ class Inputs:
         """Whether it is known which image each trial showed."""
         return self.paths.imagenet is not None
 
+    def pictures(self, split: str) -> list[Path]:
+        """(N,) file of the image that each trial of a split showed; empty where that is unknown."""
+        names = self.trials[split].names if self.image_known else ()
+        return [image_path(self.paths.imagenet, name) for name in names]
+
 
 def paths_of(cfg: GenerateConfig) -> Paths:
     """Where the settings say that the inputs lie."""
@@ -97,9 +102,7 @@ def find_paths(cfg: GenerateConfig) -> Paths:
         "imagenet_path": ("folder of the images shown", paths.imagenet),
         "pretrain_gm_path": ("folder of Stable Diffusion", paths.stable_diffusion),
     }
-    if paths.imagenet is None:
-        del wanted["imagenet_path"]
-    all_there(wanted)
+    all_there({name: (subject, path) for name, (subject, path) in wanted.items() if path is not None})
     return paths
 
 
@@ -111,11 +114,10 @@ def identity(cfg: GenerateConfig) -> dict:
 
 def input_hashes(paths: Paths) -> dict[str, str]:
     """sha256 of the checkpoint, the splits and the EEG: other files behind the same names make another run."""
-    file = ranks.lead_first(lambda: open_trial_file(paths.eeg))
     return {
         "model_sha256": checkpoints.sha256(paths.model),
         "splits_sha256": checkpoints.sha256(paths.splits),
-        "eeg_sha256": file.about["sha256"],
+        "eeg_sha256": ranks.lead_first(lambda: open_trial_file(paths.eeg)).about["sha256"],
     }
 
 
@@ -157,13 +159,9 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
         "pictures", lambda: readable_trials(cfg, paths, trials), lambda pair: "; ".join(pair[1])
     ) or ({}, [])  # fmt: skip
     notes += unsure + ([absent] if absent else [])
-    if trials:
-        print(
-            describe_splits(trials["test"].info["split"]),
-            *notes,
-            f"{len(kept['test'])} test trials of {paths.eeg}",
-            sep="\n",
-        )
+    if kept:
+        counted = f"{len(kept['test'])} test trials of {paths.eeg}"
+        print(describe_splits(trials["test"].info["split"]), *notes, counted, sep="\n")
     opened_at = datetime.now(UTC).isoformat(timespec="seconds")
     return Inputs(cfg, paths, device, generator, trials | kept, opened_at, clip, classifier, notes)
 
@@ -179,9 +177,8 @@ def read_trials(cfg: GenerateConfig, paths: Paths, generator: System | None) -> 
     Without a system (it did not open) they are cut as for the published one. Raises UserError.
     """
     wanted = generator.input if generator else EEGInput(n_chans=128, n_times=512)
-    trials = open_trials(
-        paths.eeg, paths.splits, cfg.subject, ("train", "test"), wanted.n_chans, wanted.n_times, wanted.scale
-    )
+    shape = wanted.n_chans, wanted.n_times, wanted.scale
+    trials = open_trials(paths.eeg, paths.splits, cfg.subject, ("train", "test"), *shape)
     for key in ("sfreq", "window", "ch_names"):
         there, trained = trials["test"].info[key], getattr(wanted, key)
         if None not in (there, trained) and there != trained:
@@ -193,10 +190,11 @@ def readable_trials(
     cfg: GenerateConfig, paths: Paths, trials: dict[str, Trials]
 ) -> tuple[dict[str, Trials], list[str]]:
     """The test trials whose image can be read, the first `max_items` of them, and notes. Raises UserError."""
+    kept, notes = {name: trials[name] for name in trials if name == "test"}, []
     if paths.imagenet:
-        kept, notes = leave_out_missing({"test": trials["test"]} if trials else {}, paths.imagenet, cfg.allow_missing)
+        kept, notes = leave_out_missing(kept, paths.imagenet, cfg.allow_missing)
     else:
-        kept, notes = {"test": trials["test"]}, ["which image was shown is unknown, so only class scores are computed"]
+        notes = ["which image was shown is unknown, so only class scores are computed"]
     if cfg.max_items and kept:
         kept["test"] = kept["test"].select(range(min(cfg.max_items, len(kept["test"]))))
         notes.append(f"max_items={cfg.max_items}: only the first {len(kept['test'])} test trials are scored")
@@ -210,10 +208,8 @@ def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test")
     """
     trained, notes = about.training, []
     if trained.get("stage_a_sha256"):
-        known = trained.get("stage_a_excludes_test")
-        notes = [
-            f"stage A and the test trials: {known or 'its manifest.json (excludes_test) does not say that it saw none'}"
-        ]
+        unsaid = "its manifest.json (excludes_test) does not say that it saw none"
+        notes = [f"stage A and the test trials: {trained.get('stage_a_excludes_test') or unsaid}"]
     if "positions" not in trained:
         return [*notes, f"{paths.model} does not say on which trials it was trained"]
     if trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]:

@@ -3,9 +3,7 @@
 Shapes: N trials, S pictures a trial, K classes of the classifier.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import platform
@@ -23,14 +21,13 @@ from torch import Tensor
 from dataset import Trials
 from evaluation.baselines import Baselines, clock
 from evaluation.block_design import design_from
-from evaluation.folder import TRIAL_COLUMNS
+from evaluation.folder import write_columns
 from evaluation.inputs import Inputs, identity
 from evaluation.sampling import Sampled
 from evaluation.scores import write_metrics
 from runtime import checkpoints
 from runtime.runs import run_config
 from vision.cache import fingerprint
-from vision.classifier import PictureClassifier
 
 
 def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
@@ -39,40 +36,38 @@ def true_ranks(logits: Tensor, class_index: Tensor) -> Tensor:
     return (logits >= own).sum(2)
 
 
-def write_trials(
-    path: Path, trials: Trials, classifier: PictureClassifier | None, seeds: Tensor, logits: Tensor | None,
-    gap: Sequence[float],
-) -> None:  # fmt: skip
-    """Write trials.csv: TRIAL_COLUMNS; each picture's seed and rank of the true class, samples separated by spaces;
-    and `seen_1` to `seen_S`, what the classifier names each picture. Columns that need what is absent stay empty.
+def trial_columns(inputs: Inputs, sampled: Sampled, gap: Sequence[float]) -> dict[str, Sequence]:
+    """Columns (N,) of trials.csv: TRIAL_COLUMNS; each picture's seed and rank of the true class, samples separated by
+    spaces; and `seen_1` to `seen_S`, what the classifier names each picture. Those that need what is absent are empty.
 
-    Args:
-        seeds: (N, S) int64.
-        logits: (N, S, K) of the pictures, None without a classifier.
-        gap: (N,) seconds to the nearest training trial of the recording, NaN where there is none.
+    gap: (N,) seconds to the nearest training trial of the recording, NaN where there is none.
     """
-    n_samples = seeds.shape[1]
-    index = torch.full((len(trials.wnids),), -1) if classifier is None else classifier.index_of(trials.wnids)
-    names = {k: classifier.names[k] for k in index.tolist() if k >= 0}
-    own = index[trials.label]
-    ranked = logits is not None and bool((own >= 0).all())
-    ranks = true_ranks(logits, own).tolist() if ranked else [[]] * len(trials)
-    seen = [[""] * n_samples] * len(trials)
+    trials, classifier, logits = inputs.test, inputs.classifier, sampled.arrays.get("real.logits")
+    wnid = [trials.wnids[label] for label in trials.label.tolist()]
+    own = torch.full(trials.label.shape, -1) if classifier is None else classifier.index_of(wnid)
+    empty, timed = [""] * len(trials), trials.onset is not None
+    ranks, seen = empty, [empty] * sampled.seeds.shape[1]
     if logits is not None:
-        seen = [[classifier.names[k] for k in row] for row in logits.argmax(2).tolist()]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([*TRIAL_COLUMNS, "seeds", "ranks", "gap", *(f"seen_{k + 1}" for k in range(n_samples))])
-    for i, label in enumerate(trials.label.tolist()):
-        wnid = trials.wnids[label]
-        onset = "" if trials.onset is None else float(trials.onset[i])
-        recording = "" if trials.recording is None else trials.recording[i]
-        writer.writerow((
-            i, int(trials.position[i]), int(trials.subject[i]), label, wnid, names.get(int(own[i]), wnid), int(own[i]),
-            trials.names[i], onset, recording, " ".join(map(str, seeds[i].tolist())), " ".join(map(str, ranks[i])),
-            "" if trials.onset is None or isnan(gap[i]) else f"{gap[i]:.6g}", *seen[i],
-        ))  # fmt: skip
-    checkpoints.write_text(path, text.getvalue())
+        ranks = _joined(true_ranks(logits, own)) if (own >= 0).all() else empty
+        seen = [[classifier.names[k] for k in sample] for sample in logits.argmax(2).T.tolist()]
+    numbers = {name: getattr(trials, name).tolist() for name in ("position", "subject", "label")}
+    columns = {"trial": range(len(trials))} | numbers | {
+        "wnid": wnid,
+        "class_name": [name if k < 0 else classifier.names[k] for k, name in zip(own.tolist(), wnid, strict=True)],
+        "class_index": own.tolist(),
+        "image": trials.names,
+        "onset": trials.onset.tolist() if timed else empty,
+        "recording": trials.recording or empty,
+        "seeds": _joined(sampled.seeds),
+        "ranks": ranks,
+        "gap": [f"{value:.6g}" if timed and not isnan(value) else "" for value in gap],
+    }  # fmt: skip
+    return columns | {f"seen_{k + 1}": names for k, names in enumerate(seen)}
+
+
+def _joined(values: Tensor) -> list[str]:
+    """Each row of (N, S) integers, separated by spaces."""
+    return [" ".join(map(str, row)) for row in values.tolist()]
 
 
 def hashes_of(inputs: Inputs) -> dict[str, str | None]:
@@ -124,32 +119,27 @@ def about_trials(trials: dict[str, Trials], opened_at: str) -> dict:
     return {k: test.info.get(k) for k in known} | facts
 
 
-def agreement(arrays: dict[str, Tensor], classifier: PictureClassifier | None, test: Trials) -> float | None:
+def agreement(inputs: Inputs, sampled: Sampled) -> float | None:
     """Share of the truths in which the classifier sees the data set's class; the published score trusts it instead."""
-    if "truth.logits" not in arrays:
+    if "truth.logits" not in sampled.arrays:
         return None
-    true_class = classifier.index_of(test.wnids)[test.label]
-    return float((arrays["truth.logits"].argmax(1) == true_class).double().mean())
+    true_class = inputs.classifier.index_of(inputs.test.wnids)[inputs.test.label]
+    return float((sampled.arrays["truth.logits"].argmax(1) == true_class).double().mean())
 
 
-def write_record(folder: Path, inputs: Inputs, sampled: Sampled, baselines: Baselines) -> dict:
-    """Write trials.csv and arrays.safetensors; returns the `run` part of metrics.json, without hashes of files."""
-    cfg, test, classifier = inputs.cfg, inputs.test, inputs.classifier
-    arrays = sampled.arrays | baselines.arrays
-    logits = arrays.get("real.logits")
-    write_trials(folder / "trials.csv", test, classifier, sampled.seeds, logits, baselines.gap)
-    content = {name: values.contiguous() for name, values in arrays.items()}
-    checkpoints.write_bytes(folder / "arrays.safetensors", save(content))
+def about_run(inputs: Inputs, sampled: Sampled, hashes: dict) -> dict:
+    """The `run` part of metrics.json, but for the seconds; hashes: of the files that make the run what it is."""
+    cfg, classifier = inputs.cfg, inputs.classifier
     facts = {
         "name": cfg.name,
-        "n": len(test),
+        "n": len(inputs.test),
         "samples": cfg.num_samples,
         "config": identity(cfg),
         "seeds": {"run": cfg.seed, "pictures": "trials.csv"},
-        "hashes": hashes_of(inputs),
+        "hashes": hashes_of(inputs) | hashes,
         "controls": {"asked": cfg.controls, "cost": sampled.cost, "seconds": sampled.seconds},
         "classifier": classifier and classifier.name,
-        "classifier_agrees": agreement(arrays, classifier, test),
+        "classifier_agrees": agreement(inputs, sampled),
         "notes": inputs.notes + sampled.notes,
         "licences": dict(inputs.generator.about().licences),
     }
@@ -157,7 +147,9 @@ def write_record(folder: Path, inputs: Inputs, sampled: Sampled, baselines: Base
 
 
 def score(folder: Path, inputs: Inputs, sampled: Sampled, baselines: Baselines, hashes: dict, started: float) -> dict:
-    """The third call of stage C: the record of the run, then all scores; writes and returns metrics.json."""
-    run = write_record(folder, inputs, sampled, baselines)
-    run |= {"hashes": run["hashes"] | hashes, "seconds": round(time.time() - started, 1)}
+    """The third call of stage C: trials.csv and arrays.safetensors, then all scores; returns metrics.json."""
+    write_columns(folder / "trials.csv", trial_columns(inputs, sampled, baselines.gap))
+    arrays = {name: values.contiguous() for name, values in (sampled.arrays | baselines.arrays).items()}
+    checkpoints.write_bytes(folder / "arrays.safetensors", save(arrays))
+    run = about_run(inputs, sampled, hashes) | {"seconds": round(time.time() - started, 1)}
     return write_metrics(folder, run, run["device"], root=inputs.cfg.root_path)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from data.stimuli import image_path
 from evaluation.controls import cost, plan_controls
-from evaluation.features import network_arrays
-from evaluation.folder import picture_path, place, places
+from evaluation.features import network_arrays, run_arrays, truth_arrays
+from evaluation.folder import picture_path, run_folder, run_folders
 from evaluation.inputs import Inputs
 from runtime import draws, ranks
 from runtime.pictures import image_tensor, load_image, readable, to_uint8, write_picture
@@ -78,34 +78,24 @@ def draw(
         `<name>.<what>`, each (N, S, ...); nothing on other processes than the first.
     """
     generate_missing(folder, generate, given, seeds, batch_size)
-    if not ranks.lead():
-        return {}
-    paths = [picture_path(folder, i, k + 1) for i in range(len(seeds)) for k in range(seeds.shape[1])]
-    return {f"{name}.{array}": values.unflatten(0, seeds.shape) for array, values in look(paths).items()}
+    return run_arrays(folder, name, seeds.shape, look) if ranks.lead() else {}
 
 
-def write_truths(
-    folder: Path, root: Path, names: list[str], size: int, look: Callable, embed: Callable[..., Tensor]
-) -> dict[str, Tensor]:
-    """Write each trial's image as its picture 0, at the size of the generated ones.
-
-    Args:
-        root: folder of the images.
-        names: (N,) image stem of each trial.
-        size: pixels.
-        look: as in `draw`.
-        embed: paths -> CLIP embeddings (n, D) of the original files.
+def write_truths(inputs: Inputs, folder: Path, look: Callable) -> dict[str, Tensor]:
+    """Write each test trial's image as its picture 0, at the size of the generated ones.
 
     Returns:
-        `truth.<what>`, each (N, ...); every image is looked at once, however many trials showed it.
+        `truth.<what>`, each (N, ...): as `look` (see `draw`) sees these pictures, but CLIP the original files:
+        retrieval asks for what stage B aligned with.
     """
-    distinct, first, row = np.unique(names, return_index=True, return_inverse=True)
-    files = [image_path(root, name) for name in distinct]
-    truth = [to_uint8(image_tensor(load_image(file), size)[None])[0] for file in files]
+    names, size = inputs.test.names, inputs.generator.about().img_size
+    distinct, row = np.unique(names, return_inverse=True)
+    files = [image_path(inputs.paths.imagenet, name) for name in distinct]
+    pictures = [to_uint8(image_tensor(load_image(file), size)[None])[0] for file in files]
     for i, k in enumerate(row):
-        write_picture(picture_path(folder, i, 0), truth[k])
-    seen = look([picture_path(folder, i, 0) for i in first]) | {"clip": embed(paths=files)}
-    return {f"truth.{array}": values[row] for array, values in seen.items()}
+        write_picture(picture_path(folder, i, 0), pictures[k])
+    embedding = clip_embeddings(inputs.paths.cache, inputs.clip, files, load_image)
+    return truth_arrays(folder, names, look) | {"truth.clip": embedding[row]}
 
 
 @dataclass
@@ -124,10 +114,7 @@ def sample_and_look(inputs: Inputs, folder: Path) -> Sampled | None:
     cfg, test, generator = inputs.cfg, inputs.test, inputs.generator
     seeds = picture_seeds(cfg.seed, test.position, cfg.num_samples)
     sampling = Sampling.of(cfg, batch=seeds.numel())  # all that `draw` asks for at once
-    controls, notes = plan_controls(
-        cfg.controls, inputs.trials, generator, sampling, inputs.clip, inputs.classifier, inputs.paths.imagenet,
-        inputs.paths.cache, cfg.seed,
-    )  # fmt: skip
+    controls, notes = plan_controls(inputs, sampling)
     batch_size = cfg.batch_size or generator.fitting_batch(sampling)  # only now: ceilings may hold a second UNet
     price = cost(len(test), cfg.num_samples, controls, sampling)
     print(*notes, price, sep="\n")
@@ -139,16 +126,13 @@ def sample_and_look(inputs: Inputs, folder: Path) -> Sampled | None:
     seconds = {}
     for name, control in controls.items():
         begun = time.time()
-        arrays |= draw(place(folder, name), control.draw, control.given, seeds[:, :1], batch_size, look, name)
+        arrays |= draw(run_folder(folder, name), control.draw, control.given, seeds[:, :1], batch_size, look, name)
         if name.endswith("_eeg"):
             arrays[f"{name}.embedding"] = generator.embed(control.given)
         seconds[name] = round(time.time() - begun, 1)
     if not ranks.lead():
         return None
     if inputs.image_known:
-        # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
-        embed = partial(clip_embeddings, inputs.paths.cache, inputs.clip, open_image=load_image)
-        size = generator.about().img_size
-        arrays |= write_truths(folder / "samples", inputs.paths.imagenet, test.names, size, look, embed)
-        arrays |= network_arrays(cfg.root_path, places(folder, controls), test.names, str(inputs.device))
+        arrays |= write_truths(inputs, folder / "samples", look)
+        arrays |= network_arrays(cfg.root_path, run_folders(folder, controls), test.names, str(inputs.device))
     return Sampled(seeds, arrays, notes, price, seconds)

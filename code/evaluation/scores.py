@@ -91,7 +91,7 @@ def instance_parts(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.nda
 
 def left_out(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
     """Which scores an evaluation lacks and why, a sentence each. root: folder that holds pretrains/features."""
-    notes, unknown, images = [], (truth.class_index < 0).sum(), 0 if truth.image is None else len(set(truth.image))
+    notes, unknown = [], (truth.class_index < 0).sum()
     if real.logits is None:
         notes.append("Class scores are left out: no classifier has seen the pictures.")
     elif unknown:
@@ -99,15 +99,14 @@ def left_out(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
     elif len(set(truth.class_index)) == 1:
         notes.append("class_accuracy is left out: all trials are of one class.")
     if truth.image is None:
-        notes.append("Two-way and retrieval scores are left out: which images were shown is unknown.")
-    elif images == 1:
+        return [*notes, "Two-way and retrieval scores are left out: which images were shown is unknown."]
+    images = len(set(truth.image))
+    if images == 1:
         notes.append("Two-way and retrieval scores are left out: all trials show one image.")
     elif truth.clip is None:
         notes.append("CLIP scores are left out: no CLIP has seen the truths.")
-    if truth.image is not None:
-        notes += never_looked(real, root)
-        notes += too_few(real.fid[..., 0].size, images) if real.fid is not None else []
-    return notes
+    few = [] if real.fid is None else too_few(real.fid[..., 0].size, images)
+    return notes + never_looked(real, root) + few
 
 
 def _read(contents: Contents, run: dict, real: Collection[str], scores: dict, controls: dict) -> dict:

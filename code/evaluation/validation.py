@@ -3,8 +3,6 @@
 Shapes: N validation trials, S pictures a trial, H x W pixels, K classes of the picture classifier.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -20,7 +20,7 @@ from evaluation.n_way import n_way_accuracy
 from evaluation.page.page import write_page
 from evaluation.scores import item_scores, left_out, write_metrics
 from evaluation.similarity import cosine, pearson, pixel_mse, ssim, wrapping_mse
-from evaluation.statistics import ALPHA, bootstrap_interval, entry, paired_p, sign_flip_p, within_class, within_class_p
+from evaluation.statistics import ALPHA, bootstrap_interval, entry, sign_flip_p, within_class, within_class_p
 from runtime.errors import UserError
 from vision.networks import NETWORKS
 
@@ -208,13 +208,13 @@ def test_within_class_p_of_pairs_is_binomial():
     assert p_of(13) < ALPHA < p_of(7)
 
 
-def test_paired_p_is_uniform_without_effect_and_small_with_one():
-    p = np.array([paired_p(random(s).normal(size=40), random(s + 999).normal(size=40), 500, s) for s in range(400)])
+def test_sign_flip_p_is_uniform_without_effect_and_small_with_one():
+    p = np.array([sign_flip_p(random(s).normal(size=40) - random(s + 999).normal(size=40), 500, s) for s in range(400)])
     assert abs(p.mean() - 0.5) < 0.05
     assert abs((p < 0.1).mean() - 0.1) < 0.05
-    assert paired_p(np.ones(30), np.zeros(30)) < 0.001
-    assert paired_p(np.zeros(30), np.ones(30)) > 0.99
-    assert paired_p(np.zeros(30), np.zeros(30)) == 1.0
+    assert sign_flip_p(np.ones(30)) < 0.001
+    assert sign_flip_p(-np.ones(30)) > 0.99
+    assert sign_flip_p(np.zeros(30)) == 1.0
 
 
 def test_within_class_sees_images_and_is_blind_to_classes():

@@ -130,3 +130,18 @@ def test_a_dry_run_lists_what_is_wrong_and_writes_nothing(monkeypatch, capsys, w
         run(monkeypatch, world, name="dry", **good)
     assert "cannot start: 4 of" in capsys.readouterr().out  # all at once
     assert not (world / "results").exists()
+
+
+def test_a_dry_run_goes_on_where_pictures_or_trials_do_not_open(monkeypatch, capsys, world):
+    data, good = world / "datasets", {"dry_run": "true", "model_path": "pretrains/generation/tiny.pth"}
+    (data / "imageNet_images").rename(data / "elsewhere")
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, world, name="dry", **good)
+    text = capsys.readouterr().out
+    assert end.value.code == 1 and "WRONG  pictures" in text and "cannot start: 1 of" in text
+    (data / "eeg_5_95_std.json").write_text(json.dumps({"image_known": False}))
+    (data / "block_splits_by_image_single.pth").unlink()
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, world, name="dry", **good)
+    text = capsys.readouterr().out
+    assert end.value.code == 1 and "WRONG  trials" in text and "cannot start: 1 of" in text

@@ -13,7 +13,7 @@ import numpy as np
 from commands.ablation.table import Job, Row
 from evaluation.folder import read_item_scores, read_trials
 from evaluation.page.tables import read_metrics
-from evaluation.statistics import bootstrap_interval, entry, paired_p
+from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
 
 ALPHA = 0.05  # of a difference: two-sided, and p is multiplied by the number of differences
 CONTROLS = ("gaussian_eeg", "other_trials_eeg", "class_prior")
@@ -118,7 +118,7 @@ def difference(values: np.ndarray, reference: np.ndarray, comparisons: int = 1) 
     """
     each = values - reference
     mean = each.mean(0)
-    p = min(1.0, 2 * comparisons * min(paired_p(mean, 0.0), paired_p(-mean, 0.0)))
+    p = min(1.0, 2 * comparisons * min(sign_flip_p(mean), sign_flip_p(-mean)))
     agree = len(set(np.sign(each.mean(1)))) == 1
     return Difference(float(mean.mean()), bootstrap_interval(mean), p, bool(p < ALPHA and agree), len(values))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.folder import count_samples, place, read_item_scores, read_trials
+from evaluation.folder import count_samples, read_item_scores, read_trials, run_folder
 from evaluation.page.tables import read_metrics, scores, words
 from evaluation.page.templates import macro, render
 from runtime.checkpoints import write_bytes, write_text
@@ -119,17 +119,17 @@ def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
     folder = Path(folder)
     metrics, trials = read_metrics(folder), read_trials(folder)
     known = metrics["run"].get("image_known", True)
-    samples = range(0 if known else 1, count_samples(place(folder, "real")) + 1)
+    samples = range(0 if known else 1, count_samples(run_folder(folder, "real")) + 1)
     values = np.array(read_item_scores(folder, metrics["verdict"]["score"]))
     if not trials or len(values) not in (0, len(trials)) or f"seen_{samples[-1]}" not in trials[0]:
         raise UserError(f"{folder}: trials.csv, scores.csv and samples are not of one evaluation; run it again")
     rank = np.argsort(np.argsort(-np.nan_to_num(values, nan=-1), kind="stable")).tolist()
-    controls = [name for name in words()["rows"] if name in metrics["controls"] and place(folder, name).is_dir()]
+    controls = [name for name in words()["rows"] if name in metrics["controls"] and run_folder(folder, name).is_dir()]
     _contact(folder, trials, samples, metrics)
 
     def trial(i: int, samples: range, controls: list[str]) -> Trial:
         pictures = {k: _thumbnail(folder / f"samples/test{i}-{k}.png") for k in samples}
-        others = {name: _thumbnail(place(folder, name) / f"test{i}-1.png") for name in controls}
+        others = {name: _thumbnail(run_folder(folder, name) / f"test{i}-1.png") for name in controls}
         seen = {k: trials[i][f"seen_{k}"] if k else "" for k in samples}
         return Trial(i, trials[i]["class_name"], rank[i] if rank else None, pictures, seen, others)
 
