@@ -13,20 +13,15 @@ import torch
 from torch import Tensor
 
 from data.signals import check_signal, fit_channels, fit_length, read_manifest
-from data.splits import check_splits, read_subject_splits
+from data.splits import check_splits, read_splits
 from data.trials_file import TrialFile, cached_windows, open_trial_file
 from data.windows import EEGWindows
 from runtime.errors import UserError
 
 __all__ = ["FILE_DEFAULTS", "EEGWindows", "Trials", "open_trials"]
 # eeg_5_95_std.pth carries no manifest: 1 kHz, the model sees 20..460 ms, odd lengths are left out (spec 3.2)
-FILE_DEFAULTS = {
-    "sfreq": 1000.0,
-    "window": [20, 460],
-    "length_limits": [450, 600],
-    "image_known": True,
-    "simulated": False,
-}
+FILE_DEFAULTS = {"sfreq": 1000.0, "window": [20, 460], "length_limits": [450, 600], "image_known": True}
+UNKNOWN = {"simulated": False, "ch_names": None, "band": None}  # unless the manifest says it
 
 
 @dataclass
@@ -57,14 +52,9 @@ class Trials:
 
 
 def open_trials(
-    eeg_signals_path: str | Path,
-    splits_path: str | Path,
-    subject: int = 4,
-    splits: Sequence[str] = ("train", "val"),
-    n_chans: int = 128,
-    n_times: int = 512,
-    scale: float = 1.0,
-) -> dict[str, Trials]:
+    eeg_signals_path: str | Path, splits_path: str | Path, subject: int = 4, splits: Sequence[str] = ("train", "val"),
+    n_chans: int = 128, n_times: int = 512, scale: float = 1.0,
+) -> dict[str, Trials]:  # fmt: skip
     """The asked splits of a file laid out as eeg_5_95_std.pth (spec 1.1, 1.2, 3.2); no other EEG is read.
 
     Window, length limits and rate come from a JSON manifest of the same stem, or are FILE_DEFAULTS.
@@ -76,29 +66,27 @@ def open_trials(
     """
     path, splits_path = Path(eeg_signals_path), Path(splits_path)
     file = open_trial_file(path)
-    info = FILE_DEFAULTS | {"ch_names": None, "band": None} | read_manifest(path.with_suffix(".json"))
-    subjects = file.about["trials"]["subject"]
-    parts, index_space = read_subject_splits(splits_path, subjects, subject, str(path))
+    info = FILE_DEFAULTS | UNKNOWN | read_manifest(path.with_suffix(".json"))
+    parts, index_space = read_splits(splits_path, file.about["trials"]["subject"], subject, str(path))
     info["split"] = check_splits(splits_path, file.about["trials"], parts, index_space)
     info["split"]["eeg_sha256"] = file.about["sha256"]
-    return {
-        name: _trials(file, parts[name], f"{path}: split '{name}'", info, n_chans, n_times, scale) for name in splits
-    }
+    form = n_chans, n_times, scale
+    return {name: _trials(file, parts[name], f"{path}: split '{name}'", info, *form) for name in splits}
 
 
 def _trials(
-    file: TrialFile, part: list[int], what: str, info: dict, n_chans: int, n_times: int, scale: float
+    file: TrialFile, part: list[int], where: str, info: dict, n_chans: int, n_times: int, scale: float
 ) -> Trials:
     (shortest, longest), (begin, end), trials = info["length_limits"], info["window"], file.about["trials"]
     kept = [i for i in part if shortest <= trials["shape"][i][1] <= longest]
     if not kept:
-        raise UserError(f"{what} has no trial of {shortest} to {longest} samples among its {len(part)}")
+        raise UserError(f"{where} has no trial of {shortest} to {longest} samples among its {len(part)}")
 
     def window(i: int) -> np.ndarray:
         signal = file.eeg(i)[:, begin:end]
         if signal.shape[0] > n_chans or 0 in signal.shape:
-            raise UserError(f"{what}: trial {i} is {trials['shape'][i]}; the model takes {n_chans} channels")
-        check_signal(signal.min(1), signal.max(1), f"{what}: trial {i}")
+            raise UserError(f"{where}: trial {i} is {trials['shape'][i]}; the model takes {n_chans} channels")
+        check_signal(signal.min(1), signal.max(1), f"{where}: trial {i}")
         return fit_channels(fit_length(signal, n_times), n_chans).astype(np.float32) * np.float32(scale)
 
     eeg = cached_windows(file, [kept, begin, end, scale], (len(kept), n_chans, n_times), partial(map, window, kept))

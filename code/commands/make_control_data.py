@@ -12,7 +12,6 @@ everything is. Both stages print what such trials are, and stage C says it besid
 """
 
 import itertools
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ import numpy as np
 import torch
 
 from config import from_cli, setting
-from data.signals import read_manifest
-from data.splits import NOT_VERIFIED, SPLITS, read_subject_splits, runs_in_time, trials_of
-from data.trials_file import OPTIONAL, TrialFile, open_trial_file
+from data.signals import read_manifest, write_manifest
+from data.splits import NOT_VERIFIED, SPLITS, read_splits, runs_in_time, trials_of
+from data.trials_file import OPTIONAL, TrialFile, open_trial_file, write_trial_file
 from evaluation.block_design import design_from
 from runtime import checkpoints, draws
 from runtime.errors import UserError
@@ -87,10 +86,8 @@ def pseudo(
         images.setdefault(label, set()).add(image)
     smallest = min(map(len, [*images.values(), *itertools.chain(*stretches)]))
     if len(images) < 2 or smallest < len(SPLITS):
-        raise UserError(
-            f"{cfg.eeg_signals_path}: {len(images)} classes, the smallest with {smallest} pictures or trials in its "
-            "stretch of time; two classes and three of both are needed"
-        )
+        few = f"{len(images)} classes, the smallest with {smallest} pictures or trials in its stretch of time"
+        raise UserError(f"{cfg.eeg_signals_path}: {few}; two classes and three of both are needed")
     given, parts = {}, {name: [] for name in SPLITS}
     for (k, label), subject in itertools.product(enumerate(sorted(images)), stretches):
         key = cfg.seed, "pseudo-categories", label
@@ -118,20 +115,16 @@ def about_pseudo(trials: dict[str, list], stretches: list, design: tuple[str, st
     return {"about": about, "order": order, "purity": float(purity), "stretches_over_recordings": tapes}
 
 
-def write_trials(path: Path, file: TrialFile, given: dict[int, tuple[int, int]], parts: dict[str, list[int]]) -> None:
-    """The trials named in `given` (trial -> image, label) in the file's order, and their splits, as published.
+def content_of(file: TrialFile, given: dict[int, tuple[int, int]]) -> dict:
+    """The trials named in `given` (trial -> image, label) in the file's order, as a file of trials holds them.
 
     The samples are mapped from the source's cache, so that no copy of them is held in memory.
     """
-    trials, kept = file.about["trials"], sorted(given)
-    dataset = []
-    for i in kept:
+    trials, dataset = file.about["trials"], []
+    for i, (image, label) in sorted(given.items()):
         facts = {key: trials[key][i] for key in ("subject", *OPTIONAL) if trials[key][i] is not None}
-        dataset.append({"eeg": torch.from_numpy(file.eeg(i)), "image": given[i][0], "label": given[i][1], **facts})
-    number = {i: new for new, i in enumerate(kept)}
-    splits = [{name: [number[i] for i in part] for name, part in parts.items()}]
-    checkpoints.save(path.with_name("splits_all.pth"), {"splits": splits})
-    checkpoints.save(path, {"dataset": dataset, "labels": file.about["labels"], "images": file.about["images"]})
+        dataset.append({"eeg": torch.from_numpy(file.eeg(i)), "image": image, "label": label, **facts})
+    return {"dataset": dataset, "labels": file.about["labels"], "images": file.about["images"]}
 
 
 def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple[dict, dict, dict]:
@@ -145,7 +138,7 @@ def control(cfg: ControlDataConfig, file: TrialFile, splits_path: Path) -> tuple
     onset = None if None in trials["onset"] else [trials["onset"][i] for i in rows]
     design = design_from([trials["label"][i] for i in rows], onset, tapes)
     if cfg.kind == "shuffled_labels":
-        parts, _ = read_subject_splits(splits_path, trials["subject"], cfg.subject, cfg.eeg_signals_path)
+        parts, _ = read_splits(splits_path, trials["subject"], cfg.subject, cfg.eeg_signals_path)
         # the order in which classes were shown is that of the true ones
         return shuffled(cfg, trials, parts), parts, {"about": ABOUT_SHUFFLED, "design": list(design)}
     stretches = stretches_of(trials, rows)
@@ -164,11 +157,11 @@ def main() -> None:
     made_of = {"eeg_sha256": file.about["sha256"]}
     if cfg.kind == "shuffled_labels":  # the other kind makes its own splits
         made_of["splits_sha256"] = checkpoints.sha256(splits_path)
-    manifest = read_manifest(source.with_suffix(".json"))
-    manifest["control"] = {"kind": cfg.kind} | about | {"made_of": made_of, "settings": asdict(cfg)}
-    checkpoints.write_text(out.with_suffix(".json"), json.dumps(manifest, indent=1))
-    checkpoints.write_text(out.with_name("splits_all.json"), json.dumps(manifest["control"], indent=1))
-    write_trials(out, file, given, parts)
+    record = {"kind": cfg.kind} | about | {"made_of": made_of, "settings": asdict(cfg)}
+    write_manifest(out.with_name("splits_all.json"), record)
+    splits = {name: np.searchsorted(sorted(given), part).tolist() for name, part in parts.items()}
+    manifest = read_manifest(source.with_suffix(".json")) | {"control": record}
+    write_trial_file(out, content_of(file, given), {"splits_all": splits}, manifest)
     sizes = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
     print(f"{out}: {sizes} trials. {about['about']}")
     print(f"use it with eeg_signals_path={out} splits_path={out.with_name('splits_all.pth')} subject={cfg.subject}")

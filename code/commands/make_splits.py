@@ -8,13 +8,13 @@ same stem that says what was held out. A block is a stretch of trials of one cla
 """
 
 import itertools
-import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 
 from config import from_cli, setting
+from data.signals import write_manifest
 from data.splits import check_splits, describe_splits, runs_in_time
 from data.trials_file import open_trial_file
 from runtime import checkpoints
@@ -42,13 +42,9 @@ def groups_of(by: str, trials: dict[str, list]) -> list:
         return list(zip(trials["subject"], trials["recording"], strict=True))
     if by != "block":
         return trials[by]
-    groups, blocks = [0] * len(trials["label"]), itertools.count()
-    for run in runs_in_time(trials):
-        for _, block in itertools.groupby(run, key=lambda i: trials["label"][i]):
-            number = next(blocks)
-            for i in block:
-                groups[i] = number
-    return groups
+    blocks = (block for run in runs_in_time(trials) for _, block in itertools.groupby(run, trials["label"].__getitem__))
+    number = {i: n for n, block in enumerate(blocks) for i in block}
+    return [number[i] for i in range(len(number))]
 
 
 def folds_of(cfg: SplitConfig, groups: list, labels: list[int]) -> list[list[int]]:
@@ -64,10 +60,8 @@ def folds_of(cfg: SplitConfig, groups: list, labels: list[int]) -> list[list[int
     try:
         return [part.tolist() for _, part in dealer.split(labels, labels, number)]
     except ValueError as error:
-        raise UserError(
-            f"by={cfg.by} folds={n_folds}: {n_groups} groups, and the trials of a class, are too few for so many "
-            "parts; take fewer folds"
-        ) from error
+        few = f"{n_groups} groups, and the trials of a class, are too few for so many parts"
+        raise UserError(f"by={cfg.by} folds={n_folds}: {few}; take fewer folds") from error
 
 
 def divide(cfg: SplitConfig, trials: dict[str, list]) -> tuple[dict[str, list[int]], dict[str, list]]:
@@ -91,7 +85,7 @@ def main() -> None:
     facts = check_splits(out, trials, parts, "the whole file")
     about = {"settings": asdict(cfg), "held_out": held_out, "eeg_sha256": file.about["sha256"]}
     about |= {key: facts[key] for key in ("sizes", "trials_sha256", "shared", "order")}
-    checkpoints.write_text(out.with_suffix(".json"), json.dumps(about, indent=1))
+    write_manifest(out.with_suffix(".json"), about)
     unseen = {trials["label"][i] for i in parts["test"]} - {trials["label"][i] for i in parts["train"]}
     print(describe_splits(facts))
     if unseen:

@@ -6,11 +6,10 @@ Without markers: `<out>/eeg_train/<recording>.npy` and its manifest.json. With m
 `<out>/prepared.json` says what was done to each file. Nothing stands at `<out>` before all of it does.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,11 @@ from config import from_cli, setting
 from data import epochs as cut
 from data import recordings
 from data.recordings import Recording
+from data.signals import read_manifest, write_manifest
+from data.trials_file import write_trial_file
 from runtime import checkpoints
 from runtime.errors import UserError
+from runtime.runs import run_config
 
 
 @dataclass
@@ -100,7 +102,7 @@ def write_windows(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) -
         print(f"{recording.name}: {report[-1]['seconds']:.0f} s of {', '.join(recording.raw.ch_names)}")
     alike = all(entry["channels"] == report[0]["channels"] for entry in report)
     manifest = manifest_of(cfg, recording.raw.info["sfreq"], recording.raw.ch_names if alike else None)
-    checkpoints.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    write_manifest(folder / "manifest.json", manifest)
     return report
 
 
@@ -108,8 +110,7 @@ def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) ->
     """Stages B and C: one folder a recording left out, and the photographs."""
     kinds, folders = named(cfg.markers, "markers", last=True), named(cfg.images, "images", last=False)
     window, report, epochs = pair(cfg.epoch, "epoch"), [], []
-    without = sorted(set(kinds.values()) - set(folders))
-    if without:
+    if without := sorted(set(kinds.values()) - set(folders)):
         raise UserError(f"images={cfg.images}: names no folder of photographs for the kind '{without[0]}'")
     for recording in cleaned:
         trials = cut.cut_epochs(recording, kinds, window, cfg.reject, cfg.clip)
@@ -129,10 +130,12 @@ def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) ->
         "description": f"{cfg.recordings}, {window[0]:g} to {window[1]:g} s after the marker, one recording left out",
     }
     number = np.repeat(np.arange(len(epochs)), [len(e.kind) for e in epochs])
-    for fold, splits in enumerate(cut.leave_one_out(number, cfg.val_share)):
-        cut.write_fold(out / f"fold{fold + 1}", epochs, eeg, splits, photographs, manifest, cfg.seed)
-        sizes = ", ".join(f"{part} {len(rows)}" for part, rows in splits.items())
-        print(f"fold{fold + 1}: {sizes} (test: {epochs[fold].recording})")
+    for fold, splits in enumerate(cut.leave_one_out(number, cfg.val_share), 1):
+        content = cut.fold_content(epochs, eeg, splits, photographs, cfg.seed)
+        parts = {part: rows.tolist() for part, rows in splits.items()}
+        write_trial_file(out / f"fold{fold}/eeg.pth", content, {"splits_all": parts}, manifest)
+        sizes = ", ".join(f"{part} {len(rows)}" for part, rows in parts.items())
+        print(f"fold{fold}: {sizes} (test: {epochs[fold - 1].recording})")
     stems = [stem for group in photographs["train"].values() for stem in group]
     checkpoints.write_text(out / "train_stems.txt", "\n".join(stems) + "\n")
     return report
@@ -140,16 +143,13 @@ def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) ->
 
 def cleaned_recordings(cfg: PrepareConfig, paths: list[Path], copies: list[dict]) -> Iterator[Recording]:
     """Each recording, filtered, as long as their rates agree; `copies` takes those that were left out."""
-    first, band = None, pair(cfg.band, "band")
+    rates: dict[float, Path] = {}
     for recording in recordings.without_copies(paths, cfg.recordings, copies):
-        recording = recordings.clean(recording, band, cfg.sfreq, listed(cfg.channels))
-        first = first or recording
-        rate, expected = (r.raw.info["sfreq"] for r in (recording, first))
-        if rate != expected:
-            raise UserError(
-                f"{recording.path}: was recorded at {rate:g} Hz and {first.path} at {expected:g} Hz; "
-                "set sfreq= to one rate"
-            )
+        recording = recordings.clean(recording, pair(cfg.band, "band"), cfg.sfreq, listed(cfg.channels))
+        rates.setdefault(recording.raw.info["sfreq"], recording.path)
+        if len(rates) > 1:
+            (expected, first), (rate, path) = rates.items()
+            raise UserError(f"{path}: was recorded at {rate:g} Hz and {first} at {expected:g} Hz; set sfreq= to one")
         yield recording
 
 
@@ -159,14 +159,12 @@ def already_there(out: Path, settings: dict, overwrite: bool) -> bool:
     Raises:
         UserError: it holds something else.
     """
-    record = out / "prepared.json"
-    if not overwrite and record.is_file() and json.loads(record.read_text())["settings"] == settings:
+    if not overwrite and read_manifest(out / "prepared.json").get("settings") == settings:
         return True
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: is there already, made otherwise; choose another out=, or overwrite=true")
     if out.exists():
-        if not overwrite:
-            raise UserError(f"{out}: is there already, made otherwise; choose another out=, or overwrite=true")
-        aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        out.rename(aside)
+        aside = out.rename(out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
         print(f"moved the earlier folder to {aside}")
     return False
 
@@ -177,8 +175,7 @@ def main() -> None:
     if not cfg.recordings:
         raise UserError("recordings= is not set: name a folder of recordings (see --help)")
     paths, out, copies = recordings.find_recordings(cfg.recordings), Path(cfg.out), []
-    settings = {k: v for k, v in asdict(cfg).items() if k != "overwrite"}
-    settings["files"] = {path.name: path.stat().st_size for path in paths}
+    settings = run_config(cfg) | {"files": {path.name: path.stat().st_size for path in paths}}
     if already_there(out, settings, cfg.overwrite):
         print(f"{out}: already prepared with these settings")
         return
@@ -189,7 +186,7 @@ def main() -> None:
     report = (write_trials if cfg.markers else write_windows)(cfg, cleaned_recordings(cfg, paths, copies), part)
     for copy in copies:
         print(f"{copy['file']}: left out, the same {copy['same']} as {copy['copy_of']}")
-    done = {"settings": settings, "recordings": report, "copies_left_out": copies}
-    checkpoints.write_text(part / "prepared.json", json.dumps(done, indent=1))
+    record = {"settings": settings, "recordings": report, "copies_left_out": copies}
+    write_manifest(part / "prepared.json", record)
     part.rename(out)
     print(f"{len(report)} recordings, {len(copies)} copies left out -> {out}")

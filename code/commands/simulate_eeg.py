@@ -8,22 +8,22 @@ python code/run.py simulate_eeg out=datasets/both design=block signal=2 instance
 Any of them with n_subjects=6 (all six) or with band=14_70, 55_95 or raw. The .json beside the trials says all this.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from config import from_cli, setting
-from data.signals import read_manifest
+from data.signals import read_manifest, write_manifest
+from data.trials_file import write_trial_file
 from dataset import FILE_DEFAULTS, open_trials
 from evaluation.baselines import lda_probabilities, log_power, time_bins
 from miniature.experiment import simulate_experiment, split_by_image, unlabelled_recording
 from miniature.renderer import STIMULI, write_stimuli
-from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.paths import under_root
+from runtime.runs import run_config
 
 SUBJECTS = (4, 1, 2, 3, 5, 6)
 CORPUS = ((101, 128, 1000.0), (102, 64, 1000.0), (103, 32, 500.0), (104, 19, 2000.0))  # subject, electrodes, Hz
@@ -52,21 +52,15 @@ def main() -> None:
     """Write the files, the trials last: where they are, everything is."""
     cfg = from_cli(SimulateConfig)
     out = under_root(cfg.root_path, cfg.out)
-    stem = out / f"eeg_{cfg.band}_std"
-    if already_there(out, settings(cfg), cfg.overwrite):
-        print(f"{stem}.pth: simulated with these settings before; nothing to do")
+    path, settings = out / f"eeg_{cfg.band}_std.pth", run_config(cfg, "out", "check")
+    if already_there(out, settings, cfg.overwrite):
+        print(f"{path}: simulated with these settings before; nothing to do")
     else:
         write_stimuli(out / "imageNet_images", STIMULI, range(cfg.images_a_class))
         write_corpus(cfg, out / "eeg_train")
-        write_manifest(cfg, stem.with_suffix(".json"))
-        write_trials(cfg, stem)
+        write_trials(cfg, settings, path)
     if cfg.check:
-        print_lda(stem.with_suffix(".pth"), out / "block_splits_by_image_single.pth")
-
-
-def settings(cfg: SimulateConfig) -> dict:
-    """What decides the content of the files."""
-    return {k: v for k, v in asdict(cfg).items() if k not in ("root_path", "out", "check", "overwrite")}
+        print_lda(path, out / "block_splits_by_image_single.pth")
 
 
 def already_there(folder: Path, wanted: dict, overwrite: bool) -> bool:
@@ -75,31 +69,43 @@ def already_there(folder: Path, wanted: dict, overwrite: bool) -> bool:
         manifest = read_manifest(trials.with_suffix(".json"))
         if not manifest.get("simulated"):
             raise UserError(f"{trials}: is there and was not made by this command; give another folder with out=")
-        found = manifest.get("settings", {})
+        different = [name for name in wanted if manifest.get("settings", {}).get(name) != wanted[name]]
+        if not overwrite and not different:
+            return True
         if not overwrite:
-            if found == wanted:
-                return True
-            different = ", ".join(k for k in wanted if found.get(k) != wanted[k])
-            raise UserError(f"{trials}: simulated with other {different}; give another out= or overwrite=true")
+            raise UserError(
+                f"{trials}: simulated with other {', '.join(different)}; give another out= or overwrite=true"
+            )
         trials.unlink()
     return False
 
 
-def write_trials(cfg: SimulateConfig, stem: Path) -> None:
-    """Both splits files and the trials file."""
+def write_trials(cfg: SimulateConfig, settings: dict, path: Path) -> None:
+    """The trials file, both splits files, and the manifest: what a reader must know, and how they were made."""
     subjects = SUBJECTS[: cfg.n_subjects]
     content = simulate_experiment(
         subjects, cfg.images_a_class, cfg.design, cfg.signal, cfg.drift, cfg.instance, cfg.band, cfg.seed
     )
     everybody = [trial["image"] for trial in content["dataset"]]
     one = everybody[: len(everybody) // len(subjects)]
-    for name, images in (("single", one), ("all", everybody)):
-        parts = split_by_image(images, cfg.images_a_class, cfg.seed)
-        checkpoints.save(stem.parent / f"block_splits_by_image_{name}.pth", {"splits": [parts]})
-    checkpoints.save(stem.with_suffix(".pth"), content)
-    sizes = "/".join(str(len(part)) for part in parts.values())
+    splits = {
+        f"block_splits_by_image_{name}": split_by_image(images, cfg.images_a_class, cfg.seed)
+        for name, images in (("single", one), ("all", everybody))
+    }
+    about = {
+        "description": "simulated EEG; no person was recorded",
+        "simulated": True,
+        **FILE_DEFAULTS,
+        "ch_names": [f"E{i + 1}" for i in range(128)],
+        "band": cfg.band,
+        "design": cfg.design,
+        "standardised": "each channel to mean 0 and variance 1 over each recording",
+        "settings": settings,
+    }
+    write_trial_file(path, content, splits, about)
+    sizes = "/".join(str(len(part)) for part in splits["block_splits_by_image_all"].values())
     print(
-        f"{stem}.pth: SIMULATED EEG, {len(everybody)} trials of {len(content['labels'])} classes ({sizes}), "
+        f"{path}: SIMULATED EEG, {len(everybody)} trials of {len(content['labels'])} classes ({sizes}), "
         f"subjects {', '.join(map(str, subjects))}, design {cfg.design}, signal {cfg.signal}, drift {cfg.drift}"
     )
 
@@ -117,24 +123,9 @@ def write_corpus(cfg: SimulateConfig, folder: Path) -> None:
         entries.append({"file": name, "sfreq": rate, "n_chans": n_chans, "seconds": eeg.shape[1] / rate})
     about = {"simulated": True, "sfreq": None, "ch_names": None, "band": cfg.band, "standardised": True}
     about["excludes_test"] = "recordings of other subjects, who saw no picture"
-    checkpoints.write_text(folder / "manifest.json", json.dumps(about | {"recordings": entries}, indent=1))
+    write_manifest(folder / "manifest.json", about | {"recordings": entries})
     minutes = sum(entry["seconds"] for entry in entries) / 60
     print(f"{folder}: SIMULATED EEG, {len(entries)} unlabelled recordings, {minutes:.0f} minutes")
-
-
-def write_manifest(cfg: SimulateConfig, path: Path) -> None:
-    """What a reader of the trials file must know (see dataset.py), and how it was made."""
-    about = {
-        "description": "simulated EEG; no person was recorded",
-        "simulated": True,
-        **{key: FILE_DEFAULTS[key] for key in ("sfreq", "window", "length_limits", "image_known")},
-        "ch_names": [f"E{i + 1}" for i in range(128)],
-        "band": cfg.band,
-        "design": cfg.design,
-        "standardised": "each channel to mean 0 and variance 1 over each recording",
-        "settings": settings(cfg),
-    }
-    checkpoints.write_text(path, json.dumps(about, indent=1))
 
 
 def print_lda(trials_path: Path, splits_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Trials of marked recordings: epochs, folds that leave one recording out, photographs by kind, published layout."""
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from data.recordings import Recording, standardise
 from data.stimuli import image_path
-from runtime import checkpoints, draws
+from runtime import draws
 from runtime.errors import UserError
 from runtime.pictures import load_image
 
@@ -44,7 +44,8 @@ def cut_epochs(
     """
     import mne
 
-    raw, sfreq, counts = recording.raw, recording.raw.info["sfreq"], {"accepted": 0, "rejected": 0, "cut off": 0}
+    raw, sfreq = recording.raw, recording.raw.info["sfreq"]
+    counts = Counter({"accepted": 0, "rejected": 0, "cut off": 0})
     begin, end = (round(edge * sfreq) for edge in window)
     ids = {marker: number for number, marker in enumerate(kinds, 1) if marker in raw.annotations.description}
     if not ids:
@@ -55,9 +56,7 @@ def cut_epochs(
         raw, events, ids, begin / sfreq, (end - 1) / sfreq, baseline=None, proj=False, preload=True,
         reject={"eeg": 1e-6 * reject} if reject else None, event_repeated="drop", on_outside="ignore", verbose="ERROR",
     )  # fmt: skip
-    for reasons in epochs.drop_log:
-        outcome = DROPPED.get(reasons[0], "rejected") if reasons else "accepted"
-        counts[outcome] = counts.get(outcome, 0) + 1
+    counts.update(DROPPED.get(reasons[0], "rejected") if reasons else "accepted" for reasons in epochs.drop_log)
     eeg = standardise(epochs.get_data(copy=False, verbose="ERROR"), clip, raw.get_data())
     names = {number: kinds[marker] for marker, number in ids.items()}
     kind = [names[number] for number in epochs.events[:, 2].tolist()]
@@ -89,12 +88,9 @@ def leave_one_out(recording: np.ndarray, val_share: float) -> Iterator[dict[str,
 
     for rest, test in LeaveOneGroupOut().split(recording, groups=recording):
         others = [rest[recording[rest] == number] for number in np.unique(recording[rest])]
-        tails = [max(1, round(val_share * len(trials))) for trials in others]
-        yield {
-            "train": np.concatenate([trials[:-n] for trials, n in zip(others, tails, strict=True)]),
-            "val": np.concatenate([trials[-n:] for trials, n in zip(others, tails, strict=True)]),
-            "test": test,
-        }
+        cut = [np.split(trials, [-max(1, round(val_share * len(trials)))]) for trials in others]
+        train, val = map(np.concatenate, zip(*cut, strict=True))
+        yield {"train": train, "val": val, "test": test}
 
 
 def place_photographs(folders: dict[str, Path], out: Path, seed: int) -> dict[str, dict[str, list[str]]]:
@@ -158,30 +154,21 @@ def draw_photographs(
     return stems
 
 
-def write_fold(
-    folder: Path, epochs: Sequence[Epochs], eeg: np.ndarray, splits: dict[str, np.ndarray],
-    photographs: dict[str, dict[str, list[str]]], manifest: dict, seed: int,
-) -> None:  # fmt: skip
-    """Write eeg.pth, eeg.json and splits_all.pth: the published layout, with `onset` and `recording` a trial.
+def fold_content(
+    epochs: Sequence[Epochs], eeg: np.ndarray, splits: dict[str, np.ndarray],
+    photographs: dict[str, dict[str, list[str]]], seed: int,
+) -> dict:  # fmt: skip
+    """The content of a trials file in the published layout, with `onset` and `recording` a trial.
 
     eeg: (N, C, T), the trials of all `epochs`, one recording after the other.
     """
     kinds = list(photographs["train"])
     images = [stem for kind in kinds for part in PARTS for stem in photographs[part][kind]]
-    trials = [(e, kind, onset) for e in epochs for kind, onset in zip(e.kind, e.onset, strict=True)]
-    stems = draw_photographs([kind for _, kind, _ in trials], splits, photographs, seed)
+    shown = [kind for e in epochs for kind in e.kind]
+    stems = draw_photographs(shown, splits, photographs, seed)
+    origins = [{"subject": e.subject, "onset": onset, "recording": e.recording} for e in epochs for onset in e.onset]
     dataset = [
-        {
-            "eeg": torch.from_numpy(signal.copy()),
-            "image": images.index(stem),
-            "label": kinds.index(kind),
-            "subject": e.subject,
-            "onset": onset,
-            "recording": e.recording,
-        }
-        for signal, stem, (e, kind, onset) in zip(eeg, stems, trials, strict=True)
+        {"eeg": torch.from_numpy(signal.copy()), "image": images.index(stem), "label": kinds.index(kind)} | origin
+        for signal, stem, kind, origin in zip(eeg, stems, shown, origins, strict=True)
     ]
-    labels = [class_id(n) for n in range(1, len(kinds) + 1)]
-    checkpoints.save(folder / "eeg.pth", {"dataset": dataset, "labels": labels, "images": images})
-    checkpoints.save(folder / "splits_all.pth", {"splits": [{part: t.tolist() for part, t in splits.items()}]})
-    checkpoints.write_text(folder / "eeg.json", json.dumps(manifest, indent=1))
+    return {"dataset": dataset, "labels": [class_id(n) for n in range(1, len(kinds) + 1)], "images": images}

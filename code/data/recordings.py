@@ -44,11 +44,10 @@ def find_recordings(folder: str | Path) -> list[Path]:
         UserError: no such folder, nothing readable in it, or two files whose names would be one.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; it should hold recordings ({', '.join(SUFFIXES)})")
     paths = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
     if not paths:
-        raise UserError(f"{folder}: no recording in this folder or below it ({', '.join(SUFFIXES)})")
+        missing = "no recording in this folder or below it" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {missing}; it should hold files of these kinds: {', '.join(SUFFIXES)}")
     names = [_name(path, folder) for path in paths]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{folder}: two recordings would both be called {twice[0]}; rename one")
@@ -156,9 +155,7 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     (low, high), raw, path = band, recording.raw, recording.path
     lowest = min(sfreq or math.inf, raw.info["sfreq"])
     if not 0 <= low < high < lowest / 2:
-        raise UserError(
-            f"{path}: band {low:g} to {high:g} Hz does not fit {lowest:g} Hz; its end must be below half that"
-        )
+        raise UserError(f"{path}: band {low:g} to {high:g} Hz does not fit {lowest:g} Hz; end it below half of that")
     if missing := [name for name in channels if name not in raw.ch_names]:
         raise UserError(f"{path}: has no usable channel {missing[0]}; it has {raw.ch_names}")
     raw = raw.copy().pick(channels or raw.ch_names).filter(low or None, high, verbose="ERROR")
@@ -168,9 +165,8 @@ def clean(recording: Recording, band: tuple[float, float], sfreq: float, channel
     spread = np.median(np.abs(data - np.median(data, axis=1, keepdims=True)), axis=1)
     flat = np.flatnonzero(spread < 1e-6 * np.abs(data).max(axis=1))  # what a filter leaves of nothing is rounding
     if len(flat):
-        raise UserError(
-            f"{path}: channel {raw.ch_names[flat[0]]} is flat most of the time; leave it out with channels="
-        )
+        name = raw.ch_names[flat[0]]
+        raise UserError(f"{path}: channel {name} is flat most of the time; leave it out with channels=")
     return replace(recording, raw=raw)
 
 

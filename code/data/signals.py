@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from runtime import checkpoints
 from runtime.errors import UserError
 
 
@@ -38,14 +39,12 @@ def check_signal(low: np.ndarray, high: np.ndarray, where: str) -> None:
     Raises:
         UserError: names file, trial or segment, and channel.
     """
-    for bad, what in (
-        (~(np.isfinite(low) & np.isfinite(high)), "has NaN or infinite samples"),
-        (low == high, "is constant (a dead electrode?)"),
-    ):
+    broken, constant = ~(np.isfinite(low) & np.isfinite(high)), low == high
+    for bad, problem in ((broken, "has NaN or infinite samples"), (constant, "is constant (a dead electrode?)")):
         if bad.any():
             *segment, channel = np.argwhere(bad)[0].tolist()
             at = f", segment {segment[0]}" if segment else ""
-            raise UserError(f"{where}{at}: channel {channel} {what}; repair it or leave it out (run.py prepare_eeg)")
+            raise UserError(f"{where}{at}: channel {channel} {problem}; repair it or leave it out (run.py prepare_eeg)")
 
 
 def read_manifest(path: Path) -> dict:
@@ -63,6 +62,11 @@ def read_manifest(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object of named fields")
     return content
+
+
+def write_manifest(path: Path, content: dict) -> None:
+    """The JSON object that `read_manifest` reads."""
+    checkpoints.write_text(path, json.dumps(content, indent=1))
 
 
 class Span(NamedTuple):
@@ -92,9 +96,7 @@ def spans_of(path: Path) -> list[Span]:
     """The checked segments of one file."""
     array = mapped(path)
     if array.ndim not in (2, 3) or 0 in array.shape:
-        raise UserError(
-            f"{path}: has shape {array.shape}; expected (channels, samples) or (segments, channels, samples)"
-        )
+        raise UserError(f"{path}: has shape {array.shape}; expected (channels, samples), or segments of that shape")
     if array.dtype.kind != "f":
         raise UserError(f"{path}: holds {array.dtype}; expected floating point samples")
     check_signal(array.min(-1), array.max(-1), str(path))

@@ -15,41 +15,6 @@ NOT_VERIFIED = "order of the file, not verified"  # what is said wherever it sta
 PAIRS = (("train", "val"), ("val", "test"), ("train", "test"))
 
 
-def read_splits(path: Path, order: Sequence[int], index_space: str) -> dict[str, list[int]]:
-    """Each split's trials as positions in the file, given the positions that the split's own indices count.
-
-    Raises:
-        UserError: missing file or key, an index out of range (the published loader lets one that equals the length
-            pass, and then fails), or splits that overlap.
-    """
-    content = checkpoints.read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
-    if not content.get("splits"):
-        raise UserError(f"{path}: lacks the key 'splits' or it is empty; found {sorted(map(str, content))}")
-    first = content["splits"][0] if isinstance(content["splits"], list) else None
-    if not isinstance(first, dict):
-        raise UserError(f"{path}: 'splits' is no list of dicts of train, val and test")
-    parts = {}
-    for name in SPLITS:
-        if name not in first:
-            raise UserError(f"{path}: splits[0] lacks the key '{name}'; found {sorted(map(str, first))}")
-        try:
-            parts[name] = [operator.index(i) for i in first[name]]  # a tensor's numbers too
-        except TypeError as error:
-            raise UserError(f"{path}: split '{name}' holds something other than whole numbers") from error
-        if len(set(parts[name])) < len(parts[name]):
-            raise UserError(f"{path}: split '{name}' names a trial twice")
-        wrong = [i for i in parts[name] if not 0 <= i < len(order)]
-        if wrong:
-            raise UserError(
-                f"{path}: split '{name}' has index {wrong[0]}; {index_space} has {len(order)} trials, from 0"
-            )
-    for a, b in PAIRS:
-        both = set(parts[a]) & set(parts[b])
-        if both:
-            raise UserError(f"{path}: splits '{a}' and '{b}' overlap in {len(both)} trials, for example {min(both)}")
-    return {name: [order[i] for i in parts[name]] for name in SPLITS}
-
-
 def trials_of(subject: int, subjects: Sequence[int], signals: str) -> list[int]:
     """Positions in the file of the trials of one subject, 0: of all. UserError, naming the file, if there are none."""
     rows = [i for i, other in enumerate(subjects) if subject in (0, other)]
@@ -58,9 +23,7 @@ def trials_of(subject: int, subjects: Sequence[int], signals: str) -> list[int]:
     return rows
 
 
-def read_subject_splits(
-    path: Path, subjects: Sequence[int], subject: int, signals: str
-) -> tuple[dict[str, list[int]], str]:
+def read_splits(path: Path, subjects: Sequence[int], subject: int, signals: str) -> tuple[dict[str, list[int]], str]:
     """Each split's trials of one subject (0: of all), as positions in the file, and in what the indices count.
 
     They count among the subject's own trials, as published, but in the whole file where the stem ends in `_all`.
@@ -69,13 +32,31 @@ def read_subject_splits(
         subjects: of every trial in the file; signals: its name, for errors.
 
     Raises:
-        UserError: no trial of that subject, or as `read_splits`.
+        UserError: no trial of that subject, missing file or key, splits that overlap, or an index out of range (the
+            published loader lets one that equals the length pass, and then fails).
     """
-    order = trials_of(subject, subjects, signals)
-    whole = path.stem.endswith("_all") or subject == 0
-    index_space = "the whole file" if whole else f"the list of subject {subject}"
-    parts = read_splits(path, range(len(subjects)) if whole else order, index_space)
-    return {name: [i for i in part if subject in (0, subjects[i])] for name, part in parts.items()}, index_space
+    order, index_space = trials_of(subject, subjects, signals), f"the list of subject {subject}"
+    if path.stem.endswith("_all") or subject == 0:
+        order, index_space = range(len(subjects)), "the whole file"
+    content = checkpoints.read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
+    try:
+        parts = {name: [operator.index(i) for i in content["splits"][0][name]] for name in SPLITS}  # a tensor's too
+    except KeyError as error:
+        raise UserError(f"{path}: lacks the key {error}; expected splits[0] with train, val and test") from error
+    except (IndexError, TypeError) as error:
+        raise UserError(
+            f"{path}: 'splits' is empty, no list of dicts, or holds something other than whole numbers ({error})"
+        ) from error
+    for name, part in parts.items():
+        if len(set(part)) < len(part):
+            raise UserError(f"{path}: split '{name}' names a trial twice")
+        if wrong := [i for i in part if not 0 <= i < len(order)]:
+            raise UserError(f"{path}: '{name}' has index {wrong[0]}; {index_space} has {len(order)} trials, from 0")
+    for a, b in PAIRS:
+        if both := set(parts[a]) & set(parts[b]):
+            raise UserError(f"{path}: splits '{a}' and '{b}' overlap in {len(both)} trials, for example {min(both)}")
+    placed = {name: [order[i] for i in part] for name, part in parts.items()}
+    return {name: [i for i in part if subject in (0, subjects[i])] for name, part in placed.items()}, index_space
 
 
 def runs_in_time(trials: dict[str, list]) -> list[list[int]]:
@@ -83,10 +64,14 @@ def runs_in_time(trials: dict[str, list]) -> list[list[int]]:
 
     trials: columns of equal length: subject, onset, recording (None where unknown).
     """
-    timed = None not in trials["onset"]
-    whose = [(s, str(r)) for s, r in zip(trials["subject"], trials["recording"], strict=True)]
-    order = sorted(range(len(whose)), key=lambda i: (whose[i], trials["onset"][i] if timed else i))
-    return [list(run) for _, run in itertools.groupby(order, key=lambda i: whose[i])]
+    timed, recordings = None not in trials["onset"], recordings_of(trials)
+    order = sorted(range(len(recordings)), key=lambda i: (recordings[i], trials["onset"][i] if timed else i))
+    return [list(run) for _, run in itertools.groupby(order, key=recordings.__getitem__)]
+
+
+def recordings_of(trials: dict[str, list]) -> list[tuple[int, str]]:
+    """Each trial's subject and recording: a recording's name alone may be used for two subjects."""
+    return [(subject, str(name)) for subject, name in zip(trials["subject"], trials["recording"], strict=True)]
 
 
 def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]], index_space: str) -> dict:
@@ -95,20 +80,18 @@ def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]
     "shared" counts, for "train/test" and so on: pictures and recordings of both (None: unknown); trials of the second
     with the samples of a trial of the first, or next to one in time. `trials` are the columns of a TrialFile.
     """
-    beside = [pair for run in runs_in_time(trials) for pair in itertools.pairwise(run)]
-    known = None not in trials["recording"]
-    tapes = [str(pair) for pair in zip(trials["subject"], trials["recording"], strict=True)]
+    neighbours = [pair for run in runs_in_time(trials) for pair in itertools.pairwise(run)]
+    neighbours += [(later, earlier) for earlier, later in neighbours]
+    columns = {"pictures": trials["image"], "recordings": recordings_of(trials), "identical": trials["digest"]}
     shared = {}
     for a, b in PAIRS:
         first, second = set(parts[a]), set(parts[b])
-        common = {k: {column[i] for i in first} & {column[i] for i in second} for k, column in (
-            ("pictures", trials["image"]), ("recordings", tapes), ("samples", trials["digest"]))}  # fmt: skip
-        near = {i for x, y in beside for i, j in ((x, y), (y, x)) if i in second and j in first}
+        common = {name: {column[i] for i in first} & {column[i] for i in second} for name, column in columns.items()}
         shared[f"{a}/{b}"] = {
             "pictures": len(common["pictures"]),
-            "recordings": len(common["recordings"]) if known else None,
-            "identical": sum(trials["digest"][i] in common["samples"] for i in second),
-            "neighbours": len(near),
+            "recordings": None if None in trials["recording"] else len(common["recordings"]),
+            "identical": sum(trials["digest"][i] in common["identical"] for i in second),
+            "neighbours": len({j for i, j in neighbours if i in first and j in second}),
         }
     return {
         "index_space": index_space,
@@ -125,14 +108,12 @@ def describe_splits(facts: dict) -> str:
     """What `check_splits` found of the test split, in lines; the rest is in the manifest."""
     sizes, n_test = ", ".join(f"{name} {n}" for name, n in facts["sizes"].items()), facts["sizes"]["test"]
     lines = [f"splits: {sizes} trials, counted in {facts['index_space']}"]
-    for pair, names, one in (
-        ("train/test", "training and test", "a training trial"),
-        ("val/test", "validation and test", "a validation trial"),
-    ):
-        shared = facts["shared"][pair]
+    for part, name in (("train", "training"), ("val", "validation")):
+        shared = facts["shared"][f"{part}/test"]
         recordings = "an unknown number of" if shared["recordings"] is None else shared["recordings"]
         lines.append(
-            f"  {names} share {shared['pictures']} pictures and {recordings} recordings; of {n_test} test trials "
-            f"{shared['identical']} equal {one}, {shared['neighbours']} are next to one in time ({facts['order']})"
+            f"  {name} and test share {shared['pictures']} pictures and {recordings} recordings; of {n_test} test "
+            f"trials {shared['identical']} equal a {name} trial, {shared['neighbours']} are next to one in time "
+            f"({facts['order']})"
         )
     return "\n".join([*lines, *filter(None, [facts["made_by"].get("about")])])

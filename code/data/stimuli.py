@@ -34,18 +34,15 @@ def leave_out_missing(trials: Mapping, root: str | Path, allow_missing: int = 0)
     root = Path(root)
     names = sorted({name for part in trials.values() for name in part.names})
     if not root.is_dir():
-        elsewhere = _missing_classes(root, names) if names else "the trials will tell which"
-        raise UserError(
-            f"{root}: no such folder; it should hold the pictures as <wnid>/<wnid>_<number>.JPEG; {elsewhere}"
-        )
+        classes = _missing_classes(root, names) if names else "the trials will tell which"
+        raise UserError(f"{root}: no such folder; it should hold pictures, <wnid>/<wnid>_<number>.JPEG; {classes}")
     missing = [name for name in names if not readable(image_path(root, name))]
     limit = max(allow_missing, int(TOLERATED_SHARE * len(names)))
     unknown = [name for name in missing if name not in KNOWN_CORRUPT]
     if len(unknown) > limit:
         raise UserError(
-            f"{image_path(root, unknown[0])}: missing or corrupt, {len(unknown)} of {len(names)} pictures; "
-            f"at most {limit} may be left out (allow_missing={len(unknown)} to go on without them); "
-            f"{_missing_classes(root, names)}"
+            f"{image_path(root, unknown[0])}: missing or corrupt, {len(unknown)} of {len(names)} pictures; at most "
+            f"{limit} may be left out (allow_missing={len(unknown)} allows these); {_missing_classes(root, names)}"
         )
     if not missing:
         return dict(trials), []

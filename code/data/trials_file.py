@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.signals import write_manifest
 from data.stimuli import image_path
 from runtime import checkpoints
 from runtime.errors import UserError
@@ -29,10 +31,8 @@ FORMAT = "eeg-trials-2"
 KEYS = ("dataset", "labels", "images")
 OPTIONAL = ("onset", "recording")
 NUMBER = (int, "a whole number")
-FIELDS = {
-    "eeg": (Tensor, "a tensor"), "label": NUMBER, "image": NUMBER, "subject": NUMBER,
-    "onset": (int | float, "seconds"), "recording": (int | str, "a name or number"),
-}  # fmt: skip
+FACTS = {"label": NUMBER, "image": NUMBER, "subject": NUMBER}
+FACTS |= {"onset": (int | float, "seconds"), "recording": (int | str, "a name or number")}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,17 @@ def open_trial_file(path: str | Path) -> TrialFile:
     return TrialFile(samples, np.load(samples, mmap_mode="r").offset, np.cumsum(size) - size, about)
 
 
+def write_trial_file(path: Path, content: dict, splits: dict[str, dict[str, list[int]]], manifest: dict) -> None:
+    """Write a file of trials as published, with its manifest and splits files; the trials last.
+
+    content: "dataset", "labels" and "images" (spec 1.1); splits: trials by part (spec 1.2), by a splits file's stem.
+    """
+    write_manifest(path.with_suffix(".json"), manifest)
+    for stem, parts in splits.items():
+        checkpoints.save(path.with_name(f"{stem}.pth"), {"splits": [parts]})
+    checkpoints.save(path, content)
+
+
 def cached_windows(
     file: TrialFile, facts: list, shape: tuple[int, ...], rows: Callable[[], Iterable[np.ndarray]]
 ) -> np.ndarray:
@@ -90,7 +101,6 @@ def cached_windows(
     path = file.samples.with_name(f"{file.samples.name.removesuffix('.trials.npy')}.windows-{key}.npy")
     windows = _mapped(path)
     if windows is None or windows.shape != shape:
-        checkpoints.sweep(path)
         try:
             _write_array(path, shape, rows())
             windows = _mapped(path)
@@ -104,7 +114,8 @@ def cached_windows(
 
 
 def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
-    """A float32 .npy file of this shape, written part after part."""
+    """A float32 .npy file of this shape, written part after part, in place of what killed writers left of it."""
+    checkpoints.sweep(path)
 
     def write(file) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -142,15 +153,13 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
         content = checkpoints.read_plain(path, "file of EEG trials")
     _check(path, content)
     trials = content["dataset"]
-    columns = {k: [trial.get(k) for trial in trials] for k in ("label", "image", "subject", *OPTIONAL)}
+    columns = {key: [trial.get(key) for trial in trials] for key in FACTS}
     columns |= {"shape": [list(trial["eeg"].shape) for trial in trials], "digest": []}
-    total = sum(n_chans * length for n_chans, length in columns["shape"])
+    total = sum(map(math.prod, columns["shape"]))
     names = sum(len(str(name)) for name in (*content["labels"], *content["images"], *columns["recording"]))
     if max(total, names) > (limit := path.stat().st_size):
-        raise UserError(
-            f"{path}: asks for {total} samples and {names} letters of names, but has {limit} bytes: many trials are "
-            "copies of one; write each trial once"
-        )
+        too_many = f"{total} samples and {names} letters of names, but has {limit} bytes"
+        raise UserError(f"{path}: asks for {too_many}: many trials are copies of one; write each trial once")
 
     def read() -> Iterable[np.ndarray]:
         for number, trial in enumerate(trials):
@@ -158,11 +167,10 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
             columns["digest"].append(hashlib.blake2b(eeg, digest_size=16).hexdigest())
             yield eeg
 
-    if index.is_file():  # else, interrupted here, the earlier file's index would stand beside these samples
-        index.unlink(missing_ok=True)
-    for earlier in samples.parent.glob(f"{glob.escape(path.stem)}.windows-*.npy"):
-        earlier.unlink(missing_ok=True)
-    checkpoints.sweep(samples)
+    # the index goes first: interrupted later, the earlier file's would stand beside these samples
+    for earlier in [index, *samples.parent.glob(f"{glob.escape(path.stem)}.windows-*.npy")]:
+        if earlier.is_file():
+            earlier.unlink(missing_ok=True)
     _write_array(samples, (total,), read())
     size, seconds = f"{4 * total / 1e9:.2f} GB", time.time() - started
     print(f"{path}: {len(trials)} trials converted once into {samples} ({size}) in {seconds:.1f} s")
@@ -199,38 +207,41 @@ NUMPY = [(_Dtype, "numpy.dtype"), *((_scalar, f"numpy.{core}.multiarray.scalar")
 
 
 def _check(path: Path, content: dict) -> None:
-    for key in KEYS:
-        if key not in content:
-            raise UserError(f"{path}: lacks the key '{key}'; found {sorted(map(str, content))}")
+    if missing := [key for key in KEYS if key not in content]:
+        raise UserError(f"{path}: lacks the key '{missing[0]}'; found {sorted(map(str, content))}")
     for key in KEYS:
         if not isinstance(content[key], list) or not content[key]:
             raise UserError(f"{path}: '{key}' is empty or no list")
-    limits = {"label": len(content["labels"]), "image": len(content["images"])}
-    last: dict[int, float] = {}  # onset of each subject's trial before
+    latest: dict[int, float] = {}  # onset of each subject's trial before
     for i, trial in enumerate(content["dataset"]):
-        if not isinstance(trial, dict):
-            raise UserError(f"{path}: trial {i} is no dict")
-        for key, (kind, words) in FIELDS.items():
-            if key not in trial and key not in OPTIONAL:
-                raise UserError(f"{path}: trial {i} lacks the key '{key}'; found {sorted(map(str, trial))}")
-            if key in trial and not isinstance(trial[key], kind):
-                raise UserError(f"{path}: trial {i} has {key} {str(trial[key])[:60]}; expected {words}")
-        for key, limit in limits.items():
-            if not 0 <= trial[key] < limit:
-                raise UserError(f"{path}: trial {i} has {key} {trial[key]}; the file lists {limit} {key}s, from 0")
-        eeg, onset = trial["eeg"], trial.get("onset", 0)
-        if eeg.dim() != 2 or not eeg.is_floating_point():
-            raise UserError(
-                f"{path}: trial {i} has eeg {tuple(eeg.shape)} of {eeg.dtype}; expected floating point numbers "
-                "(channels, samples)"
-            )
-        if not math.isfinite(onset):
-            raise UserError(f"{path}: trial {i} has onset {onset}; expected seconds")
+        if problem := _problem_of(trial, {"label": len(content["labels"]), "image": len(content["images"])}):
+            raise UserError(f"{path}: trial {i} {problem}")
         if "onset" in trial and "recording" not in trial:
-            if onset < last.get(trial["subject"], onset):
+            if trial["onset"] < latest.get(trial["subject"], trial["onset"]):
                 raise UserError(f"{path}: trial {i}: onsets begin anew, but no trial names its 'recording'")
-            last[trial["subject"]] = onset
+            latest[trial["subject"]] = trial["onset"]
     for name in content["images"]:
         image_path("", name)
     if not all(isinstance(name, str | int) for name in content["labels"]):
         raise UserError(f"{path}: 'labels' holds something other than names")
+
+
+def _problem_of(trial: Any, limits: dict[str, int]) -> str:
+    """What keeps a trial from being read, in words after "trial 7"; limits: how many labels and images there are."""
+    if not isinstance(trial, dict):
+        return "is no dict"
+    if missing := [key for key in ("eeg", *FACTS) if key not in trial and key not in OPTIONAL]:
+        return f"lacks the key '{missing[0]}'; found {sorted(map(str, trial))}"
+    eeg = trial["eeg"]
+    if not (isinstance(eeg, Tensor) and eeg.dim() == 2 and eeg.is_floating_point()):
+        kind = f"{tuple(eeg.shape)} of {eeg.dtype}" if isinstance(eeg, Tensor) else str(eeg)[:60]
+        return f"has eeg {kind}; expected floating point numbers (channels, samples)"
+    for key, (kind, words) in FACTS.items():
+        if key in trial and not isinstance(trial[key], kind):
+            return f"has {key} {str(trial[key])[:60]}; expected {words}"
+    if not math.isfinite(trial.get("onset", 0)):
+        return f"has onset {trial['onset']}; expected seconds"
+    for key, limit in limits.items():
+        if not 0 <= trial[key] < limit:
+            return f"has {key} {trial[key]}; the file lists {limit} {key}s, from 0"
+    return ""

@@ -29,13 +29,10 @@ class EEGWindows:
 
     def __init__(self, folder, n_chans: int = 128, n_times: int = 512, scale: float = 1.0, seed=2022, held_out=0.1):
         self.folder, self.n_chans, self.n_times, self.scale, self.seed = Path(folder), n_chans, n_times, scale, seed
-        if not self.folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; it should hold recordings as .npy files (see datasets/README.md)"
-            )
         files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() == ".npy" and p.is_file())
         if not files:
-            raise UserError(f"{folder}: no .npy file in this folder or below it; see datasets/README.md")
+            missing = "no .npy file in this folder or below it" if self.folder.is_dir() else "no such folder"
+            raise UserError(f"{folder}: {missing}; it should hold recordings as .npy files (see datasets/README.md)")
         mapped.cache_clear()  # files of the same name may have been rewritten since
         self.info = dict.fromkeys(("sfreq", "ch_names", "band", "excludes_test"))
         self.info |= read_manifest(self.folder / "manifest.json")
@@ -48,16 +45,14 @@ class EEGWindows:
             return sum(recordings, []), []
         if len(recordings) >= 5:
             order = draws.permutation(len(recordings), self.seed, "held-out recordings").tolist()
-            held_out = set(order[-max(1, int(share * len(recordings))) :])
-            parts = [([], spans) if i in held_out else (spans, []) for i, spans in enumerate(recordings)]
+            chosen = order[-max(1, int(share * len(recordings))) :]
+            parts = [([], spans) if i in chosen else (spans, []) for i, spans in enumerate(recordings)]
         else:
             parts = [self._cut_tail(spans, share) for spans in recordings]
         train, held = (sum(part, []) for part in zip(*parts, strict=True))
         if not held:
-            raise UserError(
-                f"{self.folder}: too little EEG to hold a part out (fewer than five files, none longer than "
-                f"{2 * self.n_times} samples); add recordings"
-            )
+            least = f"five files, or one longer than {2 * self.n_times} samples"
+            raise UserError(f"{self.folder}: too little EEG to hold a part out; add recordings ({least})")
         return train, held
 
     def _cut_tail(self, spans: list[Span], share: float) -> tuple[list[Span], list[Span]]:

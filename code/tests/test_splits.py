@@ -147,4 +147,4 @@ def test_indices_are_whole_numbers_and_named_once(tmp_path, train, said):
     path = tmp_path / "splits.pth"
     torch.save({"splits": [{"train": train, "val": [3], "test": [5]}]}, path)
     with pytest.raises(UserError, match=said):
-        read_splits(path, range(6), "the whole file")
+        read_splits(path, [1] * 6, 1, "eeg.pth")
