@@ -19,7 +19,7 @@ from generate import format_of, load_generator
 from runtime import ranks
 from runtime.findings import Findings
 from runtime.paths import under_root
-from runtime.runs import open_for_all
+from runtime.runs import look_at_folder, open_for_all
 
 
 def main() -> None:
@@ -56,7 +56,10 @@ def main() -> None:
 def dry_run(cfg: GenerateConfig) -> None:
     """Open every input, list what is there and what is wrong, and end: status 0 where stage C can start, else 1."""
     findings = Findings(keep_going=True)
-    open_inputs(cfg, paths_of(cfg), load_generator, findings)
+    paths = paths_of(cfg)
+    inputs = open_inputs(cfg, paths, load_generator, findings)
+    config = identity(cfg) | input_hashes(paths) if inputs.generator and inputs.trials else None
+    findings.open("run folder", lambda: look_at_folder(cfg, "eval", config, None), str)
     sys.exit(findings.report("C"))
 
 

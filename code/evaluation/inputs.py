@@ -156,10 +156,11 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
         lambda pair: "; ".join(pair[1]), [paths.eeg, paths.splits],
     ) or ({}, [])  # fmt: skip
     kept, notes = findings.open(
-        "pictures", lambda: readable_trials(cfg, paths, trials), lambda pair: "; ".join(pair[1])
+        "pictures", lambda: readable_trials(cfg, paths, trials),
+        lambda pair: "; ".join([f"of {len(part)} test trials" for part in pair[0].values()] + pair[1]),
     ) or ({}, [])  # fmt: skip
     notes += unsure + ([absent] if absent else [])
-    if kept:
+    if not findings.keep_going:
         counted = f"{len(kept['test'])} test trials of {paths.eeg}"
         print(describe_splits(trials["test"].info["split"]), *notes, counted, sep="\n")
     opened_at = datetime.now(UTC).isoformat(timespec="seconds")
