@@ -1,4 +1,4 @@
-"""The list of every module in docs/code_tour.md, written again from the first lines of their docstrings.
+"""Write the list of modules in docs/code_tour.md again, from the first lines of their docstrings.
 
 python code/run.py code_tour
 """

@@ -1,4 +1,4 @@
-"""Where every figure of README and docs comes from: those without a receipt, or some of them measured again.
+"""Where every figure of README and docs comes from: those without a receipt, or some measured again.
 
 python code/run.py receipts                     # figures that docs/receipts.yaml does not cover; none: exit status 0
 python code/run.py receipts run=bands           # runs the receipt's command and says which figures fall outside
