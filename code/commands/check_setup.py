@@ -18,10 +18,12 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 import stageA1_eeg_pretrain as stage_a
@@ -46,29 +48,10 @@ from sc_mbm.trainer import MaskedPretraining
 from vision.clip import OPEN_CLIP
 from vision.clip_files import look_at_clip
 
-STAGES = {"a": PretrainConfig, "b": FinetuneConfig, "c": GenerateConfig}
-FOLDERS = {"a": "eeg_pretrain", "b": "generation", "c": "eval"}
-EARLIER = {"a": (), "b": ("stage A checkpoint",), "c": ("stage B checkpoint",)}  # what an earlier stage makes
 PROBE_STEPS, PROBE_SECONDS = 20, 60
 UNITS = {"parameters": (1e6, "million"), "memory": (1e9, "GB"), "time": (1, "")}
 LARGE = 1 << 30  # bytes; above it a file is hashed only on demand
-IMAGENET_EEG = "eeg_5_95_std.pth and block_splits_by_image_single.pth: github.com/perceivelab/eeg_visual_classification"
-# what to get, and the names that the published README, its forks and browsers give to what belongs elsewhere
-GET = {
-    "recordings": ("unlabelled EEG as .npy; code/run.py prepare_eeg makes it of recordings", "mne_data eeg_train"),
-    "trials": (IMAGENET_EEG, "eeg_5_95_std.pth block_splits_by_image_*.pth"),
-    "pictures": ("the 1,996 ImageNet pictures shown, <wnid>/<wnid>_<n>.JPEG; ImageNet's own train folder fits", ""),
-    "stage A checkpoint": ("code/stageA1_eeg_pretrain.py makes it, or set pretrain_mbm_path=", "checkpoint*.pth"),
-    "stage B checkpoint": ("code/eeg_ldm.py makes it, or set model_path=", "checkpoint*.pth"),
-    "Stable Diffusion": (
-        "v1-5-pruned.safetensors or .ckpt (7.7 GB, not emaonly): hub, stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "v1-5-pruned* config15.yaml config.yaml v1-inference.yaml",
-    ),
-    "CLIP": ("`hf download openai/clip-vit-large-patch14`; online, the stage does so itself (1.7 GB)", ""),
-    "classifier": ("torchvision's vit_h_14_swag-80465313.pth (2.5 GB)", "vit_h_14*.pth"),
-}
-MINIATURE = dict.fromkeys(("recordings", "trials", "pictures"), "code/run.py simulate_eeg makes it")
-MINIATURE |= dict.fromkeys(("Stable Diffusion", "CLIP", "classifier"), "git checkout -- pretrains/miniature")
+REMEDIES = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_suffix(".yaml")))
 
 sha256 = cache(checkpoints.sha256)
 
@@ -88,7 +71,6 @@ class SetupConfig:
 class Opened:
     """How a stage's inputs open, and what its run will take."""
 
-    stage: str
     cfg: Any
     findings: Findings
     plan: MemoryPlan | None = None
@@ -99,18 +81,16 @@ class Opened:
 
 def open_pretraining(cfg: PretrainConfig, findings: Findings, memory: float) -> Opened:
     """Stage A, by its own code."""
-    findings.open("settings", lambda: stage_a.check(cfg), lambda _: "understood")
     inputs = stage_a.open_inputs(cfg, findings)
 
     def measure() -> dict:
         return time_training(MaskedPretraining.of(cfg, 1), inputs.windows, cfg, cfg.accum_iter)
 
-    return Opened("a", cfg, findings, inputs.plan, run_config(cfg), measure)
+    return Opened(cfg, findings, inputs.plan, run_config(cfg), measure)
 
 
 def open_finetuning(cfg: FinetuneConfig, findings: Findings, memory: float) -> Opened:
     """Stage B, by its own code."""
-    findings.open("settings", lambda: stage_b.check(cfg), lambda _: "understood")
     inputs = stage_b.open_inputs(cfg, findings)
 
     def measure() -> dict:
@@ -126,19 +106,18 @@ def open_finetuning(cfg: FinetuneConfig, findings: Findings, memory: float) -> O
             module.halve_frozen()
         return time_training(module, items, cfg, cfg.accumulate_grad)
 
-    return Opened("b", cfg, findings, inputs.plan, run_config(cfg), measure)
+    return Opened(cfg, findings, inputs.plan, run_config(cfg), measure)
 
 
 def open_sampling(cfg: GenerateConfig, findings: Findings, memory: float) -> Opened:
     """Stage C, by its own code; Stable Diffusion apart, so that it is seen before there is a checkpoint."""
-    findings.open("settings", lambda: check_sampler(cfg.sampler, cfg.ddim_steps), lambda _: "understood")
     paths = stage_c.paths_of(cfg)
     if file_kind(paths.model) != PUBLISHED_B:  # which carries its own
         files = [paths.stable_diffusion / "models" / name for name in (*weights.BASE_NAMES, "config15.yaml")]
         look = lambda: weights.look_at_base(paths.stable_diffusion, whole=True)  # noqa: E731
         findings.open("Stable Diffusion", look, lambda _: "as config15.yaml describes it", files)
     inputs = stage_c.open_inputs(cfg, paths, load_generator, findings)
-    opened = Opened("c", cfg, findings)
+    opened = Opened(cfg, findings)
     if inputs.generator:
         opened.plan = plan_sampling(cfg, inputs, memory)
         if inputs.trials:
@@ -147,7 +126,27 @@ def open_sampling(cfg: GenerateConfig, findings: Findings, memory: float) -> Ope
     return opened
 
 
-OPEN = {"a": open_pretraining, "b": open_finetuning, "c": open_sampling}
+class Stage(NamedTuple):
+    """How a stage is called and opened."""
+
+    config: type
+    check: Callable[[Any], None]  # refuses settings that make no sense together
+    open: Callable[[Any, Findings, float], Opened]
+    folder: str  # below results/
+    earlier: tuple[str, ...] = ()  # what an earlier stage makes
+
+
+STAGES = {
+    "a": Stage(PretrainConfig, stage_a.check, open_pretraining, "eeg_pretrain"),
+    "b": Stage(FinetuneConfig, stage_b.check, open_finetuning, "generation", ("stage A checkpoint",)),
+    "c": Stage(
+        GenerateConfig,
+        lambda cfg: check_sampler(cfg.sampler, cfg.ddim_steps),
+        open_sampling,
+        "eval",
+        ("stage B checkpoint",),
+    ),
+}
 
 
 def clip_facts(cfg: Any) -> tuple[int, int]:
@@ -210,8 +209,9 @@ def time_sampling(cfg: GenerateConfig, inputs: stage_c.Inputs) -> dict:
 
 def check(stage: str, cfg: Any, asked: SetupConfig) -> Opened:
     """Open a stage's inputs, look at its folder and at the memory, and measure its time if that is asked for."""
-    findings = Findings(keep_going=True, later=EARLIER[stage] if asked.stage == "all" else ())
-    opened = OPEN[stage](cfg, findings, 1e9 * asked.memory)
+    findings = Findings(keep_going=True, later=STAGES[stage].earlier if asked.stage == "all" else ())
+    findings.open("settings", lambda: STAGES[stage].check(cfg), lambda _: "understood")
+    opened = STAGES[stage].open(cfg, findings, 1e9 * asked.memory)
     plan = opened.plan
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if "cuda" in next(f.message for f in findings.findings if f.subject == "device")[:4]:
@@ -220,7 +220,7 @@ def check(stage: str, cfg: Any, asked: SetupConfig) -> Opened:
     if plan and plan.total > room:
         advice = f"{smaller(cfg, plan, room)} (estimate)"
         findings.add("memory", NOTE, f"{plan.total / 1e9:.1f} GB will not fit in {room / 1e9:.1f} GB; {advice}")
-    look = lambda: look_at_folder(cfg, FOLDERS[stage], opened.config, plan)  # noqa: E731
+    look = lambda: look_at_folder(cfg, STAGES[stage].folder, opened.config, plan)  # noqa: E731
     findings.open("run folder", look, str)
     if opened.time and asked.plan and findings.ready and not any(f.state == LATER for f in findings.findings):
         opened.hours = opened.time()
@@ -237,10 +237,9 @@ def described(finding: Finding, opened: Opened, asked: SetupConfig) -> list[dict
     row = {"what": finding.subject, "state": finding.state, "about": finding.message, "files": files, "get": ""}
     if finding.state != WRONG:
         return [row]
-    row["get"], names = GET.get(finding.subject, ("", ""))
-    if "miniature" in opened.cfg.preset:
-        row["get"] = MINIATURE.get(finding.subject, row["get"])
-    wanted, guesses = [path.name for path in finding.paths if not path.exists()] + names.split(), []
+    remedy = {"get": "", "names": []} | REMEDIES.get(finding.subject, {})
+    row["get"] = remedy.get("miniature", remedy["get"]) if "miniature" in opened.cfg.preset else remedy["get"]
+    wanted, guesses = [path.name for path in finding.paths if not path.exists()] + remedy["names"], []
     for pattern in ("*/*", "*/*/*", "pretrains/*/*/*"):
         for path in set(under_root(opened.cfg.root_path, "").glob(pattern)) - set(finding.paths):
             if "miniature" not in path.parts and any(fnmatch(path.name.lower(), name) for name in wanted):
@@ -249,10 +248,9 @@ def described(finding: Finding, opened: Opened, asked: SetupConfig) -> list[dict
     return [row, *guesses]
 
 
-def show(opened: Opened, rows: list[dict], asked: SetupConfig) -> None:
+def show(stage: str, opened: Opened, rows: list[dict], asked: SetupConfig) -> None:
     """The findings and the plan in words."""
-    stage, plan = opened.stage.upper(), opened.plan
-    print(f"\nStage {stage}, name={opened.cfg.name}, below {under_root(opened.cfg.root_path, '').resolve()}")
+    print(f"\nStage {stage.upper()}, name={opened.cfg.name}, below {under_root(opened.cfg.root_path, '').resolve()}")
     for row in rows:
         print(f"  {row['state']:5}  {row['what']}: {row['about']}")
         for file in row["files"]:
@@ -261,15 +259,15 @@ def show(opened: Opened, rows: list[dict], asked: SetupConfig) -> None:
             print(f"           {file['path']}: {file['bytes']:,} bytes, {digest}{kind}")
         if row["get"]:
             print(f"         get: {row['get']}")
-    if plan:
-        print(f"  memory: {plan}")
+    if opened.plan:
+        print(f"  memory: {opened.plan}")
     for section, (unit, name) in UNITS.items() if asked.plan else ():
         for part, value in plan_of(opened).get(section, {}).items():
             print(f"    {section:11} {part:36} {value / unit:10,.4g} {name}")
     if asked.plan and not opened.hours:
         print("    time: told from real steps, once all is in place")
     wrong = sum(row["state"] == WRONG for row in rows)
-    print(f"Stage {stage} {'can start' if not wrong else f'cannot start; look for WRONG ({wrong}) above'}")
+    print(f"Stage {stage.upper()} {'can start' if not wrong else f'cannot start; look for WRONG ({wrong}) above'}")
 
 
 def plan_of(opened: Opened) -> dict:
@@ -279,23 +277,21 @@ def plan_of(opened: Opened) -> dict:
 
 def read_arguments(argv: list[str]) -> tuple[SetupConfig, dict[str, Any]]:
     """Our own settings, and the asked stages' from the rest; of all three stages, each takes what it knows."""
-    words, pairs = list(argv), []
-    while words:
-        word = words.pop(0)
+    words, pairs = iter(argv), []
+    for word in words:
         name = word.removeprefix("--").partition("=")[0]
         if word in ("--plan", "--hash", "--json"):
             word = f"{name}=true"
-        elif word.startswith("--") and "=" not in word and words:
-            word += f"={words.pop(0)}"
+        elif word.startswith("--") and "=" not in word:
+            word = "=".join([word, *islice(words, 1)])
         pairs.append((name, word))
-    local = {f.name for f in fields(SetupConfig)} | {"-h", "help"}
-    asked = from_cli(SetupConfig, [word for name, word in pairs if name in local])
-    classes = STAGES if asked.stage == "all" else {asked.stage: STAGES[asked.stage]}
-    knows = {s: {f.name for f in fields(cls)} | NO_EFFECT[cls].keys() | ALIASES.keys() for s, cls in classes.items()}
-    rest = [(name, word) for name, word in pairs if name not in local]
-    nobody = {name for name, _ in rest} - set().union(*knows.values())
-    mine = {stage: [word for name, word in rest if name in knows[stage] | nobody] for stage in classes}
-    return asked, {stage: from_cli(cls, mine[stage]) for stage, cls in classes.items()}
+    ours = {f.name for f in fields(SetupConfig)} | {"-h", "help"}
+    asked = from_cli(SetupConfig, [word for name, word in pairs if name in ours])
+    kinds = {stage: STAGES[stage].config for stage in (STAGES if asked.stage == "all" else [asked.stage])}
+    knows = {s: {f.name for f in fields(kind)} | NO_EFFECT[kind].keys() | ALIASES.keys() for s, kind in kinds.items()}
+    elsewhere = {s: ours.union(*knows.values()) - knows[s] for s in kinds}  # what nobody knows, each stage refuses
+    words_of = {s: [word for name, word in pairs if name not in elsewhere[s]] for s in kinds}
+    return asked, {stage: from_cli(kind, words_of[stage]) for stage, kind in kinds.items()}
 
 
 def main() -> None:
@@ -308,7 +304,7 @@ def main() -> None:
             opened = check(stage, cfg, asked)
             rows = [row for finding in opened.findings.findings for row in described(finding, opened, asked)]
         if not asked.json:
-            show(opened, rows, asked)
+            show(stage, opened, rows, asked)
         stages[stage] = {"ready": opened.findings.ready, "findings": rows, "plan": plan_of(opened)}
     ready = all(stage["ready"] for stage in stages.values())
     if asked.json:

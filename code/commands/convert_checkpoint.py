@@ -8,7 +8,7 @@ python code/run.py convert_checkpoint checkpoint=pretrains/generation/paper.pth 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from generate import find_base
 from runtime import checkpoints, file_kinds
 from runtime.errors import UserError
 
+Format = Literal["ours", "safetensors", "v1", "diffusers"]
 FACTS = "eeg_ldm"  # the entry of a v1-layout file that holds what makes it ours again
 MIXERS = tuple(f"{weights.TIME_CONDITION}{i}." for i in (0, 1))  # layers of the time condition, before the last
 CLASS_EMBEDDING = f"{weights.TIME_CONDITION}2."  # which diffusers calls so
@@ -32,19 +33,11 @@ CLASS_EMBEDDING = f"{weights.TIME_CONDITION}2."  # which diffusers calls so
 class ConvertConfig:
     """Convert a checkpoint of stage A or B between formats."""
 
-    checkpoint: str = setting(
-        "", "file to convert: ours, published, safetensors with its .json beside it, or v1 layout"
-    )
-    to: Literal["ours", "safetensors", "v1", "diffusers"] = setting(
-        "ours", "v1: one .ckpt with the base, as Stable Diffusion 1.x; diffusers: a folder, by that library"
-    )
+    checkpoint: str = setting("", "file to convert: ours, published, safetensors with its .json, or v1 layout")
+    to: Format = setting("ours", "v1: one .ckpt with the base, as Stable Diffusion 1.x; diffusers: a folder")
     out: str = setting("", "file or folder to write; it must not exist")
-    pretrain_gm_path: str = setting(
-        "", "folder whose models/ holds Stable Diffusion; empty: searched near the checkpoint"
-    )
-    conditioner: bool = setting(
-        True, "diffusers: also write the EEG conditioner, which holds part of the time condition"
-    )
+    pretrain_gm_path: str = setting("", "folder whose models/ holds Stable Diffusion; empty: searched near the file")
+    conditioner: bool = setting(True, "diffusers: also write the EEG conditioner, with part of the time condition")
 
 
 def main() -> None:
@@ -56,9 +49,7 @@ def main() -> None:
         raise UserError(f"out={there[0]} exists; choose another name")
     content = read_any(Path(cfg.checkpoint), cfg.pretrain_gm_path)
     if content["format"] != weights.FORMAT and cfg.to in ("v1", "diffusers"):
-        raise UserError(
-            f"{cfg.checkpoint}: a stage A checkpoint holds no Stable Diffusion; to={cfg.to} needs stage B's"
-        )
+        raise UserError(f"{cfg.checkpoint}: stage A holds no Stable Diffusion; to={cfg.to} needs a stage B checkpoint")
     WRITERS[cfg.to](content, cfg)
     print(f"wrote {cfg.out} from {cfg.checkpoint} ({file_kinds.file_kind(cfg.checkpoint)})")
 
@@ -71,28 +62,18 @@ def read_any(path: Path, pretrain_gm_path: str) -> dict:
     if kind in (file_kinds.TENSORS_A, file_kinds.TENSORS_B):
         return read_safetensors(path)
     if kind == file_kinds.V1:
-        content = checkpoints.read_plain(path, "checkpoint in the v1 layout")
-        if FACTS not in content:
-            raise UserError(f"{path}: has no entry {FACTS}; it was not written by this script")
-        facts, state = content[FACTS], content["state_dict"]
-        if not facts["base"]["sha256"]:  # made from the published checkpoint, which carries its own base
-            config = {k: facts["config"][k] for k in ("unet", "vae", "scale_factor", "linear_start", "linear_end")}
-            config["unet"] = {k: config["unet"][k] for k in weights.UNET_SIZES}
-            facts["base"] |= {"state": state, "sizes": weights.BaseSizes(**config)}
-        return facts | {"model": weights.trained_part(state)}
+        return read_v1(path)
     return read_stage_b(path, pretrain_gm_path or "pretrains")
 
 
 def write_ours(content: dict, cfg: ConvertConfig) -> None:
     """A `.pth` that stages B or C read. A published stage B's frozen tensors must be those of the base on disk."""
     if "state" in content.get("base", {}):
-        own = content["base"]["state"]
-        folder = Path(cfg.pretrain_gm_path or "pretrains")
-        path, _ = weights.base_files(folder)
-        base = weights.read_base(path)
-        differ = [
-            name for name, value in base.items() if name not in content["model"] and not equal(own.get(name), value)
-        ]
+        carried = content["base"]["state"]
+        path, _ = weights.base_files(cfg.pretrain_gm_path or "pretrains")
+        frozen = {name: value for name, value in weights.read_base(path).items() if name not in content["model"]}
+        # the same numbers, in whatever precision they are stored
+        differ = [k for k, v in frozen.items() if k not in carried or not torch.equal(carried[k].float(), v.float())]
         if differ:
             raise UserError(
                 f"{cfg.checkpoint}: {len(differ)} frozen tensors differ from {path} (first: {', '.join(differ[:10])}); "
@@ -100,11 +81,6 @@ def write_ours(content: dict, cfg: ConvertConfig) -> None:
             )
         content = content | {"base": {"name": path.name, "sha256": checkpoints.sha256(path)}}
     checkpoints.save(cfg.out, content)
-
-
-def equal(one: Tensor | None, two: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, in whatever precision they are stored."""
-    return one is not None and one.shape == two.shape and torch.equal(one.float(), two.float())
 
 
 def write_safetensors(content: dict, cfg: ConvertConfig) -> None:
@@ -125,8 +101,8 @@ def read_safetensors(path: Path) -> dict:
     content, tensors = json.loads(beside.read_text()), load_file(path)
     if "format" not in content:
         raise UserError(f"{beside}: is not the description that belongs to {path.name}")
-    separate = {name: tensors.pop(name) for name in ("no_context",) if name in tensors}
-    return content | separate | {"model": tensors}
+    beside_model = {"no_context": tensors.pop("no_context")} if "no_context" in tensors else {}
+    return content | beside_model | {"model": tensors}
 
 
 def write_v1(content: dict, cfg: ConvertConfig) -> None:
@@ -138,6 +114,19 @@ def write_v1(content: dict, cfg: ConvertConfig) -> None:
     if "state" in facts["base"]:
         facts["base"] = {name: facts["base"][name] for name in ("name", "sha256")}
     checkpoints.save(cfg.out, {"state_dict": state | content["model"], "global_step": 0, FACTS: facts})
+
+
+def read_v1(path: Path) -> dict:
+    """Inverse of `write_v1`. Raises UserError for a file that it did not write."""
+    content = checkpoints.read_plain(path, "checkpoint in the v1 layout")
+    if FACTS not in content:
+        raise UserError(f"{path}: has no entry {FACTS}; it was not written by this script")
+    facts, state = content[FACTS], content["state_dict"]
+    if not facts["base"]["sha256"]:  # made from the published checkpoint, which carries its own base
+        config = {f.name: facts["config"][f.name] for f in fields(weights.BaseSizes)}
+        config["unet"] = {name: config["unet"][name] for name in weights.UNET_SIZES}
+        facts["base"] |= {"state": state, "sizes": weights.BaseSizes(**config)}
+    return facts | {"model": weights.trained_part(state)}
 
 
 def write_diffusers(content: dict, cfg: ConvertConfig) -> None:
@@ -201,16 +190,13 @@ def _prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def base_of(content: dict, cfg: ConvertConfig) -> weights.Base:
     """The Stable Diffusion that belongs to a stage B checkpoint. Raises UserError."""
-    folder = cfg.pretrain_gm_path or (
-        "pretrains" if "state" in content["base"] else find_base(cfg.checkpoint, content["base"])
-    )
+    folder = cfg.pretrain_gm_path or find_base(cfg.checkpoint, content["base"])
     return load_base_of(content, cfg.checkpoint, folder)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file and its folder."""
-    whole = {name: value.contiguous() for name, value in tensors.items()}
-    checkpoints.write_bytes(path, save(whole))
+    checkpoints.write_bytes(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
 WRITERS = {"ours": write_ours, "safetensors": write_safetensors, "v1": write_v1, "diffusers": write_diffusers}

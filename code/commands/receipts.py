@@ -25,8 +25,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
+from functools import reduce
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from runtime.errors import UserError
 
 FILE = "docs/receipts.yaml"
 QUICK = 600  # seconds
+STDOUT = "stdout.txt"  # what a command prints, in its folder
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:e-?\d+)?(?!\w)")
 UNIT = re.compile(
     r"\s?(?:%|(?:s|ms|min|minutes?|seconds?|core-seconds|hours?|GB|MB|dB|TFLOP|times|tests|passed|deselected)\b)| of \d"
@@ -104,10 +105,9 @@ class Block(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a command left behind."""
+    """What a command left behind: its folder, which also holds what it printed, and what it took."""
 
     folder: Path
-    stdout: str
     seconds: float
     peak_gb: float
 
@@ -116,17 +116,13 @@ class Measured(NamedTuple):
         if where in ("seconds", "peak_gb"):
             return getattr(self, where)
         name, _, key = where.partition(":")
-        path = self.folder / name
-        if name != "stdout" and not path.is_file():
+        path = self.folder / (STDOUT if name == "stdout" else name)
+        if not path.is_file():
             raise UserError(f"{path}: the command did not write this file, from which {key} should be read")
         try:
-            if path.suffix != ".json":
-                text = self.stdout if name == "stdout" else path.read_text()
-                return number_of(re.search(key, text, re.MULTILINE)[1])
-            value = json.loads(path.read_text())
-            for part in key.split("."):
-                value = value[part]
-            return float(value)
+            if path.suffix == ".json":
+                return float(reduce(getitem, key.split("."), json.loads(path.read_text())))
+            return number_of(re.search(key, path.read_text(), re.MULTILINE)[1])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{name} in {self.folder}: it holds no {key} (any more)") from error
 
@@ -141,9 +137,8 @@ def main() -> None:
         sys.exit(1 if problems else 0)
     chosen = quick(book, root) if cfg.run == "quick" else [one(book, cfg.run)]
     outside = []
-    by_command = attrgetter("command")
-    for _, same in groupby(sorted(chosen, key=by_command), by_command):
-        outside += compare(list(same), root)
+    for command in sorted({receipt.command for receipt in chosen}):  # which some receipts share
+        outside += compare([receipt for receipt in chosen if receipt.command == command], root)
     print(f"{len(outside)} outside" + f": {', '.join(outside)}" * bool(outside))
     sys.exit(1 if outside else 0)
 
@@ -262,7 +257,7 @@ def one(book: Book, id: str) -> Receipt:
 def quick(book: Book, root: Path) -> list[Receipt]:
     """Receipts whose commands, the shortest first, take under ten minutes together."""
     chosen, commands = [], {}
-    for receipt in sorted(book.receipts.values(), key=lambda receipt: (receipt.seconds, receipt.command)):
+    for receipt in sorted(book.receipts.values(), key=attrgetter("seconds", "command")):
         ready = receipt.reads and receipt.seconds and not missing(receipt, root)
         if ready and sum((commands | {receipt.command: receipt.seconds}).values()) <= QUICK:
             commands[receipt.command] = receipt.seconds
@@ -301,21 +296,17 @@ def execute(receipt: Receipt, root: Path) -> Measured:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to((root / name).absolute())
     path = f"{Path(sys.executable).absolute().parent}{os.pathsep}{os.environ['PATH']}"
-    environment = (
-        {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-        | os.environ
-        | {"PATH": path, "ROOT": str(root.absolute())}
-    )
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"} | os.environ
+    environment |= {"PATH": path, "ROOT": str(root.absolute())}
     print(receipt.command.strip(), flush=True)
     started, run = time.monotonic(), ["bash", "-euc", receipt.command]
-    with subprocess.Popen(run, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        stdout = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    (folder / "stdout.txt").write_text(stdout)
+    with open(folder / STDOUT, "w") as stdout:
+        process = subprocess.Popen(run, cwd=folder, env=environment, stdout=stdout)
+        _, status, usage = os.wait4(process.pid, 0)  # which also tells the memory
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise UserError(f"{receipt.id}: its command ended with status {process.returncode}; see {folder}/stdout.txt")
-    return Measured(folder, stdout, time.monotonic() - started, usage.ru_maxrss * 1024 / 1e9)
+        raise UserError(f"{receipt.id}: its command ended with status {process.returncode}; see {folder / STDOUT}")
+    return Measured(folder, time.monotonic() - started, usage.ru_maxrss * 1024 / 1e9)
 
 
 def within(value: float, text: str, tolerance: str) -> bool:

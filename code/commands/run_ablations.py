@@ -8,10 +8,11 @@ Each command is printed, so that it can be given by hand. Runs are called <name>
 finished says so and ends, a stopped one resumes. -> results/ablations/<name>/: index.html, scores.csv, logs/
 """
 
+import itertools
 import os
-import queue
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -60,12 +61,12 @@ def main() -> None:
         (row, seed): chain(given, name, table.rows[row], seed, scoring, stage_a) for row in table.rows for seed in seeds
     }
 
+    problems = {place: lacking(jobs[-2].cfg) for place, jobs in chains.items() if place[0] in only}
+    ready = {place: chains[place] for place, problem in problems.items() if not problem}
     runner = Runner(cfg.workers, folder / "logs")
-    asked = {place: jobs for place, jobs in chains.items() if place[0] in only}
-    problems = {place: lacking(jobs[-2].cfg) for place, jobs in asked.items()}
-    runner.run([jobs for place, jobs in asked.items() if not problems[place]])
-    for place in (place for place in asked if not problems[place]):
-        problems[place] = next(filter(None, (job.future.result() for job in chains[place])), "")
+    runner.run(list(ready.values()))
+    for place, jobs in ready.items():
+        problems[place] = next(filter(None, (job.future.result() for job in jobs)), "")
 
     results = {name: Result(row) for name, row in table.rows.items()}
     for (row, seed), jobs in chains.items():
@@ -74,7 +75,7 @@ def main() -> None:
     if runner.signal:
         print("stopped; the same command resumes")
         sys.exit(128 + runner.signal)
-    if failed := [f"row {row}, seed {seed}: {said}" for (row, seed), said in problems.items() if said]:
+    if failed := [f"row {row}, seed {seed}: {problem}" for (row, seed), problem in problems.items() if problem]:
         raise UserError("; ".join(failed))
 
 
@@ -97,18 +98,18 @@ class Runner:
         # spinning threads slow each other on few cores; sleeping at once is slower still for a process that is alone
         if workers > 1:
             self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-        count = torch.cuda.device_count()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        self.slots: queue.Queue[dict[str, str]] = queue.Queue()  # what is set for a process, by worker
-        for slot in range(workers):
-            self.slots.put({"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)]} if count else {})
+        self.worker = threading.local()  # its `gpu` is what a worker sets for its processes
 
     def run(self, chains: list[list[Job]]) -> None:
         """Run every job once, those of stage A first, and wait; on SIGINT or SIGTERM the processes get SIGTERM."""
         self.logs.mkdir(parents=True, exist_ok=True)
         jobs = {(job.stage, job.name): job for jobs in chains for job in jobs}
         print(f"{len(jobs)} runs, {self.workers} at once; what each says is in {self.logs}", flush=True)
-        with ranks.signals_to(self._stop), ThreadPoolExecutor(self.workers) as pool:
+        count = torch.cuda.device_count()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        gpus = itertools.cycle([{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible] if count else [{}])
+        workers = ThreadPoolExecutor(self.workers, initializer=lambda: setattr(self.worker, "gpu", next(gpus)))
+        with ranks.signals_to(self._stop), workers as pool:
             # what does not wait for stage A comes first after it; then nobody waits for what was not begun
             for job in sorted(jobs.values(), key=lambda job: (job.stage, job.needs is not None)):
                 job.future = pool.submit(self._job, job)
@@ -125,25 +126,21 @@ class Runner:
             return f"{job.needs.name} did not finish"
         if self.signal:
             return "stopped"
-        slot, started = self.slots.get(), time.time()
-        try:
-            code, last = self._process(job, slot)
-        finally:
-            self.slots.put(slot)
+        started = time.time()
+        code, last = self._process(job)
         problem = "stopped" if self.signal and code else last.removeprefix("error: ") if code else ""
         failed = "FAILED: " if problem and not self.signal else ""
         print(f"{job.name}: {time.time() - started:.0f} s, {failed}{problem or last}", flush=True)
         return problem
 
-    def _process(self, job: Job, slot: dict[str, str]) -> tuple[int, str]:
+    def _process(self, job: Job) -> tuple[int, str]:
         """Exit status of a job's process, and the last line that it said, an error if there is one."""
-        script = STAGES[job.stage][1]
         print(job.command, flush=True)
-        words = [sys.executable, str(script), *job.words]
+        words, environment = [sys.executable, str(STAGES[job.stage][1]), *job.words], self.environment | self.worker.gpu
         with open(self.logs / f"{job.name}-{job.stage}.log", "a+", errors="replace") as log:
             start = log.tell()
             # a session of its own: Ctrl-C in a terminal reaches it through _stop alone
-            child = subprocess.Popen(words, stdout=log, stderr=log, env=self.environment | slot, start_new_session=True)
+            child = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
             self.children.add(child)
             if self.signal:
                 child.terminate()

@@ -256,10 +256,13 @@ def test_bad_settings_are_refused_before_anything_runs(root, monkeypatch, words,
     [
         ("clip_weight: 0.0", "clip_wait: 0.0", "no stage has a setting clip_wait"),
         ("clip_weight: 0.0", "clip_weight: much", "clip_weight=much"),
-        ("finetune: A", "finetune: A}, more: {", "an entry is missing or unknown .*more"),
+        ("finetune: A", "finetune: A}, more: {", "Key 'more' not in 'Row'"),
         ("reference: full", "reference: fool", "reference fool is none of its rows"),
         ("use: [large], settings", "use: [huge], settings", "uses huge"),
-        ("title: Made-up models", "titel: Made-up models", "'title'"),
+        ("title: Made-up models", "titel: Made-up models", "Key 'titel' not in 'Table'"),
+        ("title: Made-up models", "", "missing mandatory value: title"),
+        (TABLE, "- a list", "is no table"),
+        (TABLE, "title: [", "is no table"),
     ],
 )
 def test_a_wrong_table_is_refused(root, monkeypatch, old, new, said):
@@ -309,11 +312,9 @@ def test_the_title_counts_the_seeds_that_compared_models_share(seeds, title, tol
     found = {f"row{i}": Difference(0.3, (0.2, 0.4), 0.01, True, n) for i, n in enumerate(seeds)}
     metrics = {"1": {"run": {}, "verdict": {"design": "random"}}} if seeds else {}
     full = SimpleNamespace(metrics=metrics, jobs=[], problem=lambda: "" if seeds else "the disk is full")
-    table = Table("Made-up models", "full", [], [], {})
+    table = Table("Made-up models", "full", {})
     entries = {"50_way_top1": {"full": {"n": 40} if seeds else None}}
-    said = " ".join(
-        render_page(table, {"full": full}, found, entries, plots=[], made={}, n={}, score="50_way_top1").split()
-    )
+    said = " ".join(render_page(table, {"full": full}, found, entries=entries, plots=[], recipes={}).split())
     assert title in said and told in said
     assert ("not order" in said) == (seeds not in ([3, 5], [])) and (min(seeds, default=3) < 3) == ("fewest" in said)
     assert seeds != [1, 1] or "on its sign" not in said  # one seed agrees with itself

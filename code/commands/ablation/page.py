@@ -15,8 +15,6 @@ from runtime.checkpoints import write_text
 from sc_mbm.mae_for_eeg import EEGEncoder
 from training_inputs import ENCODER_SIZES
 
-Compared = dict[str, Difference | str]  # by row
-Entries = dict[str, dict[str, dict | None]]  # of metrics.json by score and row
 ENOUGH_SEEDS = 3  # that an order of settings takes at least
 
 
@@ -28,18 +26,17 @@ def write_results(folder: Path, table: Table, results: dict[str, Result]) -> Pat
     write_text(folder / "scores.csv", scores_csv(results, compared, score))
     scores = dict.fromkeys((score, "class_accuracy"))
     entries = {name: {row: result.entry(name) for row, result in results.items()} for name in scores}
-    plots = [_plot(table.reference, name, found) for name, found in entries.items() if any(found.values())]
-    n = {row: next((e[row]["n"] for e in entries.values() if e[row]), "") for row in results}
-    made = {name: _made(result, folder) for name, result in results.items()}
-    page = render_page(table, results, compared, score=score, entries=entries, plots=plots, made=made, n=n)
+    plots = [_plot(table.reference, name, rows) for name, rows in entries.items() if any(rows.values())]
+    recipes = {name: _recipe(result, folder) for name, result in results.items()}
+    page = render_page(table, results, compared, entries=entries, plots=plots, recipes=recipes)
     write_text(folder / "index.html", page)
     return folder / "index.html"
 
 
-def render_page(table: Table, results: dict[str, Result], compared: Compared, entries: Entries, **more: Any) -> str:
+def render_page(table: Table, results: dict[str, Result], compared: dict[str, Difference | str], **more: Any) -> str:
     """ablation.html: first how many differences are more than noise, and of which world they speak.
 
-    more: the rest of what the template says.
+    more: `entries` of metrics.json by score and row, `plots` of them, and `recipes`, how each row was made.
     """
     metrics = [m for result in results.values() for m in result.metrics.values()]
     outcomes = {name: [str(change)] for name, change in compared.items()}
@@ -51,22 +48,20 @@ def render_page(table: Table, results: dict[str, Result], compared: Compared, en
         "runs": len(metrics),
         "differences": [change for change in compared.values() if isinstance(change, Difference)],
         "outcomes": {name: "; ".join(parts) for name, parts in outcomes.items() if parts},
-        "enough": ENOUGH_SEEDS,
-        "level": ALPHA,
-        "controls": CONTROLS,
     }
-    return render("ablation.html", table=table, results=results, compared=compared, entries=entries, **facts, **more)
+    constants = {"enough": ENOUGH_SEEDS, "level": ALPHA, "controls": CONTROLS}
+    return render("ablation.html", table=table, results=results, compared=compared, **facts, **constants, **more)
 
 
 def _plot(reference: str, score: str, entries: dict[str, dict | None]) -> Plot:
     """Dot plot of a score that some row has, the reference first."""
-    rows = {row: found for row, found in ({reference: None} | entries).items() if found}
+    rows = {row: entry for row, entry in ({reference: None} | entries).items() if entry}
     first = next(iter(rows.values()))
     about = words()["about"]["models"].format(**first | {"chance": percent(first["chance"])})
     return Plot(score_name(score), about, rows, "nothing" if reference in rows else "even")
 
 
-def _made(result: Result, folder: Path) -> dict:
+def _recipe(result: Result, folder: Path) -> dict:
     """How a row was made: settings of its stages, the encoder's size, times, its own page's address if any."""
     *first, second, third = result.jobs
     prefix, cfg = ("", first[0].cfg) if first else ("encoder_", second.cfg)

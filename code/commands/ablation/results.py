@@ -13,10 +13,12 @@ import numpy as np
 from commands.ablation.table import Job, Row
 from evaluation.folder import read_item_scores, read_trials
 from evaluation.page.tables import read_metrics
+from evaluation.page.text import band, points
 from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
 
 ALPHA = 0.05  # of a difference: two-sided, and p is multiplied by the number of differences
 CONTROLS = ("gaussian_eeg", "other_trials_eeg", "class_prior")
+UNKNOWN = {"value": None, "ci95": (None, None), "chance": None, "n": None}
 
 
 class Result:
@@ -34,9 +36,9 @@ class Result:
         self.jobs = self.jobs or jobs
         if problem or not jobs[-1].facts():
             self.problems[seed] = problem or "not run"
-            return
-        self.folders[seed] = jobs[-1].folder
-        self.metrics[seed] = read_metrics(self.folders[seed])
+        else:
+            self.folders[seed] = jobs[-1].folder
+            self.metrics[seed] = read_metrics(jobs[-1].folder)
 
     def problem(self) -> str:
         """What went wrong, of all seeds; "" if nothing."""
@@ -48,11 +50,11 @@ class Result:
 
     def entry(self, score: str) -> dict | None:
         """The score as metrics.json holds it, of the mean over seeds; None where a seed has none."""
-        found = [m["scores"].get(score) for m in self.metrics.values()]
-        if not found or not all(found):
+        entries = [m["scores"].get(score) for m in self.metrics.values()]
+        if not entries or not all(entries):
             return None
         values = self.values(score, list(self.metrics)).mean(0)
-        return entry(values[~np.isnan(values)], found[0]["chance"], found[0]["unit"])
+        return entry(values[~np.isnan(values)], entries[0]["chance"], entries[0]["unit"])
 
     def each(self, score: str) -> list[str]:
         """The score of every seed alone, three digits."""
@@ -60,22 +62,17 @@ class Result:
 
     def mean(self, score: str, part: str, name: str) -> float | None:
         """Mean over seeds of a score of the control or baseline `name`; None where it was not run."""
-        found = [m[part].get(name, {}).get(score) for m in self.metrics.values()]
-        return float(np.mean([f["value"] for f in found])) if found and all(found) else None
+        entries = [m[part].get(name, {}).get(score) for m in self.metrics.values()]
+        return float(np.mean([e["value"] for e in entries])) if entries and all(entries) else None
 
-    def fact(self, name: str) -> str:
-        """What the runs recorded, such as the commit; all of it where seeds differ."""
-        return ", ".join(dict.fromkeys(str(m["run"].get(name) or "not recorded") for m in self.metrics.values()))
-
-    def band(self) -> str:
-        """The band that the runs recorded, in words."""
-        bands = (m["run"].get("band") for m in self.metrics.values())
-        ends = [band.split("_") if isinstance(band, str) else band or ["not recorded"] for band in bands]
-        return ", ".join(dict.fromkeys(f"{e[0]} to {e[1]} Hz" if len(e) == 2 else str(e[0]) for e in ends))
-
-    def designs(self) -> str:
-        """Order of the classes in time, as the verdict read it."""
-        return ", ".join(dict.fromkeys(m["verdict"]["design"] for m in self.metrics.values()))
+    def facts(self) -> dict[str, str]:
+        """Order of the classes in time, band and commit as the runs recorded them; all of each where seeds differ."""
+        each = {
+            "design": [m["verdict"]["design"] for m in self.metrics.values()],
+            "band": [band(m["run"]) for m in self.metrics.values()],
+            "commit": [m["run"].get("commit") or "not recorded" for m in self.metrics.values()],
+        }
+        return {name: ", ".join(dict.fromkeys(facts)) for name, facts in each.items()}
 
     def trials(self, seed: str) -> list[tuple]:
         """What tells the trials of an evaluation from others."""
@@ -92,22 +89,17 @@ class Difference(NamedTuple):
     seeds: int  # of training, that both rows have
 
     @property
-    def points(self) -> str:
-        """The value as text, in percentage points."""
-        return f"{100 * self.value:+.1f}".replace("-", "−")
-
-    @property
     def interval(self) -> str:
         """The interval as text, in percentage points."""
-        return f"{100 * self.ci95[0]:+.1f} to {100 * self.ci95[1]:+.1f}".replace("-", "−")
+        return " to ".join(map(points, self.ci95))
 
     @property
-    def found(self) -> str:
+    def test(self) -> str:
         """The test as text."""
         return f"p = {self.p:.2g}, {'resolved' if self.resolved else 'not resolved'}"
 
     def __str__(self) -> str:
-        return f"{self.points} ({self.interval}), {self.found}"
+        return f"{points(self.value)} ({self.interval}), {self.test}"
 
 
 def difference(values: np.ndarray, reference: np.ndarray, comparisons: int = 1) -> Difference:
@@ -125,18 +117,17 @@ def difference(values: np.ndarray, reference: np.ndarray, comparisons: int = 1) 
 
 def differences(results: dict[str, Result], reference: str, score: str) -> dict[str, Difference | str]:
     """Of every other row with that score, its difference from the reference's, or why it has none."""
-    base = results[reference]
+    base, compared = results[reference], {}
     others = [r for r in results.values() if r is not base and r.entry(score)] if base.entry(score) else []
-    found: dict[str, Difference | str] = {}
     for other in others:
         seeds = [seed for seed in base.metrics if seed in other.metrics]
         if not seeds or any(base.trials(seed) != other.trials(seed) for seed in seeds):
-            found[other.row.name] = "not compared: other trials or seeds"
+            compared[other.row.name] = "not compared: other trials or seeds"
             continue
-        values, own = other.values(score, seeds), base.values(score, seeds)
-        known = ~np.isnan(values + own).any(0)
-        found[other.row.name] = difference(values[:, known], own[:, known], len(others))
-    return found
+        theirs, ours = other.values(score, seeds), base.values(score, seeds)
+        known = ~np.isnan(theirs + ours).any(0)
+        compared[other.row.name] = difference(theirs[:, known], ours[:, known], len(others))
+    return compared
 
 
 def deciding_score(results: dict[str, Result]) -> str:
@@ -145,24 +136,22 @@ def deciding_score(results: dict[str, Result]) -> str:
     return next((name for name in names if "_way_top" in name), "class_accuracy")
 
 
-def scores_csv(results: dict[str, Result], found: dict[str, Difference | str], score: str) -> str:
+def scores_csv(results: dict[str, Result], compared: dict[str, Difference | str], score: str) -> str:
     """A line a row: means over seeds as shares from 0 to 1, `_each` seed's with spaces between; empty if unknown."""
     lines = []
     for name, r in results.items():
         line: dict[str, Any] = {"row": name, "about": r.row.about, "seeds": " ".join(r.metrics)}
         line["paper_50_way_top1"] = None if r.row.paper is None else round(r.row.paper / 100, 6)
         for wanted in dict.fromkeys((score, "class_accuracy")):
-            e = r.entry(wanted) or {"value": None, "ci95": (None, None), "chance": None, "n": None}
+            e = r.entry(wanted) or UNKNOWN
             line |= {wanted: e["value"], f"{wanted}_low": e["ci95"][0], f"{wanted}_high": e["ci95"][1]}
             line |= {f"{wanted}_chance": e["chance"], f"{wanted}_n": e["n"], f"{wanted}_each": " ".join(r.each(wanted))}
         line |= {control: r.mean(score, "controls", control) for control in CONTROLS}
         line["lda_class_accuracy"] = r.mean("class_accuracy", "baselines", "lda")
-        d = found.get(name)
+        d = compared.get(name)
         value, (low, high), p, resolved, seeds = d if isinstance(d, Difference) else (None, (None, None), None, d, None)
         line |= {"difference": value, "difference_low": low, "difference_high": high, "p": p, "resolved": resolved}
-        line["difference_seeds"] = seeds
-        line |= {"design": r.designs(), "band": r.band(), "commit": r.fact("commit"), "problem": r.problem()}
-        lines.append(line)
+        lines.append(line | {"difference_seeds": seeds} | r.facts() | {"problem": r.problem()})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]))
     writer.writeheader()

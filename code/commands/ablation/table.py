@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -24,31 +24,32 @@ STAGES = {
     "C": (GenerateConfig, CODE / "gen_eval_eeg.py", "eval"),
 }
 NAMES = {stage: {f.name for f in fields(kind)} for stage, (kind, _, _) in STAGES.items()}  # of the settings
-TABLE_KEYS = {"title", "reference", "about", "prepare", "presets", "rows"}
 
 
 @dataclass
 class Row:
     """A model of the table."""
 
-    name: str
-    about: str
+    about: str = MISSING
     paper: float | None = None  # the paper's 50-way top-1, percent
     use: list[str] = field(default_factory=list)  # groups of settings
     pretrained: bool = True
     settings: dict[str, Any] = field(default_factory=dict)  # its own
-    shared: dict[str, Any] = field(default_factory=dict)  # those of its groups
+    name: str = ""  # these two are filled in by `read_table`
+    shared: dict[str, Any] = field(default_factory=dict)  # settings of its groups
 
 
 @dataclass
 class Table:
-    """What a YAML file in the format of code/commands/ablation/ablations.yaml holds, for one preset."""
+    """What a YAML file in the format of code/commands/ablation/ablations.yaml holds."""
 
-    title: str
-    reference: str  # name of the row that all are compared with
-    about: list[str]
-    prepare: list[str]  # commands that make the data
-    rows: dict[str, Row]
+    title: str = MISSING
+    reference: str = MISSING  # name of the row that all are compared with
+    rows: dict[str, Row] = MISSING
+    presets: dict[str, dict[str, dict[str, Any]]] = MISSING  # groups of settings, by preset
+    about: list[str] = field(default_factory=list)
+    prepare: dict[str, list[str]] = field(default_factory=dict)  # commands that make the data, by preset
+    preset: str = ""  # which one is asked for
 
 
 @dataclass
@@ -82,28 +83,25 @@ def read_table(table: str, preset: str) -> Table:
     """The YAML file `table`, or that of this name beside this file, for a preset. Raises UserError."""
     path = Path(table) if table.endswith((".yaml", ".yml")) else HERE / f"{table}.yaml"
     try:
-        content: dict = OmegaConf.to_container(OmegaConf.load(path))
-        presets, reference, title = content["presets"], content["reference"], content["title"]
-        rows = {name: Row(name, **about) for name, about in content["rows"].items()}
-    except (OSError, YAMLError, OmegaConfBaseException, AttributeError) as error:
-        raise UserError(f"table={table}: cannot be read ({error}); see {HERE / 'ablations.yaml'}") from error
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: an entry is missing or unknown ({error}); see {HERE / 'ablations.yaml'}") from error
-    if unknown := content.keys() - TABLE_KEYS:
-        raise UserError(f"{path}: {min(unknown)} is no entry of a table; there are {', '.join(sorted(TABLE_KEYS))}")
-    if reference not in rows:
-        raise UserError(f"{path}: the reference {reference} is none of its rows: {', '.join(rows)}")
-    if preset not in presets:
-        raise UserError(f"preset={preset}: {path.name} is for {' and '.join(presets)}")
-    groups = {"every": {}} | presets[preset]
-    for row in rows.values():
+        content: Table = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), OmegaConf.load(path)))
+    except (OSError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"table={table}: is no table ({why}); see {HERE / 'ablations.yaml'}") from error
+    if content.reference not in content.rows:
+        raise UserError(f"{path}: the reference {content.reference} is none of its rows: {', '.join(content.rows)}")
+    if preset not in content.presets:
+        raise UserError(f"preset={preset}: {path.name} is for {' and '.join(content.presets)}")
+    groups = {"every": {}} | content.presets[preset]
+    for name, row in content.rows.items():
         if absent := [group for group in row.use if group not in groups]:
-            raise UserError(f"{path}: row {row.name} uses {absent[0]}, which the preset {preset} does not have")
+            raise UserError(f"{path}: row {name} uses {absent[0]}, which the preset {preset} does not have")
+        row.name = name
         for group in ("every", *row.use):
             row.shared |= groups[group]
         if wrong := (row.settings | row.shared).keys() - set().union(*NAMES.values()):
-            raise UserError(f"{path}: row {row.name}: no stage has a setting {min(wrong)}")
-    return Table(title, reference, content.get("about", []), content.get("prepare", {}).get(preset, []), rows)
+            raise UserError(f"{path}: row {name}: no stage has a setting {min(wrong)}")
+    content.preset = preset
+    return content
 
 
 def chain(given: list[str], name: str, row: Row, seed: str, scoring: dict, stage_a: dict[tuple, Job]) -> list[Job]:
@@ -120,18 +118,16 @@ def chain(given: list[str], name: str, row: Row, seed: str, scoring: dict, stage
     """
 
     def job(stage: str, run: str, settings: dict, needs: Job | None = None) -> Job:
-        own = [f"{k}={v}" for k, v in settings.items() if k in NAMES[stage]]
-        words = [*given, f"name={run}", f"seed={seed}", *own]
+        known = [f"{k}={v}" for k, v in settings.items() if k in NAMES[stage]]
+        words = [*given, f"name={run}", f"seed={seed}", *known]
         return Job(stage, run, words, from_cli(STAGES[stage][0], words), needs)
 
-    settings, first = row.shared | row.settings, None
+    settings, jobs = row.shared | row.settings, []
+    source = {f"encoder_{k}": v for k, v in settings.items()} | {"pretrain_mbm_path": "none"}
     if row.pretrained:
         key = (seed, *sorted((k, str(v)) for k, v in settings.items() if k in NAMES["A"]))
-        told = "-".join([*row.use, *(f"{k}{v}" for k, v in row.settings.items() if k in NAMES["A"])])
-        first = stage_a.setdefault(key, job("A", f"{name}-stage-a-{told}-seed{seed}", settings))
-        source = {"pretrain_mbm_path": f"pretrains/eeg_pretrain/{first.name}.pth"}
-    else:
-        source = {f"encoder_{k}": v for k, v in settings.items()} | {"pretrain_mbm_path": "none"}
-    second = job("B", f"{name}-{row.name}-seed{seed}", settings | source, first)
-    third = job("C", second.name, settings | scoring, second)
-    return [*([first] if first else []), second, third]
+        sizes = "-".join([*row.use, *(f"{k}{v}" for k, v in row.settings.items() if k in NAMES["A"])])
+        jobs = [stage_a.setdefault(key, job("A", f"{name}-stage-a-{sizes}-seed{seed}", settings))]
+        source = {"pretrain_mbm_path": f"pretrains/eeg_pretrain/{jobs[0].name}.pth"}
+    second = job("B", f"{name}-{row.name}-seed{seed}", settings | source, *jobs)
+    return [*jobs, second, job("C", second.name, settings | scoring, second)]
