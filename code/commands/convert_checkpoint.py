@@ -37,7 +37,6 @@ class ConvertConfig:
     to: Format = setting("ours", "v1: one .ckpt with the base, as Stable Diffusion 1.x; diffusers: a folder")
     out: str = setting("", "file or folder to write; it must not exist")
     pretrain_gm_path: str = setting("", "folder whose models/ holds Stable Diffusion; empty: searched near the file")
-    conditioner: bool = setting(True, "diffusers: also write the EEG conditioner, with part of the time condition")
 
 
 def main() -> None:
@@ -132,24 +131,20 @@ def read_v1(path: Path) -> dict:
 def write_diffusers(content: dict, cfg: ConvertConfig) -> None:
     """Folders unet and vae, which diffusers loads, and eeg_conditioner with what it has no place for.
 
-    Raises UserError rather than leave out the time condition's first layers.
+    That is the conditioner and the time condition's first layers.
     """
     base, config, out = base_of(content, cfg), content["config"], Path(cfg.out)
-    unet = base.unet.state_dict() | weights.part(content["model"], weights.UNET_PREFIX)
-    mixers = {name: value for name, value in unet.items() if name.startswith(MIXERS)}
-    if mixers and not cfg.conditioner:
-        raise UserError("conditioner=false would drop the two convolutions of the time condition; leave it true")
     if (width := base.sizes.vae["ch"]) < 32:
         raise UserError(f"this autoencoder is {width} channels wide; diffusers cannot express its groups of 4 channels")
+    unet = base.unet.state_dict() | weights.part(content["model"], weights.UNET_PREFIX)
     parts = in_diffusers(unet, base.vae.state_dict(), base.sizes, config["img_size"])
-    for name, (about, tensors) in parts.items():
-        save_tensors(tensors, out / name / "diffusion_pytorch_model.safetensors")
-        checkpoints.write_text(out / name / "config.json", json.dumps(about, indent=1))
-    if cfg.conditioner:
-        tensors = weights.part(content["model"], weights.CONDITIONER_PREFIX) | mixers
-        save_tensors(tensors | {"no_context": content["no_context"]}, out / "eeg_conditioner" / "model.safetensors")
-        about = {name: config[name] for name in ("encoder", "conditioner")} | {"input": content["input"]}
-        checkpoints.write_text(out / "eeg_conditioner" / "config.json", json.dumps(about, indent=1))
+    beside = weights.part(content["model"], weights.CONDITIONER_PREFIX) | {"no_context": content["no_context"]}
+    beside |= {name: value for name, value in unet.items() if name.startswith(MIXERS)}
+    about = {name: config[name] for name in ("encoder", "conditioner")} | {"input": content["input"]}
+    for name, (description, tensors) in (parts | {"eeg_conditioner": (about, beside)}).items():
+        file = "model" if name == "eeg_conditioner" else "diffusion_pytorch_model"
+        save_tensors(tensors, out / name / f"{file}.safetensors")
+        checkpoints.write_text(out / name / "config.json", json.dumps(description, indent=1))
 
 
 def in_diffusers(

@@ -15,6 +15,7 @@ from evaluation.folder import read_item_scores, read_trials
 from evaluation.page.tables import read_metrics
 from evaluation.page.text import band, points
 from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
+from runtime.errors import UserError
 
 ALPHA = 0.05  # of a difference: two-sided, and p is multiplied by the number of differences
 CONTROLS = ("gaussian_eeg", "other_trials_eeg", "class_prior")
@@ -34,11 +35,13 @@ class Result:
     def add(self, seed: str, jobs: list[Job], problem: str) -> None:
         """Read what a seed's stage C wrote, unless there is a `problem` or it has not finished."""
         self.jobs = self.jobs or jobs
-        if problem or not jobs[-1].facts():
-            self.problems[seed] = problem or "not run"
-        else:
-            self.folders[seed] = jobs[-1].folder
+        try:
+            if problem or not jobs[-1].facts():
+                raise UserError(problem or "not run")
             self.metrics[seed] = read_metrics(jobs[-1].folder)
+            self.folders[seed] = jobs[-1].folder
+        except UserError as error:
+            self.problems[seed] = str(error)
 
     def problem(self) -> str:
         """What went wrong, of all seeds; "" if nothing."""
