@@ -220,8 +220,7 @@ def check(stage: str, cfg: Any, asked: SetupConfig) -> Opened:
     if plan and plan.total > room:
         advice = f"{smaller(cfg, plan, room)} (estimate)"
         findings.add("memory", NOTE, f"{plan.total / 1e9:.1f} GB will not fit in {room / 1e9:.1f} GB; {advice}")
-    look = lambda: look_at_folder(cfg, STAGES[stage].folder, opened.config, plan)  # noqa: E731
-    findings.open("run folder", look, str)
+    findings.open("run folder", lambda: look_at_folder(cfg, STAGES[stage].folder, opened.config, plan), str)
     if opened.time and asked.plan and findings.ready and not any(f.state == LATER for f in findings.findings):
         opened.hours = opened.time()
     return opened
