@@ -175,7 +175,7 @@ def plan_controls(
     train, absent = readable_pictures(train)
     size = generator.about().img_size
     if train:
-        targets = clip_embeddings(cache, clip, train, load_image)
+        targets = clip_embeddings(cache, clip, train)
         retrieval = NearestTrainingPicture(generator.embed, targets, train, size, generator.input)
         if generator.embed(test.eeg[:1]).shape[1] == targets.shape[1]:
             nearest = partial(retrieval.generate, sampling=sampling)

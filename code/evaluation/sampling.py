@@ -147,7 +147,7 @@ def sample_and_look(inputs: Inputs, folder: Path) -> Sampled | None:
         return None
     if inputs.image_known:
         # retrieval asks for what stage B aligned with: the embedding of the plain image, not of our copy
-        embed = partial(clip_embeddings, inputs.paths.cache, inputs.clip, open_image=load_image)
+        embed = partial(clip_embeddings, inputs.paths.cache, inputs.clip)
         size = generator.about().img_size
         arrays |= write_truths(folder / "samples", inputs.paths.imagenet, test.names, size, look, embed)
         arrays |= network_arrays(cfg.root_path, places(folder, controls), test.names, str(inputs.device))
