@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count, takewhile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ HEADS = 16  # of the published encoder, where a file does not say; shapes cannot
 
 def depth(state: dict[str, Tensor], pattern: str) -> int:
     """How many of "name.{}.name", counted from 0, are in `state`."""
-    return len(list(takewhile(lambda i: pattern.format(i) in state, count())))
+    return next(i for i in count() if pattern.format(i) not in state)
 
 
 def encoder_sizes(state: dict[str, Tensor], num_heads: int) -> dict[str, Any]:

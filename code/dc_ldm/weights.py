@@ -82,8 +82,7 @@ class Base:
 
     def ready(self, device: torch.device, dtype: torch.dtype) -> tuple[UNet, AutoencoderKL]:
         """Networks ready to sample, channels last: measured no slower anywhere, and up to 1.8 times faster."""
-        unet, vae = (m.to(device, dtype, memory_format=torch.channels_last) for m in (self.unet, self.vae))
-        return unet, vae
+        return tuple(m.to(device, dtype, memory_format=torch.channels_last) for m in (self.unet, self.vae))
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
