@@ -91,7 +91,7 @@ def checkpoint(
 
     shape: EEGConditioner's arguments; state: what training kept of that epoch; criterion: by which it was selected.
     """
-    trials, stage_a = inputs.trials, inputs.stage_a
+    trials, stage_a, sizes = inputs.trials, inputs.stage_a, base.sizes
     info, positions = trials["train"].info, {split: part.position.tolist() for split, part in trials.items()}
     record = {"config": run_config(cfg), "stage_a_sha256": stage_a.sha256}
     record |= {"stage_a_excludes_test": stage_a.excludes_test, "split": info["split"], "positions": positions}
@@ -100,7 +100,7 @@ def checkpoint(
         "format": weights.FORMAT,
         "model": state["model"],
         "no_context": no_context,
-        "config": weights.model_config(base, stage_a.sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
+        "config": weights.model_config(sizes, stage_a.sizes, shape, cfg.use_time_cond, cfg.img_size, cfg.cond_drop),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": stage_a.scale} | {k: info[k] for k in INPUT_FACTS},
         "run": record | facts,

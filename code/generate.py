@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dc_ldm import generator, weights
-from dc_ldm.published import about_stage_b
+from dc_ldm.published import read_stage_b
 from evaluation.seam import System
 from runtime.checkpoints import read_plain, sha256
 from runtime.devices import compile_in_place, pick_device, pick_dtype
@@ -65,7 +65,7 @@ def dreamdiffusion(
     compile: bool,
 ) -> generator.EEGImageGenerator:
     """Stage B's model on its Stable Diffusion. Arguments as `load_generator`'s; raises as it does."""
-    base = pretrain_gm_path or find_base(checkpoint, about_stage_b(checkpoint, "pretrains")["base"])
+    base = pretrain_gm_path or find_base(checkpoint, read_stage_b(checkpoint, "pretrains")["base"])
     system = generator.load_generator(checkpoint, base, device, EEGEncoder, dtype)
     if compile:
         compile_in_place(system.unet)

@@ -29,7 +29,6 @@ from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.memory import MemoryPlan, check_fits, local_batch
 from runtime.paths import file_or_name, in_place, under_root
-from runtime.pictures import image_tensor, load_image
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
 from vision.cache import clip_embeddings, latent_moments
 from vision.clip import FrozenCLIP, OpenCLIP
@@ -196,10 +195,8 @@ def latent_trials(
         names, picture = np.unique(part.names, return_inverse=True)
         paths = [image_path(imagenet, name) for name in names]
         n_crops, drop = (cfg.n_crops, cfg.cond_drop) if split == "train" else (0, 0.0)
-        moments = latent_moments(
-            folder, base.vae, paths, load_image, image_tensor, cfg.img_size, n_crops, cfg.crop_ratio, cfg.seed
-        )
-        targets = clip_embeddings(folder, clip, paths, load_image)
+        moments = latent_moments(folder, base.vae, paths, cfg.img_size, n_crops, cfg.crop_ratio, cfg.seed)
+        targets = clip_embeddings(folder, clip, paths)
         rows = torch.from_numpy(picture)
         items[split] = LatentTrials(part.eeg, rows, moments, targets, base.sizes.scale_factor, drop, cfg.seed)
     return items

@@ -20,18 +20,13 @@ def ceilings(generator: Any, trials: Shown, sampling: Sampling) -> dict[str, Dra
 
     generator: an EEGImageGenerator, whose module calls this one.
     """
-    drawings = {"zero_condition": zero_condition(generator, len(trials.label), sampling)}
+    empty = generator.no_context.cpu().expand(len(trials.label), -1, -1)  # stands in training in the place of EEG
+    drawings = {"zero_condition": Drawing(empty, lambda given, seeds: generator.from_context(given, seeds, sampling))}
     if trials.images:
         drawings["vae_round_trip"] = vae_round_trip(generator, trials)
     if trials.class_names and trials.other_label is not None and generator.text_states and generator.base_folder:
         drawings |= by_class_name(generator, trials, sampling)
     return drawings
-
-
-def zero_condition(generator: Any, n: int, sampling: Sampling) -> Drawing:
-    """The condition that training puts in the place of EEG."""
-    condition = generator.no_context.cpu().expand(n, -1, -1)
-    return Drawing(condition, lambda given, seeds: generator.from_context(given, seeds, sampling))
 
 
 def vae_round_trip(generator: Any, trials: Shown) -> Drawing:

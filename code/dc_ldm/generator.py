@@ -174,12 +174,9 @@ def check_sampler(sampler: str, steps: int) -> None:
 
 
 def load_generator(
-    checkpoint: str | Path,
-    pretrain_gm_path: str | Path,
-    device: torch.device,
-    make_encoder: Callable[..., nn.Module],
-    dtype: torch.dtype = torch.float32,
-) -> EEGImageGenerator:
+    checkpoint: str | Path, pretrain_gm_path: str | Path, device: torch.device,
+    make_encoder: Callable[..., nn.Module], dtype: torch.dtype = torch.float32,
+) -> EEGImageGenerator:  # fmt: skip
     """Rebuild a generator from a stage B checkpoint, ours or the published one.
 
     Ours needs the Stable Diffusion under pretrain_gm_path that it was trained on. make_encoder: EEGEncoder, passed in

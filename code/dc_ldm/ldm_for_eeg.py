@@ -45,7 +45,7 @@ class LatentTrials:
 
     eeg: Tensor  # (N, C, T)
     picture: Tensor  # (N,) int64: each trial's row of moments and clip
-    moments: Tensor  # (M, 1 + K, 2, 4, h, w), as `image_cache.latent_moments` gives them
+    moments: Tensor  # (M, 1 + K, 2, 4, h, w), as `vision.cache.latent_moments` gives them
     clip: Tensor  # (M, D)
     scale_factor: float = 0.18215
     cond_drop: float = 0.0
@@ -80,20 +80,6 @@ def add_noise(latent: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
     """sqrt(abar) latent + sqrt(1 - abar) noise (arXiv 2006.11239, eq. 4); abar (B,)."""
     abar = abar[:, None, None, None]
     return abar.sqrt() * latent + (1 - abar).sqrt() * noise
-
-
-def losses(
-    conditioner: EEGConditioner, unet: UNet, alphas_cumprod: Tensor, no_context: Tensor, data: LatentBatch
-) -> tuple[Tensor, Tensor]:
-    """L_simple (squared error of the predicted noise) and L_clip (1 - cosine), both means, scalars.
-
-    no_context (77, 768) stands where the condition is dropped.
-    """
-    context, embedding = conditioner(data.eeg)
-    noisy = add_noise(data.latent, data.noise, alphas_cumprod[data.t])
-    predicted = unet(noisy, data.t, context * data.keep + no_context * (1 - data.keep))
-    loss_clip = 1 - F.cosine_similarity(embedding.float(), data.clip).mean()
-    return F.mse_loss(predicted.float(), data.noise), loss_clip
 
 
 FINETUNE = ("E", "A", "E+A")
@@ -142,8 +128,15 @@ class EEGLatentDiffusion(nn.Module):
         return (loss_noise + self.clip_weight * loss_clip) * batch.weight
 
     def losses(self, data: LatentBatch) -> tuple[Tensor, Tensor]:
-        """L_simple and L_clip of one batch."""
-        return losses(self.conditioner, self.unet, self.alphas_cumprod, self.no_context, data)
+        """L_simple (squared error of the predicted noise) and L_clip (1 - cosine) of one batch: means, scalars.
+
+        no_context (77, 768) stands where the condition is dropped.
+        """
+        context, embedding = self.conditioner(data.eeg)
+        noisy = add_noise(data.latent, data.noise, self.alphas_cumprod[data.t])
+        predicted = self.unet(noisy, data.t, context * data.keep + self.no_context * (1 - data.keep))
+        loss_clip = 1 - F.cosine_similarity(embedding.float(), data.clip).mean()
+        return F.mse_loss(predicted.float(), data.noise), loss_clip
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what trains, each tensor once (the published code steps some twice; spec 5.4)."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from itertools import count, takewhile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ HEADS = 16  # of the published encoder, where a file does not say; shapes cannot
 
 def depth(state: dict[str, Tensor], pattern: str) -> int:
     """How many of "name.{}.name", counted from 0, are in `state`."""
-    return len(list(takewhile(lambda i: pattern.format(i) in state, count())))
+    return next(i for i in count() if pattern.format(i) not in state)
 
 
 def encoder_sizes(state: dict[str, Tensor], num_heads: int) -> dict[str, Any]:
@@ -80,29 +79,17 @@ def read_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
     condition = part(state, CONDITIONER_PREFIX)
     context_dim, clip_dim = len(condition["dim_mapper.bias"]), len(condition["mapping.fc.bias"])
     use_time_cond = any(name.startswith(f"{UNET_PREFIX}time_embed_condtion.") for name in state)
-    config = asdict(sizes) | {
-        "encoder": encoder_sizes(part(condition, "mae."), given.get("num_heads", HEADS)),
-        "conditioner": {"context_dim": context_dim, "clip_dim": clip_dim, "clip_head": "tokens"},
-        "img_size": given.get("img_size", 512),
-        "cond_drop": 0.0,
-    }
-    config["unet"]["use_time_cond"] = use_time_cond
+    encoder = encoder_sizes(part(condition, "mae."), given.get("num_heads", HEADS))
+    maps = {"context_dim": context_dim, "clip_dim": clip_dim, "clip_head": "tokens"}
     return {
         "format": weights.FORMAT,
         "model": weights.trained_part(state),
         "no_context": torch.zeros(len(condition["channel_mapper.1.bias"]), context_dim),
-        "config": config,
+        "config": weights.model_config(sizes, encoder, maps, use_time_cond, given.get("img_size", 512), 0.0),
         "base": {"name": Path(path).name, "sha256": "", "state": state, "sizes": sizes},
         "input": INPUT | {"scale": 1.0, "window": [20, 460], "simulated": False},
         "run": {"origin": PUBLISHED_B},
     }
-
-
-def about_stage_b(path: str | Path, pretrain_gm_path: str | Path) -> dict:
-    """What `read_stage_b` tells, without the weights. Raises UserError."""
-    content = read_stage_b(path, pretrain_gm_path)
-    base = {name: content["base"][name] for name in ("name", "sha256")}
-    return {name: value for name, value in content.items() if name != "model"} | {"base": base}
 
 
 def load_base_of(content: dict, checkpoint: str | Path, pretrain_gm_path: str | Path) -> Base:

@@ -82,8 +82,7 @@ class Base:
 
     def ready(self, device: torch.device, dtype: torch.dtype) -> tuple[UNet, AutoencoderKL]:
         """Networks ready to sample, channels last: measured no slower anywhere, and up to 1.8 times faster."""
-        unet, vae = (m.to(device, dtype, memory_format=torch.channels_last) for m in (self.unet, self.vae))
-        return unet, vae
+        return tuple(m.to(device, dtype, memory_format=torch.channels_last) for m in (self.unet, self.vae))
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -96,10 +95,8 @@ def base_files(pretrain_gm_path: str | Path) -> tuple[Path, Path]:
     folder = Path(pretrain_gm_path) / "models"
     weights = next((folder / name for name in BASE_NAMES if (folder / name).is_file()), None)
     if weights is None:
-        there = {path.name: file_kind(path) for path in (folder.parent, *sorted(folder.glob("*.*")))}
-        said = "".join(
-            f"; {name}: {kind}" for name, kind in there.items() if kind not in ("folder", UNKNOWN, "missing")
-        )
+        there = [(path.name, file_kind(path)) for path in (folder.parent, *sorted(folder.glob("*.*")))]
+        said = "".join(f"; {name}: {kind}" for name, kind in there if kind not in ("folder", UNKNOWN, "missing"))
         raise UserError(
             f"{folder}: no Stable Diffusion weights ({' or '.join(BASE_NAMES)}){said}; "
             "put them there, or set pretrain_gm_path"
@@ -214,9 +211,8 @@ def is_trained(name: str) -> bool:
 
 def trained_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of tensors under their published names, those that a stage B checkpoint of ours holds."""
-    return {
-        k: v for k, v in state.items() if k.startswith(CONDITIONER_PREFIX) or is_trained(k.removeprefix(UNET_PREFIX))
-    }
+    held = (k for k in state if k.startswith(CONDITIONER_PREFIX) or is_trained(k.removeprefix(UNET_PREFIX)))
+    return {name: state[name] for name in held}
 
 
 def trained_state(conditioner: EEGConditioner, unet: UNet) -> dict[str, Tensor]:
@@ -237,13 +233,12 @@ def load_trained_state(conditioner: EEGConditioner, unet: UNet, state: dict[str,
 
 
 def model_config(
-    base: Base, encoder: dict, conditioner: dict, use_time_cond: bool, img_size: int, cond_drop: float
+    sizes: BaseSizes, encoder: dict, conditioner: dict, use_time_cond: bool, img_size: int, cond_drop: float
 ) -> dict[str, Any]:
     """The `config` entry of a stage B checkpoint: what is needed to build its models again, in plain values.
 
     encoder and conditioner are their classes' keyword arguments; img_size is in pixels, cond_drop a share.
     """
-    sizes = asdict(base.sizes)
-    sizes["unet"]["use_time_cond"] = use_time_cond
-    parts = {"encoder": encoder, "conditioner": conditioner}
-    return sizes | parts | {"img_size": img_size, "cond_drop": cond_drop}
+    config = asdict(sizes) | {"encoder": encoder, "conditioner": conditioner}
+    config["unet"]["use_time_cond"] = use_time_cond
+    return config | {"img_size": img_size, "cond_drop": cond_drop}

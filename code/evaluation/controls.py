@@ -161,7 +161,7 @@ def plan_controls(inputs: Inputs, sampling: Sampling) -> tuple[dict[str, Drawing
     train, absent = readable_pictures(inputs.pictures("train"))
     size = generator.about().img_size
     if train:
-        targets = clip_embeddings(inputs.paths.cache, inputs.clip, train, load_image)
+        targets = clip_embeddings(inputs.paths.cache, inputs.clip, train)
         retrieval = NearestTrainingPicture(generator.embed, targets, train, size, generator.input)
         if generator.embed(test.eeg[:1]).shape[1] == targets.shape[1]:
             nearest = partial(retrieval.generate, sampling=sampling)

@@ -94,7 +94,7 @@ def write_truths(inputs: Inputs, folder: Path, look: Callable) -> dict[str, Tens
     pictures = [to_uint8(image_tensor(load_image(file), size)[None])[0] for file in files]
     for i, k in enumerate(row):
         write_picture(picture_path(folder, i, 0), pictures[k])
-    embedding = clip_embeddings(inputs.paths.cache, inputs.clip, files, load_image)
+    embedding = clip_embeddings(inputs.paths.cache, inputs.clip, files)
     return truth_arrays(folder, names, look) | {"truth.clip": embedding[row]}
 
 

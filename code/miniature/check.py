@@ -62,9 +62,8 @@ def check_captions(
 
 def shortfalls(figures: dict) -> list[str]:
     """The floors that are not reached, in words."""
-    missed = []
-    for name, floor in FLOORS.items():
-        worse = figures[name] > floor if name.startswith("seconds") else figures[name] < floor
-        if worse:
-            missed.append(f"{name} is {figures[name]:.3f}, asked: {floor}")
-    return missed
+
+    def missed(name: str, floor: float) -> bool:
+        return figures[name] > floor if name.startswith("seconds") else figures[name] < floor
+
+    return [f"{name} is {figures[name]:.3f}, asked: {floor}" for name, floor in FLOORS.items() if missed(name, floor)]

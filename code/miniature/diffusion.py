@@ -43,18 +43,13 @@ def train_vae(vae: nn.Module, judge: nn.Module, pictures: Pictures, steps: int, 
 def encode(vae: nn.Module, pictures: Pictures) -> tuple[Tensor, Tensor]:
     """Posterior mean and standard deviation of every picture, each (N, 4, h, h)."""
     parts = [vae.encode(pictures.images(index)) for index in torch.arange(len(pictures)).split(100)]
-    return torch.cat([p.mean for p in parts]), torch.cat([(p.logvar / 2).exp() for p in parts])
+    return torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
 
 
 def train_unet(
-    unet: nn.Module,
-    latents: tuple[Tensor, Tensor],
-    context: Callable[[list[str]], Tensor],
-    pictures: Pictures,
-    alphas_cumprod: Tensor,
-    steps: int,
-    seed: int,
-) -> dict:
+    unet: nn.Module, latents: tuple[Tensor, Tensor], context: Callable[[list[str]], Tensor], pictures: Pictures,
+    alphas_cumprod: Tensor, steps: int, seed: int,
+) -> dict:  # fmt: skip
     """Predict the noise in scaled latents (`latents`: mean, std) from captions; a tenth of the captions are empty.
 
     `context` turns captions into (K, 77, C). Returns `train`'s figures.

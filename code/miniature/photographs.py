@@ -22,7 +22,7 @@ def find_photographs(folder: Path) -> dict[str, list[Path]]:
     Raises:
         UserError: fewer than two kinds.
     """
-    kinds = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    kinds = sorted(folder.glob("*/"))
     found = {kind.name: sorted(f for f in kind.iterdir() if f.suffix.lower() in SUFFIXES) for kind in kinds}
     found = {kind: files for kind, files in found.items() if files}
     if len(found) < 2:

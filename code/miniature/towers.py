@@ -43,9 +43,8 @@ def build(folder: Path) -> nn.Module:
     size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
     CLIPImageProcessorPil(**size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
     both = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH}
-    words = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    words = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {**both, **words, "num_hidden_layers": 2, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH}
-    text["pad_token_id"] = tokenizer.pad_token_id
     vision = {**both, "num_hidden_layers": 3, "image_size": 64, "patch_size": 8}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
     return CLIPModel._from_config(config, attn_implementation="eager")

@@ -97,9 +97,8 @@ def draw_reconstruction(path: Path, mae: nn.Module, eeg: Tensor, mask: Tensor, s
     time = torch.arange(eeg.shape[-1]) * (1000 / sfreq if sfreq else 1)
     distinct = sorted({tuple(row[:8].tolist()): i for i, row in reversed(list(enumerate(eeg)))}.values())
     chosen = distinct[:: max(1, len(distinct) // 4)][:4]
-    figure, axes = plt.subplots(
-        len(chosen), 3, figsize=(14, 1.9 * len(chosen)), sharex=True, sharey="row", squeeze=False
-    )
+    size = (14, 1.9 * len(chosen))  # inches
+    figure, axes = plt.subplots(len(chosen), 3, figsize=size, sharex=True, sharey="row", squeeze=False)
     for row, channel in zip(axes, chosen, strict=True):
         r = torch.corrcoef(torch.stack([predicted[channel], eeg[channel]]))[0, 1]
         titles = ("truth", "what the model saw", f"reconstruction, r = {r:.2f}")

@@ -50,9 +50,8 @@ def linear_share(train: Tensor, held_out: Tensor, masks: Tensor) -> float:
         masks: (J, L) of 0 visible and 1 masked; each mask is applied to all windows.
     """
     mean = train.mean((0, 2), keepdim=True)
-    values, vectors = torch.linalg.eigh(
-        torch.atleast_2d(torch.cov(rearrange(train - mean, "n c t -> c (n t)").double()))
-    )
+    samples = rearrange(train - mean, "n c t -> c (n t)").double()
+    values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(samples)))
     keep = values > 1e-6 * values[-1]  # replicated electrodes add no component
     basis = vectors[:, keep].flip(1)  # largest first
     train, held_out = (torch.einsum("nct,ck->nkt", x - mean, basis.float()) for x in (train, held_out))

@@ -25,7 +25,7 @@ from data.trials_file import open_trial_file
 from dc_ldm import weights
 from runtime import checkpoints, ranks
 from runtime.errors import UserError
-from runtime.pictures import image_tensor, load_image
+from runtime.pictures import load_image
 from vision import cache as image_cache
 from vision.clip import FrozenCLIP
 
@@ -132,9 +132,7 @@ def test_latents_follow_everything_they_depend_on(tmp_path):
     given = {"vae": vae, "paths": paths, "size": SIZE, "n_crops": 1, "crop_ratio": 0.2, "seed": 1}
 
     def found(**changed) -> torch.Tensor:
-        return image_cache.latent_moments(
-            tmp_path / "c", open_image=load_image, to_tensor=image_tensor, **given | changed
-        )
+        return image_cache.latent_moments(tmp_path / "c", **given | changed)
 
     first = found()
     changes = [{"n_crops": 2}, {"size": 64}, {"crop_ratio": 0.4}, {"seed": 2}, {"paths": paths[::-1]}]
@@ -154,7 +152,7 @@ def test_embeddings_follow_the_network_its_preprocessing_and_the_pictures(tmp_pa
     paths = sorted((write_trials(tmp_path) / "imageNet_images").rglob("*.JPEG"))[:2]
 
     def found() -> torch.Tensor:
-        return image_cache.clip_embeddings(tmp_path / "c", clip, paths, load_image)
+        return image_cache.clip_embeddings(tmp_path / "c", clip, paths)
 
     def change_network() -> None:
         clip.model.visual_projection.weight.data[0] += 1

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ import eeg_ldm
 import training_inputs
 import vision.classifier as scorers
 from dc_ldm import weights
-from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, add_noise, losses, reciprocal_rank
+from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, add_noise, reciprocal_rank
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
@@ -82,7 +83,10 @@ def test_losses_are_the_published_ones():
         return data.noise + 0.5
 
     nothing = torch.full((77, 16), 7.0)
-    loss_noise, loss_clip = losses(lambda eeg: (context, -3 * data.clip), unet, abar, nothing, data)
+    module = SimpleNamespace(
+        conditioner=lambda eeg: (context, -3 * data.clip), unet=unet, alphas_cumprod=abar, no_context=nothing
+    )
+    loss_noise, loss_clip = EEGLatentDiffusion.losses(module, data)
     assert_close(loss_noise, torch.tensor(0.25))
     assert_close(loss_clip, torch.tensor(2.0))
     assert torch.equal(seen["context"], torch.where(data.keep.bool(), context, nothing))
@@ -189,7 +193,7 @@ def test_caches_are_read_back_and_follow_their_content(tmp_path):
     paths = sorted((tmp_path / "imageNet_images").rglob("*.JPEG"))[:3]
 
     def moments(seed=1):
-        return image_cache.latent_moments(tmp_path / "cache", vae, paths, load_image, image_tensor, SIZE, 2, 0.2, seed)
+        return image_cache.latent_moments(tmp_path / "cache", vae, paths, SIZE, 2, 0.2, seed)
 
     def files():
         return sorted((tmp_path / "cache").iterdir())

@@ -53,7 +53,7 @@ def write_world(root: Path) -> Path:
     content = {
         "format": weights.FORMAT,
         "model": weights.trained_state(conditioner, base.unet),
-        "config": weights.model_config(base, encoder, shape, True, SIZE, 0.0),
+        "config": weights.model_config(base.sizes, encoder, shape, True, SIZE, 0.0),
         "no_context": torch.zeros(77, 16),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": 1.0},

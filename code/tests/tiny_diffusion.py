@@ -143,7 +143,7 @@ def write_stage_b(root: Path, cond_drop: float = 0.3) -> Path:
     content = {
         "format": weights.FORMAT,
         "model": weights.trained_state(conditioner, base.unet),
-        "config": weights.model_config(base, ENCODER, shape, True, SIZE, cond_drop),
+        "config": weights.model_config(base.sizes, ENCODER, shape, True, SIZE, cond_drop),
         "no_context": torch.randn(77, 16),
         "base": {"name": base.name, "sha256": base.sha256},
         "input": {"scale": 1.0, "sfreq": 1000.0, "window": [20, 460], "ch_names": None, "band": None},

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import safetensors
 import torch
-from PIL.Image import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from runtime import checkpoints, draws
-from vision.clip import FrozenCLIP
+from runtime.pictures import image_tensor, load_image
+from vision.clip import FrozenCLIP, OpenCLIP
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -47,36 +47,32 @@ def cached(
     return result
 
 
-def clip_embeddings(
-    folder: Path, clip: FrozenCLIP, paths: Sequence[Path], open_image: Callable[[Path], Image]
-) -> Tensor:
+def clip_embeddings(folder: Path, clip: FrozenCLIP | OpenCLIP, paths: Sequence[Path]) -> Tensor:
     """CLIP image embeddings (N, D) float32 of the plain pictures."""
 
     def compute() -> Tensor:
         chunks = [paths[i : i + 32] for i in range(0, len(paths), 32)]
-        return torch.cat([clip.embed_images([open_image(path) for path in chunk]) for chunk in chunks])
+        return torch.cat([clip.embed_images([load_image(path) for path in chunk]) for chunk in chunks])
 
     tower, preprocessing = clip.fingerprint_parts()
     return cached(folder, "clip", paths, [fingerprint(tower), preprocessing], compute)
 
 
 def latent_moments(
-    folder: Path, vae: nn.Module, paths: Sequence[Path], open_image: Callable[[Path], Image],
-    to_tensor: Callable[..., Tensor], size: int, n_crops: int, crop_ratio: float, seed: int,
-) -> Tensor:  # fmt: skip
+    folder: Path, vae: nn.Module, paths: Sequence[Path], size: int, n_crops: int, crop_ratio: float, seed: int
+) -> Tensor:
     """VAE posterior mean and deviation, (N, 1 + n_crops, 2, 4, h, w) float32: plain picture, then crops.
 
-    to_tensor: (picture, size, crop or None) -> (3, size, size) in [-1, 1]; a crop is (top, left, side), with a
-    side of size - int(crop_ratio * size). The published loader draws a new crop each time; n_crops drawn once
-    stand for that stream.
+    A crop has a side of size - int(crop_ratio * size), of `size` pixels. The published loader draws a new crop each
+    time; n_crops drawn once stand for that stream.
     """
     side, device = size - int(crop_ratio * size), next(vae.parameters()).device
 
     @torch.inference_mode()
     def moments(path: Path, item: int) -> Tensor:
-        image = open_image(path)
+        image = load_image(path)
         corners = draws.randint(0, size - side + 1, (n_crops, 2), seed, "crop", item).tolist()
-        views = [to_tensor(image, size, crop) for crop in (None, *((top, left, side) for top, left in corners))]
+        views = [image_tensor(image, size, crop) for crop in (None, *((top, left, side) for top, left in corners))]
         posterior = vae.encode(torch.stack(views).to(device))
         return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
 

@@ -72,18 +72,11 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 4,
-        out_channels: int = 4,
-        model_channels: int = 320,
-        attention_resolutions: tuple[int, ...] = (4, 2, 1),
-        num_res_blocks: int = 2,
-        channel_mult: tuple[int, ...] = (1, 2, 4, 4),
-        num_heads: int = 8,
-        context_dim: int = 768,
-        use_time_cond: bool = True,
-        context_length: int = 77,
-    ):
+        self, in_channels: int = 4, out_channels: int = 4, model_channels: int = 320,
+        attention_resolutions: tuple[int, ...] = (4, 2, 1), num_res_blocks: int = 2,
+        channel_mult: tuple[int, ...] = (1, 2, 4, 4), num_heads: int = 8,
+        context_dim: int = 768, use_time_cond: bool = True, context_length: int = 77,
+    ):  # fmt: skip
         super().__init__()
         if model_channels % num_heads or model_channels % 32:
             raise UserError(

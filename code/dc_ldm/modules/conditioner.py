@@ -22,13 +22,9 @@ class EEGConditioner(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        context_length: int = 77,
-        context_dim: int = 768,
-        clip_dim: int = 768,
-        clip_head: str = "tokens",
-    ):
+        self, encoder: nn.Module,
+        context_length: int = 77, context_dim: int = 768, clip_dim: int = 768, clip_head: str = "tokens",
+    ):  # fmt: skip
         super().__init__()
         if clip_head not in CLIP_HEADS:
             raise UserError(f"clip_head must be one of {', '.join(CLIP_HEADS)}, but is {clip_head!r}")
