@@ -7,7 +7,6 @@ import ast
 import textwrap
 from pathlib import Path
 
-from runtime.checkpoints import write_text
 from runtime.errors import UserError
 
 CODE = Path(__file__).parents[1]
@@ -17,7 +16,7 @@ BEGIN, END = "<!-- modules, by python code/run.py code_tour -->\n", "<!-- end of
 
 def main() -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    write_text(PAGE, before + BEGIN + modules() + END + rest.partition(END)[2])
+    PAGE.write_text(before + BEGIN + modules() + END + rest.partition(END)[2])
     print(f"-> {PAGE}")
 
 
