@@ -51,7 +51,7 @@ class _Training(_Run):
     """What stages A and B share."""
 
     precision: Precision = setting("auto", "auto is bf16 where the device computes in it")
-    compile: bool = setting(False, "torch.compile: a minute or more at the first step, then faster (README, Speed)")
+    compile: bool = setting(False, "torch.compile: a minute or more at the first step, then faster (docs/speed.md)")
     wandb: bool = setting(False, "also log to wandb")
 
 

@@ -1,4 +1,4 @@
-"""Compare with an oracle, and remember how far apart: the README's table is `pytest --fidelity` over these tests."""
+"""Compare with an oracle, and remember how far apart: docs/fidelity.md has the table of `pytest --fidelity`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
