@@ -47,13 +47,20 @@ def load_generator(
 def format_of(checkpoint: str | Path) -> str:
     """The `format` of a checkpoint of a known system; the published one counts as ours. Raises UserError."""
     wanted = f"stage B checkpoint, of one of the formats {', '.join(SYSTEMS)}"
-    if file_kind(checkpoint) != UNKNOWN:
-        expect(checkpoint, (OURS_B, PUBLISHED_B), wanted)
+    kind, name, problem = file_kind(checkpoint), None, None
+    if kind == PUBLISHED_B:
         return weights.FORMAT
-    name = read_plain(checkpoint, wanted).get("format")
-    if name not in SYSTEMS:
-        raise UserError(f"{checkpoint}: has {f'format {name!r}' if name else 'no format field'}; expected a {wanted}")
-    return name
+    try:  # its own word first: a system may well hold tensors that are named like another file's
+        name = read_plain(checkpoint, wanted).get("format")
+    except UserError as error:
+        problem = error
+    if name in SYSTEMS:
+        return name
+    if kind != UNKNOWN:
+        expect(checkpoint, (OURS_B, PUBLISHED_B), wanted)
+    if problem:
+        raise problem
+    raise UserError(f"{checkpoint}: has {f'format {name!r}' if name else 'no format field'}; expected a {wanted}")
 
 
 def dreamdiffusion(

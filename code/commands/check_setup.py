@@ -119,7 +119,8 @@ def open_sampling(cfg: GenerateConfig, findings: Findings, memory: float) -> Ope
     inputs = stage_c.open_inputs(cfg, paths, load_generator, findings)
     opened = Opened(cfg, findings)
     if inputs.generator:
-        opened.plan = plan_sampling(cfg, inputs, memory)
+        if isinstance(inputs.generator, EEGImageGenerator):  # of another system's memory nothing is known
+            opened.plan = plan_sampling(cfg, inputs, memory)
         if inputs.trials:
             opened.config = stage_c.identity(cfg) | stage_c.input_hashes(paths)
             opened.time = lambda: time_sampling(cfg, inputs)

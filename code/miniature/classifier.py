@@ -34,7 +34,7 @@ def degraded(images: Tensor, seed: int, step: int) -> Tensor:
 def train_classifier(model: nn.Module, folder: Path, pictures: Pictures, steps: int, seed: int) -> dict:
     """Cross-entropy with label smoothing on degraded pictures, shifted by up to 4 pixels; returns `train`'s figures.
 
-    `config.json` and `model.safetensors` (fp16), which code/scorers.py reads, go to `folder`.
+    `config.json` and `model.safetensors` (fp16), which vision/classifier.py reads, go to `folder`.
     """
 
     def loss_of(step: int, index: Tensor) -> Tensor:

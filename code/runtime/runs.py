@@ -196,6 +196,8 @@ def look_at_folder(cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | 
     if free < needed:
         raise UserError(f"{above}: {free:.1f} GB are free, the checkpoints take {needed:.1f} GB; make room")
     state = "finished, nothing is left to do" if run.finished else "begun, goes on" if goes_on else "free"
+    if cfg.overwrite and folder.exists():
+        state = "an earlier run is there, which will be moved aside"
     return f"{folder}: {state}; {free:.0f} GB of disk{f' for checkpoints of {needed:.1f} GB' if needed else ''}"
 
 

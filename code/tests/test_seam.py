@@ -111,6 +111,13 @@ def test_a_checkpoint_of_no_known_system_says_what_it_is_and_which_are_known(mon
     assert not (world / "results" / "eval" / "other").exists()
 
 
+def test_a_known_format_counts_more_than_names_of_tensors(monkeypatch, tmp_path):
+    monkeypatch.setitem(generate.SYSTEMS, "mine-1", lambda *_: "opened")
+    for names in (["vision_model.w"], ["mask_token", "decoder_blocks.0.w"], ["first_stage_model.x"]):
+        checkpoints.save(tmp_path / "mine.pth", {"format": "mine-1", "model": dict.fromkeys(names, torch.zeros(1))})
+        assert generate.load_generator(tmp_path / "mine.pth", device="cpu") == "opened"
+
+
 def test_a_dry_run_lists_what_is_wrong_and_writes_nothing(monkeypatch, capsys, world):
     good = {"dry_run": "true", "model_path": "pretrains/generation/tiny.pth"}
     with pytest.raises(SystemExit) as end:
