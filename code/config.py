@@ -108,7 +108,7 @@ class FinetuneConfig(_Pictures, _Training):
     """Stage B: Stable Diffusion's cross-attention and the EEG conditioner, with CLIP alignment."""
 
     dataset: Literal["EEG"] = setting("EEG", "nothing else exists", PUBLISHED)
-    eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale", least=0)
+    eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
     pretrain_mbm_path: str = setting("", "stage A's file; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
     finetune: Literal["E", "A", "E+A"] = setting("E+A", "what trains: E, the EEG encoder; A, cross-attention", PAPER)
     clip_head: Literal["condition", "tokens"] = setting("condition", "aligned with CLIP; published code: tokens", PAPER)

@@ -1,4 +1,4 @@
-"""EEG windows for stage A and EEG-image trials for stages B and C (spec 1 and 3); builds no model.
+"""EEG windows for stage A and EEG-image trials for stages B and C; builds no model.
 
 Shapes: N trials or windows, B batch, C electrodes, T time points, L time points of one trial as recorded.
 """

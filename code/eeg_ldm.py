@@ -21,17 +21,17 @@ from runtime.loop import Schedule, fit
 from runtime.paths import file_or_name, under_root
 from runtime.runs import Run, Trained, run_config, train_stage
 from runtime.sampling import Sampling
-from training_inputs import Inputs, check, latent_trials, new_module, open_inputs
+from training_inputs import FinetuningInputs, check_finetuning, latent_trials, new_module, open_finetuning
 from vision.clip import load_clip
 
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
 
 
 def main() -> None:
-    train_stage(from_cli(FinetuneConfig), "B", "generation", check, open_inputs, train)
+    train_stage(from_cli(FinetuneConfig), "B", "generation", check_finetuning, open_finetuning, train)
 
 
-def train(cfg: FinetuneConfig, run: Run, inputs: Inputs) -> Trained | None:
+def train(cfg: FinetuneConfig, run: Run, inputs: FinetuningInputs) -> Trained | None:
     """Train; the first process hands on the trained part of the selected epoch. Raises UserError."""
     device, half = pick_device(cfg.device), pick_dtype(cfg.precision, cfg.device) == torch.bfloat16
     trials, stage_a = inputs.trials, inputs.stage_a
@@ -84,8 +84,8 @@ def train(cfg: FinetuneConfig, run: Run, inputs: Inputs) -> Trained | None:
 
 
 def checkpoint(
-    cfg: FinetuneConfig, inputs: Inputs, base: weights.Base, no_context: torch.Tensor, shape: dict, state: dict,
-    criterion: str, means: str,
+    cfg: FinetuneConfig, inputs: FinetuningInputs, base: weights.Base, no_context: torch.Tensor, shape: dict,
+    state: dict, criterion: str, means: str,
 ) -> Trained:  # fmt: skip
     """The trained part of the selected epoch, with everything needed to build its models again.
 

@@ -10,16 +10,18 @@ import time
 
 from config import GenerateConfig, from_cli
 from evaluation.baselines import baselines
-from evaluation.inputs import find_paths, identity, input_hashes, open_inputs, paths_of, same_trials
+from evaluation.controls import look_ahead
+from evaluation.inputs import begin, find_paths, identity, input_hashes, open_inputs, paths_of
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
 from evaluation.record import score
 from evaluation.sampling import sample_and_look
-from generate import format_of, load_generator
+from generate import check_request, load_generator
 from runtime import ranks
 from runtime.findings import Findings
 from runtime.paths import under_root
 from runtime.runs import look_at_folder, open_for_all
+from runtime.sampling import Sampling
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
 
     # The run: other files behind the same names make another one
     paths = find_paths(cfg)
-    format_of(paths.model)  # no folder is made for a file that no system opens
+    check_request(paths.model, paths.stable_diffusion, Sampling.of(cfg))  # no folder is made for what none can do
     hashes = input_hashes(paths)
     run = open_for_all(cfg, under_root(cfg.root_path, f"results/eval/{cfg.name}"), identity(cfg) | hashes)
     if run.finished:
@@ -39,7 +41,7 @@ def main() -> None:
     # Inputs; the baselines come before hours of sampling, because they may refuse the trials
     inputs = open_inputs(cfg, paths, load_generator, Findings())
     decoders = baselines(inputs.trials["train"], inputs.test)
-    ranks.from_lead(lambda: same_trials(run.folder, inputs.test))
+    ranks.from_lead(lambda: begin(run.folder, inputs.test))
 
     # Pictures, and what the frozen networks see in them; the first process goes on alone
     sampled = sample_and_look(inputs, run.folder)
@@ -57,7 +59,11 @@ def dry_run(cfg: GenerateConfig) -> None:
     """Open every input, list what is there and what is wrong, and end: status 0 where stage C can start, else 1."""
     findings = Findings(keep_going=True)
     paths = paths_of(cfg)
+    if paths.model.exists():
+        request = lambda: check_request(paths.model, paths.stable_diffusion, Sampling.of(cfg))  # noqa: E731
+        findings.open("settings", request, lambda _: "understood")
     inputs = open_inputs(cfg, paths, load_generator, findings)
+    look_ahead(inputs, findings)
     config = identity(cfg) | input_hashes(paths) if inputs.generator and inputs.trials else None
     findings.open("run folder", lambda: look_at_folder(cfg, "eval", config, None), str)
     sys.exit(findings.report("C"))

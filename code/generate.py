@@ -5,16 +5,19 @@ Whatever system made the checkpoint: its `format` says which loader opens it. A 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from dc_ldm import generator, weights
+from dc_ldm.generator import check_sampler
 from dc_ldm.published import read_stage_b
 from evaluation.seam import System
 from runtime.checkpoints import read_plain, sha256
 from runtime.devices import compile_in_place, pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.file_kinds import OURS_B, PUBLISHED_B, UNKNOWN, expect, file_kind
+from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder
 from vision.clip import FrozenCLIP, OpenCLIP
 
@@ -40,7 +43,7 @@ def load_generator(
     Raises:
         UserError: the checkpoint, its Stable Diffusion or the device is not what is wanted.
     """
-    load = SYSTEMS[format_of(checkpoint)]
+    load = SYSTEMS[format_of(checkpoint)].open
     return load(Path(checkpoint), pretrain_gm_path, pick_device(device), pick_dtype(precision, device), clip, compile)
 
 
@@ -81,7 +84,26 @@ def dreamdiffusion(
     return system
 
 
-SYSTEMS: dict[str, Callable[..., System]] = {weights.FORMAT: dreamdiffusion}  # by the format of their checkpoints
+def check_dreamdiffusion(checkpoint: Path, pretrain_gm_path: str | Path, sampling: Sampling) -> None:
+    """Its sampler and steps, and that Stable Diffusion's files are there. Raises UserError."""
+    check_sampler(sampling.sampler, sampling.steps)
+    if file_kind(checkpoint) != PUBLISHED_B:  # which carries its own
+        weights.base_files(pretrain_gm_path)
+
+
+class Loader(NamedTuple):
+    """How a system is opened."""
+
+    open: Callable[..., System]  # as `dreamdiffusion`
+    check: Callable[[Path, str | Path, Sampling], None] = lambda *_: None  # refuses what can be told without opening
+
+
+SYSTEMS = {weights.FORMAT: Loader(dreamdiffusion, check_dreamdiffusion)}  # by the format of their checkpoints
+
+
+def check_request(checkpoint: str | Path, pretrain_gm_path: str | Path, sampling: Sampling) -> None:
+    """Refuse, before any work, a checkpoint of no known system, and what its system cannot do. Raises UserError."""
+    SYSTEMS[format_of(checkpoint)].check(Path(checkpoint), pretrain_gm_path, sampling)
 
 
 def find_base(checkpoint: str | Path, base: dict) -> Path:

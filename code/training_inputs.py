@@ -1,4 +1,4 @@
-"""What stage B reads: every input opened and checked as a finding, so that a dry run and the doctor can list them.
+"""What stages A and B read: every input opened as a finding, so that a dry run and the doctor can list them.
 
 Here rooms meet that do not know each other: trials and their pictures, stage A's encoder, Stable Diffusion, CLIP.
 """
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import FinetuneConfig
+from config import FinetuneConfig, PretrainConfig
 from data.splits import describe_splits
 from data.stimuli import about_pictures, image_path, leave_out_missing
-from dataset import Trials, open_trials
+from dataset import EEGWindows, Trials, open_trials
 from dc_ldm import weights
 from dc_ldm.generator import check_sampler
 from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, new_finetuning, plan_finetuning
@@ -30,12 +30,44 @@ from runtime.findings import Findings
 from runtime.memory import MemoryPlan, check_fits, local_batch
 from runtime.paths import file_or_name, in_place, under_root
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
+from sc_mbm.trainer import plan_pretraining
 from vision.cache import clip_embeddings, latent_moments
 from vision.clip import FrozenCLIP, OpenCLIP
 from vision.clip_files import VIT_L_14, look_at_clip
 
 ENCODER_SIZES = ("n_chans", "n_times", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 LEARNING = ("lr", "weight_decay", "clip_weight", "finetune")  # arguments of EEGLatentDiffusion
+
+
+def eeg_folder(cfg: PretrainConfig) -> Path:
+    """The asked folder, or the published `datasets/mne_data` where the default one is missing."""
+    asked, published = (under_root(cfg.root_path, path) for path in (cfg.eeg_path, "datasets/mne_data"))
+    default = cfg.eeg_path == PretrainConfig.eeg_path and not asked.is_dir()
+    return published if default and published.is_dir() else asked
+
+
+@dataclass
+class PretrainingInputs:
+    """What stage A trains on; in a dry run None where it does not open."""
+
+    plan: MemoryPlan | None
+    windows: EEGWindows | None
+
+
+def open_pretraining(cfg: PretrainConfig, findings: Findings) -> PretrainingInputs:
+    """All that stage A reads, each opened as a finding. Raises UserError, as `Findings.open`."""
+    folder = eeg_folder(cfg)
+    device = findings.open("device", lambda: pick_device(cfg.device), about_device)
+    if not findings.keep_going:  # what is missing is said before a batch that does not fit
+        in_place(cfg, {"eeg_path": ("folder of recordings (.npy)", str(folder.absolute()))})
+    if plan := device and findings.open("plan", lambda: plan_pretraining(cfg), str):
+        findings.open("memory", lambda: check_fits(cfg, plan), lambda free: f"{free / 1e9:.1f} GB are free")
+    how = cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out
+    windows = findings.open(
+        "recordings", lambda: EEGWindows(folder, *how),
+        lambda w: f"{w.n_recordings} files, {len(w)} training windows an epoch", [folder],
+    )  # fmt: skip
+    return PretrainingInputs(plan, windows)
 
 
 @dataclass(frozen=True)
@@ -54,7 +86,7 @@ class StageA:
 
 
 @dataclass
-class Inputs:
+class FinetuningInputs:
     """What stage B trains on; in a dry run None where it does not open. Stable Diffusion and CLIP are loaded later."""
 
     stage_a: StageA | None
@@ -63,7 +95,7 @@ class Inputs:
     plan: MemoryPlan | None
 
 
-def check(cfg: FinetuneConfig) -> None:
+def check_finetuning(cfg: FinetuneConfig) -> None:
     """Refuse settings that make no sense together. Raises UserError."""
     if cfg.guidance != 1 and not cfg.cond_drop:
         raise UserError(f"guidance={cfg.guidance}: needs cond_drop=0.1 or so in training; use it, or guidance=1")
@@ -81,7 +113,7 @@ def wanted_files(cfg: FinetuneConfig) -> dict[str, tuple[str, str]]:
     } | ({} if stage_a == "none" else {"pretrain_mbm_path": ("stage A checkpoint", stage_a)})
 
 
-def open_inputs(cfg: FinetuneConfig, findings: Findings) -> Inputs:
+def open_finetuning(cfg: FinetuneConfig, findings: Findings) -> FinetuningInputs:
     """All that stage B reads, what is cheap first. Raises UserError, as `Findings.open`; it names all missing files."""
     wanted = wanted_files(cfg)
     paths = {name: under_root(cfg.root_path, value) for name, (_, value) in wanted.items()}
@@ -121,7 +153,7 @@ def open_inputs(cfg: FinetuneConfig, findings: Findings) -> Inputs:
     )
     if judge and trials:  # refuses, before any work, what it does not know
         findings.open("classifier", lambda: judge.classes(trials["val"]), lambda _: "knows the trials' classes")
-    return Inputs(stage_a, trials, judge, plan)
+    return FinetuningInputs(stage_a, trials, judge, plan)
 
 
 def untrained_sizes(cfg: FinetuneConfig) -> dict[str, Any]:

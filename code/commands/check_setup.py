@@ -26,16 +26,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-import stageA1_eeg_pretrain as stage_a
-import training_inputs as stage_b
+import training_inputs
 from config import ALIASES, NO_EFFECT, FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, setting
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator, check_sampler
 from dc_ldm.ldm_for_eeg import LatentTrials
 from evaluation import inputs as stage_c
+from evaluation.controls import look_ahead
 from generate import load_generator
 from runtime import checkpoints
-from runtime.devices import free_memory, pick_dtype
+from runtime.devices import free_memory, installed_memory, pick_device, pick_dtype
 from runtime.draws import StepBatches, steps_per_epoch
 from runtime.file_kinds import PUBLISHED_B, UNKNOWN, file_kind
 from runtime.findings import LATER, NOTE, WRONG, Finding, Findings
@@ -45,6 +45,7 @@ from runtime.paths import file_or_name, under_root
 from runtime.runs import look_at_folder, run_config
 from runtime.sampling import Sampling
 from sc_mbm.trainer import MaskedPretraining
+from sc_mbm.trainer import check as check_pretraining
 from vision.clip import OPEN_CLIP
 from vision.clip_files import look_at_clip
 
@@ -81,7 +82,7 @@ class Opened:
 
 def open_pretraining(cfg: PretrainConfig, findings: Findings, memory: float) -> Opened:
     """Stage A, by its own code."""
-    inputs = stage_a.open_inputs(cfg, findings)
+    inputs = training_inputs.open_pretraining(cfg, findings)
 
     def measure() -> dict:
         return time_training(MaskedPretraining.of(cfg, 1), inputs.windows, cfg, cfg.accum_iter)
@@ -91,17 +92,17 @@ def open_pretraining(cfg: PretrainConfig, findings: Findings, memory: float) -> 
 
 def open_finetuning(cfg: FinetuneConfig, findings: Findings, memory: float) -> Opened:
     """Stage B, by its own code."""
-    inputs = stage_b.open_inputs(cfg, findings)
+    inputs = training_inputs.open_finetuning(cfg, findings)
 
     def measure() -> dict:
         """With random weights and pictures, which take as long as real ones."""
         base = weights.look_at_base(under_root(cfg.root_path, cfg.pretrain_gm_path), whole=False)
-        encoder = inputs.stage_a.sizes if inputs.stage_a else stage_b.untrained_sizes(cfg)
+        encoder = inputs.stage_a.sizes if inputs.stage_a else training_inputs.untrained_sizes(cfg)
         clip_dim, eeg = clip_facts(cfg)[0], inputs.trials["train"].eeg
         moments = torch.rand(1, 1 + cfg.n_crops, 2, *base.latent_shape(cfg.img_size))
         picture, targets = torch.zeros(len(eeg), dtype=torch.int64), torch.ones(1, clip_dim)
         items = LatentTrials(eeg, picture, moments, targets, base.scale_factor, cfg.cond_drop, cfg.seed)
-        module = stage_b.untrained(cfg, encoder, base, clip_dim)
+        module = training_inputs.untrained(cfg, encoder, base, clip_dim)
         if pick_dtype(cfg.precision, cfg.device) == torch.bfloat16:
             module.halve_frozen()
         return time_training(module, items, cfg, cfg.accumulate_grad)
@@ -117,6 +118,7 @@ def open_sampling(cfg: GenerateConfig, findings: Findings, memory: float) -> Ope
         look = lambda: weights.look_at_base(paths.stable_diffusion, whole=True)  # noqa: E731
         findings.open("Stable Diffusion", look, lambda _: "as config15.yaml describes it", files)
     inputs = stage_c.open_inputs(cfg, paths, load_generator, findings)
+    look_ahead(inputs, findings)
     opened = Opened(cfg, findings)
     if inputs.generator:
         if isinstance(inputs.generator, EEGImageGenerator):  # of another system's memory nothing is known
@@ -138,8 +140,10 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "a": Stage(PretrainConfig, stage_a.check, open_pretraining, "eeg_pretrain"),
-    "b": Stage(FinetuneConfig, stage_b.check, open_finetuning, "generation", ("stage A checkpoint",)),
+    "a": Stage(PretrainConfig, check_pretraining, open_pretraining, "eeg_pretrain"),
+    "b": Stage(
+        FinetuneConfig, training_inputs.check_finetuning, open_finetuning, "generation", ("stage A checkpoint",)
+    ),
     "c": Stage(
         GenerateConfig,
         lambda cfg: check_sampler(cfg.sampler, cfg.ddim_steps),
@@ -214,11 +218,9 @@ def check(stage: str, cfg: Any, asked: SetupConfig) -> Opened:
     findings.open("settings", lambda: STAGES[stage].check(cfg), lambda _: "understood")
     opened = STAGES[stage].open(cfg, findings, 1e9 * asked.memory)
     plan = opened.plan
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if "cuda" in next(f.message for f in findings.findings if f.subject == "device")[:4]:
-        installed = torch.cuda.get_device_properties(0).total_memory
-    room = 1e9 * asked.memory or installed
-    if plan and plan.total > room:
+    room = 1e9 * asked.memory or (plan and installed_memory(pick_device(cfg.device)))
+    told = any(f.subject == "memory" and f.state == WRONG for f in findings.findings)
+    if plan and plan.total > room and not told:
         advice = f"{smaller(cfg, plan, room)} (estimate)"
         findings.add("memory", NOTE, f"{plan.total / 1e9:.1f} GB will not fit in {room / 1e9:.1f} GB; {advice}")
     findings.open("run folder", lambda: look_at_folder(cfg, STAGES[stage].folder, opened.config, plan), str)

@@ -5,8 +5,10 @@ python code/run.py code_tour
 
 import ast
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
+from config import from_cli
 from runtime.errors import UserError
 
 CODE = Path(__file__).parents[1]
@@ -14,7 +16,13 @@ PAGE = CODE.parent / "docs/code_tour.md"
 BEGIN, END = "<!-- modules, by python code/run.py code_tour -->\n", "<!-- end of modules -->\n"
 
 
+@dataclass
+class TourConfig:
+    """Write the list of modules in docs/code_tour.md again."""
+
+
 def main() -> None:
+    from_cli(TourConfig)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + modules() + END + rest.partition(END)[2])
     print(f"-> {PAGE}")

@@ -1,4 +1,4 @@
-"""Splits of a trials file by picture, block, recording or subject, in the published layout (spec 1.2).
+"""Splits of a trials file by picture, block, recording or subject, in the published layout.
 
 python code/run.py make_splits by=image                      # a tenth of each class tested, a tenth validates
 python code/run.py make_splits by=subject fold=3             # the fourth subject tested, the fifth validates

@@ -240,7 +240,7 @@ def number_of(text: str) -> float:
 def unknown(id: str, entries: dict) -> str:
     """The words for an id that is not there; the nearest is named."""
     near = difflib.get_close_matches(id, entries, n=1)
-    return f"no receipt is called {id}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"no receipt is called {id}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(entries)}")
 
 
 def one(book: Book, id: str) -> Receipt:

@@ -24,7 +24,7 @@ from config import GenerateConfig, from_cli, setting
 from data.stimuli import image_path, leave_out_missing
 from dataset import Trials, open_trials
 from dc_ldm.generator import SAMPLERS, check_sampler
-from evaluation.inputs import Paths, find_paths, identity, input_hashes, refuse_trained, same_trials
+from evaluation.inputs import Paths, begin, find_paths, identity, input_hashes, refuse_trained
 from evaluation.n_way import n_way_accuracy
 from evaluation.page.tables import Plot, score_name
 from evaluation.page.templates import render
@@ -70,7 +70,7 @@ def main() -> None:
 
     folder, config = under_root(cfg.root_path, f"results/studies/{cfg.name}"), identity(cfg) | input_hashes(paths)
     open_run(folder, config, cfg.overwrite)
-    same_trials(folder, trials)  # a manifest beside the same file may cut other windows out of it
+    begin(folder, trials)  # a manifest beside the same file may cut other windows out of it
     seeds, see = (
         picture_seeds(cfg.seed, trials.position, 1),
         partial(describe, classifier=classifier, embed_images=None),

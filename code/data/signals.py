@@ -1,4 +1,4 @@
-"""A signal's length, channels and soundness: what stages A and B share (spec 3.1, 3.2)."""
+"""A signal's length, channels and soundness: what stages A and B share."""
 
 import json
 from functools import lru_cache

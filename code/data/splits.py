@@ -1,4 +1,4 @@
-"""Splits files (spec 1.2): read, and what their parts share that could give an answer away."""
+"""Splits files: read, and what their parts share that could give an answer away."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""The pictures that were shown: where they lie, how they are read and made into tensors (spec 1.3, 3.3)."""
+"""The pictures that were shown: where they lie, how they are read and made into tensors."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath

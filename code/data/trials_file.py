@@ -1,4 +1,4 @@
-"""A torch file of EEG trials (spec 1.1), converted once into plain arrays beside it; nothing in it is executed.
+"""A torch file of EEG trials, converted once into plain arrays beside it; nothing in it is executed.
 
 `<folder>/cache/<stem>.trials.npy` holds every trial's samples end to end, float32; `<stem>.trials.json` says where
 each begins and what it is, and which file (size, time of change, sha256) it was made from. A file of the same size

@@ -1,4 +1,4 @@
-"""Checkpoints of stages A and B as we write them, from our own files or from the published ones (spec 1.5, 1.6)."""
+"""Checkpoints of stages A and B as we write them, from our own files or from the published ones."""
 
 from __future__ import annotations
 

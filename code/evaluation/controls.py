@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evaluation.inputs import Inputs
+from evaluation.baselines import baselines
+from evaluation.inputs import Inputs, same_trials
 from evaluation.retrieval import NearestTrainingPicture
-from runtime import draws
+from runtime import draws, ranks
 from runtime.errors import UserError
+from runtime.findings import Findings
+from runtime.paths import under_root
 from runtime.pictures import image_tensor, load_image, readable, to_uint8
 from runtime.sampling import Sampling
 from runtime.system import Drawing, Shown
@@ -144,6 +147,27 @@ def without_eeg(n: int, size: int, train: Sequence[Path]) -> dict[str, Drawing]:
     return {name: same_for_all(picture) for name, picture in pictures.items()}
 
 
+def borrowed_eeg(inputs: Inputs) -> dict[str, Tensor]:
+    """`make_controls` of the test trials, as the settings ask for. Raises UserError."""
+    test, cfg = inputs.test, inputs.cfg
+    group = test.image if inputs.image_known else test.position
+    return make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed)
+
+
+def look_ahead(inputs: Inputs, findings: Findings) -> None:
+    """What stage C may refuse once its inputs are open, for a dry run: too few trials for baselines or controls, and a
+    folder whose pictures are of others."""
+    if not {"train", "test"} <= inputs.trials.keys():
+        return
+    cfg, test = inputs.cfg, inputs.test
+    findings.open("baselines", lambda: baselines(inputs.trials["train"], test), lambda _: "can be fitted")
+    if cfg.controls != "none":
+        findings.open("controls", lambda: borrowed_eeg(inputs), ", ".join)
+    if not cfg.overwrite:
+        folder = under_root(cfg.root_path, f"results/eval/{cfg.name}")
+        findings.open("trials of the run", lambda: same_trials(folder, test), lambda _: "no others were begun with")
+
+
 def plan_controls(inputs: Inputs, sampling: Sampling) -> tuple[dict[str, Drawing], list[str]]:
     """The controls that the settings ask for, by name, and a sentence for each that cannot be had.
 
@@ -154,14 +178,13 @@ def plan_controls(inputs: Inputs, sampling: Sampling) -> tuple[dict[str, Drawing
     if cfg.controls == "none":
         return {}, []
 
-    group = test.image if inputs.image_known else test.position
-    borrowed = make_controls(cfg.controls, test.eeg, group, test.label, cfg.seed)
+    borrowed = borrowed_eeg(inputs)
     from_eeg = partial(generator.generate, sampling=sampling)
     controls = {name: Drawing(eeg, from_eeg) for name, eeg in borrowed.items()}
     train, absent = readable_pictures(inputs.pictures("train"))
     size = generator.about().img_size
     if train:
-        targets = clip_embeddings(inputs.paths.cache, inputs.clip, train)
+        targets = ranks.lead_first(lambda: clip_embeddings(inputs.paths.cache, inputs.clip, train))
         retrieval = NearestTrainingPicture(generator.embed, targets, train, size, generator.input)
         if generator.embed(test.eeg[:1]).shape[1] == targets.shape[1]:
             nearest = partial(retrieval.generate, sampling=sampling)

@@ -153,7 +153,7 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
         generator = findings.open(subject, load, lambda system: system.about().name, [paths.model])
     trials, unsure = findings.open(
         "trials", lambda: ranks.lead_first(lambda: read_trials(cfg, paths, generator)),
-        lambda pair: "; ".join(pair[1]), [paths.eeg, paths.splits],
+        lambda pair: "; ".join([describe_splits(pair[0]["test"].info["split"]), *pair[1]]), [paths.eeg, paths.splits],
     ) or ({}, [])  # fmt: skip
     kept, notes = findings.open(
         "pictures", lambda: readable_trials(cfg, paths, trials),
@@ -224,10 +224,16 @@ def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test")
     return notes
 
 
-def same_trials(folder: Path, test: Trials) -> None:
-    """Raises UserError where pictures in the folder were made of other trials: files or the manifest changed since."""
+def same_trials(folder: Path, test: Trials) -> dict:
+    """What the folder's record of its trials says, or should. Raises UserError where its pictures are of other trials:
+    files or the manifest changed since."""
     record = folder / "begun.json"
     now = {"names": test.names, "eeg_sha256": hashlib.sha256(test.eeg.numpy().tobytes()).hexdigest()}
     if record.is_file() and json.loads(record.read_text()) != now:
         raise UserError(f"{folder}: was begun with other trials; take another name=, or overwrite=true")
-    checkpoints.write_text(record, json.dumps(now))
+    return now
+
+
+def begin(folder: Path, test: Trials) -> None:
+    """Write down which trials the pictures in the folder are of. Raises UserError as `same_trials`."""
+    checkpoints.write_text(folder / "begun.json", json.dumps(same_trials(folder, test)))

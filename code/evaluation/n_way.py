@@ -1,4 +1,4 @@
-"""The exact N-way score: the true class against others drawn without replacement, in expectation (spec 6.3).
+"""The exact N-way score: the true class against others drawn without replacement, in expectation.
 
 Shapes: N trials, K classes, C columns.
 """

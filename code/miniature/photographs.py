@@ -66,7 +66,7 @@ def photographs(files: dict[str, list[Path]], names: Sequence[str], copies: int,
         names: what the kinds are called in captions, in the order of `files`.
 
     Raises:
-        UserError: a file cannot be read as a picture.
+        UserError: a file cannot be read as a whole picture.
     """
     pictures, labels = [], []
     for label, paths in enumerate(files.values()):

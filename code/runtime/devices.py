@@ -62,8 +62,14 @@ def about_device(device: torch.device) -> str:
     """A device and what else this machine has, in words."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     seen = ", ".join(f"{gpu.name} {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus) or "torch sees no GPU"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{device} ({seen}; {os.cpu_count()} cores, {memory / 1e9:.0f} GB)"
+    return f"{device} ({seen}; {os.cpu_count()} cores, {installed_memory(torch.device('cpu')) / 1e9:.0f} GB)"
+
+
+def installed_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory(device: torch.device) -> float:

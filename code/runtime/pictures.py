@@ -19,18 +19,28 @@ from torch import Tensor
 from runtime import checkpoints
 from runtime.errors import UserError
 
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises on a file that is no picture
 
-def load_image(path: str | Path) -> Image.Image:
-    """A picture as PIL RGB.
+
+def decoded(path: str | Path) -> Image.Image:
+    """A picture as PIL has it, read to its end; every reader of whole pictures asks here.
 
     Raises:
         UserError: missing, truncated or not a picture.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error})") from error
+            image.load()
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path}: cannot be read as a whole picture ({error}); copy it again, or run again what made it"
+        ) from error
+    return image
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """A picture as PIL RGB. Raises UserError as `decoded`."""
+    return decoded(path).convert("RGB")
 
 
 def image_tensor(image: Image.Image, size: int, crop: tuple[int, int, int] | None = None) -> Tensor:
@@ -55,7 +65,7 @@ def readable(path: Path) -> bool:
         with Image.open(path) as image:
             image.draft("RGB", (32, 32))
             image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except UNREADABLE:
         return False
     return True
 
@@ -66,11 +76,7 @@ def read_picture(path: Path) -> tuple[np.ndarray, str]:
     Raises:
         UserError: missing, half written, transparent in part, or of numbers that 8-bit RGB cannot hold.
     """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: is no whole picture ({error}); run the evaluation again") from error
+    picture = decoded(path)
     if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
         raise UserError(f"{path}: holds {picture.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")
     if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:

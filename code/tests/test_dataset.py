@@ -296,7 +296,7 @@ def test_few_missing_pictures_are_left_out_and_more_are_refused(tmp_path):
     cut.write_bytes(cut.read_bytes()[:-200])
     with pytest.raises(UserError, match="n01_4.JPEG"):
         stimuli.leave_out_missing(parts, root)
-    with pytest.raises(UserError, match="cannot be read as a picture"):
+    with pytest.raises(UserError, match="cannot be read as a whole picture"):
         load_image(cut)
 
 

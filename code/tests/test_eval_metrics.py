@@ -316,7 +316,7 @@ def test_repeated_images_of_several_recordings_make_these_the_unit(folder, tmp_p
         (lambda f: (f / "trials.csv").unlink(), "trials.csv: not found"),
         (lambda f: (f / "trials.csv").write_text("trial,label\n0,0\n"), "lacks the column position"),
         (lambda f: (f / "samples/test3-1.png").unlink(), "test3-1.png: picture of trial 3 is missing"),
-        (lambda f: (f / "samples/test3-1.png").write_bytes(b"\x89PNG"), "test3-1.png: is no whole picture"),
+        (lambda f: (f / "samples/test3-1.png").write_bytes(b"\x89PNG"), "test3-1.png: cannot be read"),
         (lambda f: Image.new("RGB", (9, 9)).save(f / "samples/test3-1.png"), "test3-1.png: .* pixels"),
         (lambda f: change(f, "real.logits", lambda a: a[:-1]), "real.logits has 47 rows, trials.csv 48"),
         (lambda f: change(f, "real.logits", lambda a: a.astype(np.float16)), "half precision"),

@@ -24,6 +24,15 @@ def test_without_a_name_every_command_is_listed_with_what_it_is_for(monkeypatch,
     assert not any(path.name in names for path in run.COMMANDS.iterdir() if path.is_dir())  # helpers are no commands
 
 
+def test_a_command_asked_for_help_or_given_nonsense_writes_nothing(monkeypatch):
+    page = run.COMMANDS.parents[1] / "docs/code_tour.md"
+    stamp = page.stat().st_mtime_ns
+    for words, end in (["--help"], SystemExit), (["nonsense=1"], UserError):
+        with pytest.raises(end):
+            call(monkeypatch, "code_tour", *words)
+    assert page.stat().st_mtime_ns == stamp
+
+
 def test_first_lines_fit_a_terminal():
     for name, about in run.commands().items():
         assert 20 < len(about) <= 100 and about[0].isupper(), name

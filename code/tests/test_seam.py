@@ -44,7 +44,7 @@ def world(tmp_path, monkeypatch):
 
         return NearestTrainingPicture(embed, targets, images, 32, EEGInput(8, 64))
 
-    monkeypatch.setitem(generate.SYSTEMS, "retrieval-1", retrieval)
+    monkeypatch.setitem(generate.SYSTEMS, "retrieval-1", generate.Loader(retrieval))
     return root
 
 
@@ -112,10 +112,32 @@ def test_a_checkpoint_of_no_known_system_says_what_it_is_and_which_are_known(mon
 
 
 def test_a_known_format_counts_more_than_names_of_tensors(monkeypatch, tmp_path):
-    monkeypatch.setitem(generate.SYSTEMS, "mine-1", lambda *_: "opened")
+    monkeypatch.setitem(generate.SYSTEMS, "mine-1", generate.Loader(lambda *_: "opened"))
     for names in (["vision_model.w"], ["mask_token", "decoder_blocks.0.w"], ["first_stage_model.x"]):
         checkpoints.save(tmp_path / "mine.pth", {"format": "mine-1", "model": dict.fromkeys(names, torch.zeros(1))})
         assert generate.load_generator(tmp_path / "mine.pth", device="cpu") == "opened"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"sampler": "plms", "ddim_steps": 7}, "asked for 7"), ({"pretrain_gm_path": "datasets"}, "no Stable Diffusion")],
+)
+def test_what_a_system_cannot_do_is_refused_before_anything_is_opened(monkeypatch, world, changed, words):
+    monkeypatch.setattr("gen_eval_eeg.input_hashes", lambda *_: pytest.fail("files were hashed first"))
+    with pytest.raises(UserError, match=words):
+        run(monkeypatch, world, name="early", model_path="pretrains/generation/tiny.pth", **changed)
+    assert not (world / "results" / "eval" / "early").exists()
+
+
+def test_a_dry_run_looks_ahead_to_what_stage_c_would_refuse(monkeypatch, capsys, world):
+    path = world / "datasets/block_splits_by_image_single.pth"
+    split = checkpoints.read_plain(path, "splits")["splits"][0]
+    checkpoints.save(path, {"splits": [split | {"train": split["train"][:1], "test": split["test"][:1]}]})
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, world, name="dry", model_path="pretrains/generation/tiny.pth", dry_run="true")
+    text = capsys.readouterr().out
+    assert end.value.code == 1 and "WRONG  baselines: " in text and "WRONG  controls: " in text, text
+    assert not (world / "results").exists()
 
 
 def test_a_dry_run_lists_what_is_wrong_and_writes_nothing(monkeypatch, capsys, world):

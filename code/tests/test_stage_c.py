@@ -22,7 +22,7 @@ from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.modules.conditioner import EEGConditioner
 from evaluation.baselines import baselines
 from evaluation.folder import picture_path
-from evaluation.inputs import Paths, refuse_trained, same_trials
+from evaluation.inputs import Paths, begin, refuse_trained
 from runtime import checkpoints
 from runtime.errors import UserError, cli
 from runtime.pictures import image_tensor, load_image, read_pictures
@@ -339,7 +339,7 @@ def test_trials_that_stage_b_knows_are_never_tested():
 
 def test_pictures_of_other_trials_are_not_gone_on_with(tmp_path):
     test = SimpleNamespace(names=["n1_1", "n1_2"], eeg=torch.zeros(2, 1, 4))
-    same_trials(tmp_path, test)
-    same_trials(tmp_path, test)
+    begin(tmp_path, test)
+    begin(tmp_path, test)
     with pytest.raises(UserError, match="begun with other trials"):
-        same_trials(tmp_path, SimpleNamespace(names=["n1_2", "n1_1"], eeg=test.eeg))
+        begin(tmp_path, SimpleNamespace(names=["n1_2", "n1_1"], eeg=test.eeg))

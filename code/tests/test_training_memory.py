@@ -139,7 +139,7 @@ def test_a_batch_that_cannot_fit_is_refused_before_any_work(tmp_path, monkeypatc
 
     room = 1.0
     with monkeypatch.context() as patch:
-        patch.setattr(*(stage_a, "EEGWindows") if stage is stage_a else (training_inputs, "open_trials"), no_work)
+        patch.setattr(training_inputs, "EEGWindows" if stage is stage_a else "open_trials", no_work)
         with pytest.raises(UserError, match="batch_size=6 does not fit .* more memory is needed"):
             start()
         kept, needed = plans[-1].memory[memory_plan.ESTIMATED], plans[-1].total

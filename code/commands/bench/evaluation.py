@@ -100,7 +100,7 @@ def by_draws(outcome: Outcome, truth: Truth, n_pictures: int = N * S, hit: Calla
     g = np.random.default_rng(0)
     logits, label = outcome.logits.reshape(N * S, K), np.repeat(truth.class_index, S)
     scores = np.zeros(n_pictures)
-    for p, (row, own) in enumerate(zip(logits[:n_pictures], label, strict=False)):
+    for p, (row, own) in enumerate(zip(logits[:n_pictures], label[:n_pictures], strict=True)):
         others = np.delete(row, own)
         hits = [hit(np.append(row[own], g.choice(others, WAYS - 1, replace=False))) for _ in range(DRAWS)]
         scores[p] = np.mean(hits)

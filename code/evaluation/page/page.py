@@ -18,6 +18,7 @@ from evaluation.page.tables import read_metrics, scores, words
 from evaluation.page.templates import macro, render
 from runtime.checkpoints import write_bytes, write_text
 from runtime.errors import UserError
+from runtime.pictures import load_image
 
 LIMIT = 25_000_000  # bytes of one page; the pictures that do not fit go to further pages
 THUMBNAIL = 192  # pixels
@@ -42,17 +43,9 @@ class Trial(NamedTuple):
     controls: dict[str, Thumbnail]
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: missing or no whole picture ({error}); run the evaluation again") from error
-
-
 def _thumbnail(path: Path) -> Thumbnail:
     """A picture at most THUMBNAIL pixels a side, as PNG or JPEG: the smaller."""
-    small = _open(path)
+    small = load_image(path)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     coded = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
@@ -85,7 +78,7 @@ def _contact(folder: Path, trials: list[dict], samples: range, metrics: dict) ->
         top = 76 + row * (side + gap)
         pen.text((gap, top + side // 2 - 10), trial["class_name"][:20], "black", font)
         for column, k in enumerate(samples):
-            picture = _open(folder / f"samples/test{int(trial['trial'])}-{k}.png").resize((side, side))
+            picture = load_image(folder / f"samples/test{int(trial['trial'])}-{k}.png").resize((side, side))
             sheet.paste(picture, (left + column * (side + gap), top))
     sheet.save(buffer := io.BytesIO(), "PNG")
     write_bytes(folder / "contact.png", buffer.getvalue())
