@@ -29,7 +29,10 @@ def bare(tmp_path_factory):
         (lambda f: (f / "test0-2.png").unlink(), "test1-2.png: .* more than 1 of one"),
         (lambda f: Image.new("I;16", (16, 16)).save(f / "test3-1.png"), "test3-1.png: holds I;16 pixels"),
         (lambda f: Image.new("LA", (16, 16), (9, 254)).save(f / "test3-0.png"), "test3-0.png: has transparent parts"),
-        (lambda f: (f / "test2-0.png").write_bytes((f / "test2-0.png").read_bytes()[:300]), "test2-0.png: cannot be read as a whole"),
+        (
+            lambda f: (f / "test2-0.png").write_bytes((f / "test2-0.png").read_bytes()[:300]),
+            "test2-0.png: cannot be read as a whole",
+        ),
     ],
 )
 def test_pictures_that_cannot_be_scored_are_named(bare, tmp_path, damage, words):
