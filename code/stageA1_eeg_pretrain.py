@@ -13,7 +13,7 @@ from runtime.draws import steps_per_epoch
 from runtime.loop import Schedule, fit
 from runtime.memory import SURELY
 from runtime.runs import Run, Trained, run_config, train_stage
-from sc_mbm.held_out import HeldOut, draw_reconstruction, units_of
+from sc_mbm.held_out import HeldOut, draw_reconstruction, labels_of
 from sc_mbm.trainer import MaskedPretraining, check, sizes_of
 from training_inputs import PretrainingInputs, open_pretraining
 
@@ -42,11 +42,11 @@ def train(cfg: PretrainConfig, run: Run, inputs: PretrainingInputs) -> Trained |
     if cfg.compile:
         compile_in_place(module.mae)
     first = windows.held_out[0].path.name if len(held_out) < N_HELD_OUT else ""  # of more, any may come first
-    units = units_of(info, first, cfg.eeg_scale)
+    labels = labels_of(info, first, cfg.eeg_scale)
 
     def validate(epoch: int) -> dict[str, float]:
         picture = run.folder / "reconstruction.png"
-        draw_reconstruction(picture, module.mae, held_out[0], judge.masks[0], *units)
+        draw_reconstruction(picture, module.mae, held_out[0], judge.masks[0], labels)
         module.state["figures"] = judge.figures(module.mae)
         return module.state["figures"]
 

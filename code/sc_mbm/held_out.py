@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,22 +70,29 @@ def reconstruct(mae: nn.Module, eeg: Tensor, mask: Tensor, batch_size: int = 64)
     return torch.cat(parts)
 
 
-def units_of(manifest: dict[str, Any], recording: str, scale: float) -> tuple[float | None, str]:
-    """Sampling rate (Hz; None where unknown) and unit of a window's EEG, as its folder's manifest tells them.
+class Labels(NamedTuple):
+    """What a picture of EEG must say beside the curves."""
+
+    sfreq: float | None  # Hz, of the time axis, which counts samples where it is not known
+    unit: str  # of the EEG, in words
+    title: str = ""
+
+
+def labels_of(manifest: dict[str, Any], recording: str, scale: float) -> Labels:
+    """Sampling rate and unit of a window's EEG, and whether it is simulated, as its folder's manifest tells them.
 
     recording: file that the window is from; rates may differ among recordings. scale: factor on the EEG.
     """
     entries = [entry for entry in manifest.get("recordings", ()) if isinstance(entry, dict)]
     rates = {entry.get("file"): entry.get("sfreq") for entry in entries}
-    unit = manifest.get("unit", "standardised units")
-    return manifest.get("sfreq") or rates.get(recording), unit if scale == 1 else f"{unit} x {scale:g}"
+    unit = manifest.get("unit") or ("standardised units" if manifest.get("standardised") else "units of the file")
+    title = "SIMULATED EEG" if manifest.get("simulated") else ""
+    sfreq = manifest.get("sfreq") or rates.get(recording)
+    return Labels(sfreq, unit if scale == 1 else f"{unit} x {scale:g}", title)
 
 
-def draw_reconstruction(path: Path, mae: nn.Module, eeg: Tensor, mask: Tensor, sfreq: float | None, unit: str) -> None:
-    """A picture of one window (C, T): truth, what the model saw, its reconstruction; four channels that differ.
-
-    sfreq: Hz, of the time axis, which counts samples where it is not known; unit: of the EEG, in words.
-    """
+def draw_reconstruction(path: Path, mae: nn.Module, eeg: Tensor, mask: Tensor, labels: Labels) -> None:
+    """A picture of one window (C, T): truth, what the model saw, its reconstruction; four channels that differ."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,7 +101,7 @@ def draw_reconstruction(path: Path, mae: nn.Module, eeg: Tensor, mask: Tensor, s
     predicted = reconstruct(mae, eeg[None], mask)[0]
     seen = eeg.clone()
     seen[:, samples_of(mask, eeg)] = torch.nan
-    time = torch.arange(eeg.shape[-1]) * (1000 / sfreq if sfreq else 1)
+    time = torch.arange(eeg.shape[-1]) * (1000 / labels.sfreq if labels.sfreq else 1)
     distinct = sorted({tuple(row[:8].tolist()): i for i, row in reversed(list(enumerate(eeg)))}.values())
     chosen = distinct[:: max(1, len(distinct) // 4)][:4]
     size = (14, 1.9 * len(chosen))  # inches
@@ -107,9 +114,10 @@ def draw_reconstruction(path: Path, mae: nn.Module, eeg: Tensor, mask: Tensor, s
             axis.set_title(f"channel {channel}: {title}", fontsize=9, loc="left")
             axis.spines[["top", "right"]].set_visible(False)
         row[2].plot(time, eeg[channel], lw=0.5, color="#b0b0b0", zorder=0)
-        row[0].set_ylabel(unit, fontsize=8)
+        row[0].set_ylabel(labels.unit, fontsize=8)
     for axis in axes[-1]:
-        axis.set_xlabel("time (ms)" if sfreq else "time (samples)")
+        axis.set_xlabel("time (ms)" if labels.sfreq else "time (samples)")
+    figure.suptitle(labels.title, fontsize=10)
     figure.tight_layout()
     checkpoints.replace_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     plt.close(figure)

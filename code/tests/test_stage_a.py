@@ -193,22 +193,26 @@ def test_a_dry_run_lists_how_each_input_opens_and_makes_nothing(root, monkeypatc
 @pytest.mark.parametrize(
     ("manifest", "labels"),
     [
-        (None, ("time (samples)", "standardised units")),
-        ({"sfreq": 250.0, "unit": "microvolts"}, ("time (ms)", "microvolts")),
+        (None, ("time (samples)", "units of the file", "")),
+        ({"sfreq": 250.0, "unit": "microvolts"}, ("time (ms)", "microvolts", "")),
         (
-            {"recordings": [{"file": f"{i}.npy", "sfreq": 100.0 + i} for i in range(6)]},
-            ("time (ms)", "standardised units"),
+            {
+                "recordings": [{"file": f"{i}.npy", "sfreq": 100.0 + i} for i in range(6)],
+                "standardised": True,
+                "simulated": True,
+            },
+            ("time (ms)", "standardised units", "SIMULATED EEG"),
         ),
     ],
 )
-def test_the_picture_of_a_reconstruction_has_units(root, monkeypatch, manifest, labels):
+def test_the_picture_of_a_reconstruction_has_units_and_says_what_is_simulated(root, monkeypatch, manifest, labels):
     drawn, whole = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *given, **how: drawn.append(self) or whole(self, *given, **how))
     if manifest:
         (root / "eeg" / "manifest.json").write_text(json.dumps(manifest))
     run(root, monkeypatch, "num_epoch=1", "device=cpu")
     first, last = drawn[0].axes[0], drawn[0].axes[-1]
-    assert (last.get_xlabel(), first.get_ylabel()) == labels
+    assert (last.get_xlabel(), first.get_ylabel(), drawn[0].get_suptitle()) == labels
     if manifest:
         held_out = EEGWindows(root / "eeg", 6, 64).held_out[0]
         sfreq = manifest.get("sfreq") or 100.0 + int(held_out.path.stem)
