@@ -13,8 +13,9 @@ from dc_ldm import generator, weights
 from dc_ldm.generator import check_sampler
 from dc_ldm.published import read_stage_b
 from evaluation.seam import System
-from runtime.checkpoints import read_plain, sha256
+from runtime.checkpoints import read_plain
 from runtime.devices import compile_in_place, pick_device, pick_dtype
+from runtime.digests import sha256
 from runtime.errors import UserError
 from runtime.file_kinds import OURS_B, PUBLISHED_B, UNKNOWN, expect, file_kind
 from runtime.sampling import Sampling

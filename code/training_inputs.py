@@ -23,7 +23,7 @@ from dc_ldm.models.unet import UNet
 from dc_ldm.published import read_stage_a
 from dc_ldm.weights import Base, BaseSizes
 from evaluation.validation import Judge, load_judge
-from runtime import checkpoints, ranks
+from runtime import checkpoints, digests, ranks
 from runtime.devices import about_device, pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.findings import Findings
@@ -173,7 +173,7 @@ def open_stage_a(cfg: FinetuneConfig, path: Path | None) -> StageA:
     encoder = EEGEncoder(**sizes)
     checkpoints.load_strictly(encoder, encoder_state(content["model"]), f"{path}: the encoder")
     scale = cfg.eeg_scale or float(content["input"]["scale"])
-    return StageA(encoder, sizes, scale, checkpoints.sha256(path), content["input"].get("excludes_test"))
+    return StageA(encoder, sizes, scale, digests.sha256(path), content["input"].get("excludes_test"))
 
 
 def new_module(

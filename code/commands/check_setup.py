@@ -34,7 +34,7 @@ from dc_ldm.ldm_for_eeg import LatentTrials
 from evaluation import inputs as stage_c
 from evaluation.controls import look_ahead
 from generate import load_generator
-from runtime import checkpoints
+from runtime import digests
 from runtime.devices import free_memory, installed_memory, pick_device, pick_dtype
 from runtime.draws import StepBatches, steps_per_epoch
 from runtime.file_kinds import PUBLISHED_B, UNKNOWN, file_kind
@@ -54,7 +54,7 @@ UNITS = {"parameters": (1e6, "million"), "memory": (1e9, "GB"), "time": (1, "")}
 LARGE = 1 << 30  # bytes; above it a file is hashed only on demand
 REMEDIES = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_suffix(".yaml")))
 
-sha256 = cache(checkpoints.sha256)
+sha256 = cache(digests.sha256)
 
 
 @dataclass

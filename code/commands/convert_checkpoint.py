@@ -20,7 +20,7 @@ from config import from_cli, setting
 from dc_ldm import weights
 from dc_ldm.published import load_base_of, read_stage_a, read_stage_b
 from generate import find_base
-from runtime import checkpoints, file_kinds
+from runtime import checkpoints, digests, file_kinds
 from runtime.errors import UserError
 
 Format = Literal["ours", "safetensors", "v1", "diffusers"]
@@ -78,7 +78,7 @@ def write_ours(content: dict, cfg: ConvertConfig) -> None:
                 f"{cfg.checkpoint}: {len(differ)} frozen tensors differ from {path} (first: {', '.join(differ[:10])}); "
                 "use the file as it is, or name the base it was trained on with pretrain_gm_path"
             )
-        content = content | {"base": {"name": path.name, "sha256": checkpoints.sha256(path)}}
+        content = content | {"base": {"name": path.name, "sha256": digests.sha256(path)}}
     checkpoints.save(cfg.out, content)
 
 

@@ -25,7 +25,7 @@ from data.signals import read_manifest, write_manifest
 from data.splits import NOT_VERIFIED, SPLITS, read_splits, runs_in_time, trials_of
 from data.trials_file import OPTIONAL, TrialFile, open_trial_file, write_trial_file
 from evaluation.block_design import design_from
-from runtime import checkpoints, draws
+from runtime import digests, draws
 from runtime.errors import UserError
 from runtime.paths import under_root
 
@@ -156,7 +156,7 @@ def main() -> None:
     given, parts, about = control(cfg, file, splits_path)
     made_of = {"eeg_sha256": file.about["sha256"]}
     if cfg.kind == "shuffled_labels":  # the other kind makes its own splits
-        made_of["splits_sha256"] = checkpoints.sha256(splits_path)
+        made_of["splits_sha256"] = digests.sha256(splits_path)
     record = {"kind": cfg.kind} | about | {"made_of": made_of, "settings": asdict(cfg)}
     write_manifest(out.with_name("splits_all.json"), record)
     splits = {name: np.searchsorted(sorted(given), part).tolist() for name, part in parts.items()}

@@ -20,7 +20,7 @@ from data import recordings
 from data.recordings import Recording
 from data.signals import read_manifest, write_manifest
 from data.trials_file import write_trial_file
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.errors import UserError
 from runtime.runs import run_config
 
@@ -73,7 +73,7 @@ def describe(recording: Recording) -> dict:
     return {
         "name": recording.name,
         "file": str(recording.path),
-        "sha256": checkpoints.sha256(recording.path),
+        "sha256": digests.sha256(recording.path),
         "subject": recording.subject,
         "seconds": round(recording.raw.n_times / recording.raw.info["sfreq"], 3),
         "channels": recording.raw.ch_names,

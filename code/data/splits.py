@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.signals import read_manifest
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -99,7 +99,7 @@ def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]
         "order": "onset" if None not in trials["onset"] else NOT_VERIFIED,
         "shared": shared,
         "trials_sha256": {name: hashlib.sha256(repr(sorted(p)).encode()).hexdigest() for name, p in parts.items()},
-        "splits_sha256": checkpoints.sha256(path),
+        "splits_sha256": digests.sha256(path),
         "made_by": read_manifest(path.with_suffix(".json")),
     }
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from data.signals import write_manifest
 from data.stimuli import image_path
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.errors import UserError
 
 FORMAT = "eeg-trials-2"
@@ -67,7 +67,7 @@ def open_trial_file(path: str | Path) -> TrialFile:
     seen = _seen(path)
     about = _read_index(samples, index)
     if about.get("seen") != seen:
-        digest = checkpoints.sha256(path)
+        digest = digests.sha256(path)
         if about.get("sha256") != digest:
             about = _convert(path, samples, index)
         if _seen(path) != seen:

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.checkpoints import check_state, load_strictly
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_A, PUBLISHED_B, SD1, UNKNOWN, expect, file_kind, names_in
@@ -184,7 +184,7 @@ def assemble(state: dict[str, Tensor], sizes: BaseSizes, use_time_cond: bool, na
 def load_base(pretrain_gm_path: str | Path, use_time_cond: bool = True) -> Base:
     """Stable Diffusion in fp32 on the CPU, nothing trainable, as `assemble` says. Raises UserError."""
     path, config = base_files(pretrain_gm_path)
-    return assemble(read_base(path), read_sizes(config), use_time_cond, str(path), checkpoints.sha256(path))
+    return assemble(read_base(path), read_sizes(config), use_time_cond, str(path), digests.sha256(path))
 
 
 def look_at_base(pretrain_gm_path: str | Path, whole: bool) -> BaseSizes:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evaluation.folder import Outcome, count_samples, is_bare, picture_path, read_folder
 from evaluation.similarity import pearson, pixel_mse
-from runtime import checkpoints
+from runtime import digests
 from runtime.checkpoints import write_bytes
 from runtime.errors import UserError
 from runtime.pictures import read_pictures
@@ -68,7 +68,7 @@ def network_arrays(
         see = partial(_features, network.load(path, device), device)
         seen = cache(partial(see_files, truths, see))
         known = {
-            name: cached(store, name, [], [PREPARED, pixels, checkpoints.sha256(path)], lambda n=name, s=seen: s()[n])
+            name: cached(store, name, [], [PREPARED, pixels, digests.sha256(path)], lambda n=name, s=seen: s()[n])
             for name in network.names
         }
         arrays |= {"truth.fid": known["fid"][row]} if "fid" in known else {}

@@ -19,7 +19,7 @@ from data.stimuli import image_path, leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
 from evaluation.seam import System
-from runtime import checkpoints, ranks
+from runtime import checkpoints, digests, ranks
 from runtime.devices import about_device, pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.findings import Findings
@@ -115,8 +115,8 @@ def identity(cfg: GenerateConfig) -> dict:
 def input_hashes(paths: Paths) -> dict[str, str]:
     """sha256 of the checkpoint, the splits and the EEG: other files behind the same names make another run."""
     return {
-        "model_sha256": checkpoints.sha256(paths.model),
-        "splits_sha256": checkpoints.sha256(paths.splits),
+        "model_sha256": digests.sha256(paths.model),
+        "splits_sha256": digests.sha256(paths.splits),
         "eeg_sha256": ranks.lead_first(lambda: open_trial_file(paths.eeg)).about["sha256"],
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import os
 import pickle
 import re
@@ -118,12 +117,6 @@ def load(path: str | Path, formats: tuple[str, ...], what: str) -> dict:
         kind = f"format {found!r}" if found else f"no format field (keys: {keys})"
         raise UserError(f"{path}: has {kind}; expected a {what} ({' or '.join(formats)})")
     return content
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_state(own: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runtime import checkpoints, ranks
+from runtime import checkpoints, digests, ranks
 from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.memory import MemoryPlan
@@ -113,7 +113,7 @@ def check_hand_on(target: Path, run: Run) -> None:
 def hand_on(run: Run, target: Path) -> str:
     """Place the run's checkpoint at `target`, with its origin and sha256 beside it; returns the sha256."""
     check_hand_on(target, run)
-    digest = checkpoints.sha256(run.checkpoint)
+    digest = digests.sha256(run.checkpoint)
     origin = os.path.relpath(run.folder.resolve(), target.parent.resolve())  # so that the tree may be moved
     # the record first: a run killed between the two is then still known as the file's owner
     checkpoints.write_text(target.with_suffix(".json"), json.dumps({"origin": origin, "sha256": digest}))

@@ -16,7 +16,7 @@ import training_inputs
 from commands import check_setup
 from config import FinetuneConfig, PretrainConfig, from_cli
 from dc_ldm.weights import load_base, published_sizes, trained_unet_tensors
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.errors import cli
 from sc_mbm.trainer import plan_pretraining
 from vision.clip_files import VIT_L_14
@@ -186,7 +186,7 @@ def test_json_is_one_object_with_sizes_and_hashes(monkeypatch, capsys, world):
     assert files["v1-5-pruned.safetensors"] == {
         "path": str(world / BASE),
         "bytes": (world / BASE).stat().st_size,
-        "sha256": checkpoints.sha256(world / BASE),
+        "sha256": digests.sha256(world / BASE),
         "kind": "Stable Diffusion 1.x",
     }
     (world / BASE).write_text(LFS)

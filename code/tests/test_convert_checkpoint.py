@@ -16,7 +16,7 @@ from commands.convert_checkpoint import MIXERS
 from dc_ldm import weights
 from dc_ldm.generator import load_generator
 from dc_ldm.published import read_stage_a, read_stage_b
-from runtime import checkpoints, file_kinds
+from runtime import digests, file_kinds
 from runtime.errors import UserError
 from runtime.file_kinds import file_kind
 from sc_mbm.mae_for_eeg import EEGEncoder
@@ -157,4 +157,4 @@ def test_what_cannot_be_expressed_is_refused(tmp_path, monkeypatch):
     narrow = tiny.write_stage_b(tmp_path / "narrow")
     with pytest.raises(UserError, match="groups of 4 channels"):
         convert(monkeypatch, narrow, "diffusers", tmp_path / "folder")
-    assert not (tmp_path / "folder").exists() and not checkpoints.sha256(path) == ""
+    assert not (tmp_path / "folder").exists() and not digests.sha256(path) == ""

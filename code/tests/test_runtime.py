@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.draws import StepBatches, randn
 from runtime.errors import UserError, cli
 from runtime.runs import check_hand_on, hand_on, open_run
@@ -109,7 +109,7 @@ def test_handing_on_never_replaces_another_runs_checkpoint(tmp_path, monkeypatch
     for run in (one, two):
         checkpoints.save(run.checkpoint, {"format": "x-1", "who": run.folder.name})
     digest = hand_on(one, target)
-    assert checkpoints.sha256(target) == digest
+    assert digests.sha256(target) == digest
     hand_on(one, target)  # its own place
     monkeypatch.chdir(tmp_path)
     check_hand_on(Path("pretrains/a.pth"), open_run(Path("one"), {}))  # also by another spelling of it

@@ -22,7 +22,7 @@ from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentBatch, LatentTrials, ad
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.draws import Batch, StepBatches
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit
@@ -248,7 +248,7 @@ def test_script_hands_on_the_selected_epoch(world, capsys):
     run = world / "results/generation/tiny"
     content = checkpoints.load(world / "pretrains/generation/tiny.pth", (weights.FORMAT,), "stage B checkpoint")
     assert content["config"]["encoder"]["embed_dim"] == 16 and content["config"]["conditioner"]["clip_dim"] == 12
-    assert content["base"]["sha256"] == checkpoints.sha256(world / "pretrains/models/v1-5-pruned.safetensors")
+    assert content["base"]["sha256"] == digests.sha256(world / "pretrains/models/v1-5-pruned.safetensors")
     assert content["input"]["scale"] == 1.0 and content["run"]["epoch"] in (1, 2)
     assert content["run"]["split"]["shared"]["train/test"]["identical"] == 0
     prefixes = {name.split(".")[0] for name in content["model"]}

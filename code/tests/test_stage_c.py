@@ -23,7 +23,7 @@ from dc_ldm.modules.conditioner import EEGConditioner
 from evaluation.baselines import baselines
 from evaluation.folder import picture_path
 from evaluation.inputs import Paths, begin, refuse_trained
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.errors import UserError, cli
 from runtime.pictures import image_tensor, load_image, read_pictures
 from runtime.system import About
@@ -123,7 +123,7 @@ def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
         "gaussian_eeg", "other_trials_eeg", "nearest_training_picture",
     }  # fmt: skip
     assert "UNet forwards" in card["controls"]["cost"] and {"band", "commit", "machine", "seconds"} <= set(card)
-    assert metrics["run"]["hashes"]["model_sha256"] == checkpoints.sha256(
+    assert metrics["run"]["hashes"]["model_sha256"] == digests.sha256(
         evaluated.parents[2] / "pretrains/generation/tiny.pth"
     )
 

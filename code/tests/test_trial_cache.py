@@ -11,7 +11,7 @@ import torch
 
 import data.trials_file as trial_cache
 from data.trials_file import cached_windows, open_trial_file
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
 
@@ -55,8 +55,8 @@ def test_a_second_opening_neither_hashes_nor_converts(tmp_path, zipped, capsys, 
     path = write(tmp_path / "eeg.pth", trials(), zipped)
     first = open_trial_file(path)
     hashed = []
-    digest_of = checkpoints.sha256
-    monkeypatch.setattr(checkpoints, "sha256", lambda p: hashed.append(p) or digest_of(p))
+    digest_of = digests.sha256
+    monkeypatch.setattr(digests, "sha256", lambda p: hashed.append(p) or digest_of(p))
     capsys.readouterr()
     again = open_trial_file(path)
     assert_holds(again, trials())

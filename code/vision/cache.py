@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from runtime import checkpoints, draws
+from runtime import checkpoints, digests, draws
 from runtime.pictures import image_tensor, load_image
 from vision.clip import FrozenCLIP, OpenCLIP
 
@@ -34,7 +34,7 @@ def cached(
     """
     digest = hashlib.sha256(repr([kind, *depends]).encode())
     for path in paths:
-        digest.update(checkpoints.sha256(path).encode())
+        digest.update(digests.sha256(path).encode())
     file = folder / f"{kind}-{digest.hexdigest()[:20]}.safetensors"
     if file.is_file():
         try:

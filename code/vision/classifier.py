@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from runtime import checkpoints
+from runtime import checkpoints, digests
 from runtime.checkpoints import load_strictly
 from runtime.errors import UserError
 from runtime.pictures import read_pictures
@@ -106,7 +106,7 @@ def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
     load_strictly(model, state, f"{weights}: as {config['architecture']}, the classifier")
     name, head = f"{folder.name} ({config['architecture']})", model.get_classifier()
     model.reset_classifier(0)  # the model now ends in what its last layer was given
-    return PictureClassifier(name, checkpoints.sha256(weights), model, head, *described, device)
+    return PictureClassifier(name, digests.sha256(weights), model, head, *described, device)
 
 
 def load_vit_h_14(weights: Path, device: str = "cpu", model: nn.Module | None = None) -> PictureClassifier:
@@ -128,7 +128,7 @@ def load_vit_h_14(weights: Path, device: str = "cpu", model: nn.Module | None = 
     wnids = timm.data.ImageNetInfo("imagenet-1k").label_names()
     names, name = ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.meta["categories"], "vit_h_14 (IMAGENET1K_SWAG_E2E_V1)"
     look = model.image_size, IMAGENET_MEAN, IMAGENET_STD
-    return PictureClassifier(name, checkpoints.sha256(weights), model, head, *look, wnids, names, device)
+    return PictureClassifier(name, digests.sha256(weights), model, head, *look, wnids, names, device)
 
 
 def load_classifier(where: str, device: str = "cpu") -> tuple[PictureClassifier | None, str]:
