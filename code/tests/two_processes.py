@@ -99,18 +99,30 @@ def main() -> None:
     ranks.share()
 
 
+def write_to(path: Path) -> None:
+    """Let a forked process write to a file what it would write to the terminal, and compute on one thread."""
+    sys.stdout.flush()
+    with open(path, "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    torch.set_num_threads(1)
+
+
+def alone(script: str, words: list[str], logs: Path) -> None:
+    """A forked process that runs `script` by itself, as from a terminal."""
+    write_to(logs / "0.log")
+    sys.argv = [script, *words]
+    ranks.cli(importlib.import_module(script).main)
+
+
 def _process(rank: int, world: int, port: int, script: str, words: list[str], logs: Path, fault: str) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
         "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
-    sys.stdout.flush()
-    with open(logs / f"{rank}.log", "w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    torch.set_num_threads(1)
+    write_to(logs / f"{rank}.log")
     if rank:
         whole = checkpoints.replace_atomically
 
