@@ -263,4 +263,5 @@ def _owner(target: Path) -> Path | None:
         run = Path(known["run"])
         return (run if run.is_absolute() else target.absolute().parents[2].joinpath(*run.parts[-3:])).resolve()
     except (UserError, ValueError) as error:  # the latter of a NUL in a path
-        raise UserError(f"{error}; move it and {target.name} away, or choose another name=") from error
+        problem = f"{record.name} beside it does not tell whose it is ({error})"
+        raise UserError(f"{target}: {problem}; move both away, or choose another name=") from error
