@@ -19,7 +19,8 @@ from runtime.errors import UserError
 
 T = TypeVar("T")
 LARGEST_JSON = 64 << 20  # bytes; of our own files none comes near
-LARGEST_YAML, LONGEST_VALUE, DEEPEST = 2 << 20, 10_000, 20  # bytes of a file and of a value in it, lists in lists
+# bytes of a YAML file, how many parts it may have, characters of a value, lists in lists
+LARGEST_YAML, MOST_PARTS, LONGEST_VALUE, DEEPEST = 2 << 20, 100_000, 10_000, 20
 LARGEST_INTEGER = 1 << 63
 PARTS_A_BYTE = 8  # values that a byte of a file may stand for; without shared containers it is less than one
 
@@ -147,11 +148,11 @@ def read_yaml(path: str | Path, what: str, hint: str = "write it anew as YAML") 
     def parse(text: bytes) -> Any:
         depth = 0
         try:
-            for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            for count, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
                 depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                long = len(getattr(event, "value", "")) > LONGEST_VALUE  # as a number, 1:2:3:... takes hours to read
-                if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) or long or depth > DEEPEST:
-                    kind = "an alias, a tag, a value too long or too many lists in each other"
+                large = len(getattr(event, "value", "")) > LONGEST_VALUE or count > MOST_PARTS or depth > DEEPEST
+                if large or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                    kind = "more, longer or deeper values than it may hold" if large else "an alias or a tag"
                     raise ValueError(f"line {event.start_mark.line + 1}: {kind}")
             return yaml.load(text, Loader=yaml.CSafeLoader)
         except (yaml.YAMLError, ArithmeticError) as error:
