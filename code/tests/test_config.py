@@ -92,7 +92,7 @@ def test_help_shows_every_setting_with_its_source(cls):
     + [("mask_ratio=1.5", "at least 0 and below 1"), ("held_out=0", "more than 0 and below 1")]
     + [
         ("accum_iter=1000000", "at least 1 and at most 1000"),
-        ("embed_dim=1099511627776", "at least 1 and at most 16384"),
+        ("embed_dim=1099511627776", "at least 1 and at most 8192"),
     ]
     + [("num_epoch=9000000000000000000", "at least 1 and at most 1000000"), ("warmup_epochs=1e9", ".*at most 1000000")]
     + [("mlp_ratio=1e9", "more than 0 and at most 64"), ("local_start=-5", "at least 0")],

@@ -63,9 +63,9 @@ def test_a_folder_that_is_no_runs_is_neither_used_nor_moved(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for overwrite in (False, True):
         for name in ("file", "to nothing", "loop"):
-            with pytest.raises(UserError, match=f"{name}: is no folder"):
+            with pytest.raises(UserError, match=f"{name}: cannot be written into: no folder"):
                 open_run(tmp_path / name, CONFIG, overwrite)
-        with pytest.raises(UserError, match="file: is no folder"):
+        with pytest.raises(UserError, match="file: cannot be written into: no folder"):
             open_run(tmp_path / "file" / "run", CONFIG, overwrite)
         with pytest.raises(UserError, match="mine: is not empty and holds no config.yaml, so it is no run's"):
             open_run(tmp_path / "mine", CONFIG, overwrite)
@@ -155,7 +155,7 @@ def test_a_damaged_record_of_a_hand_on_is_named(tmp_path, content):
 
 def test_a_place_to_hand_on_that_is_none_is_named_before_the_work(tmp_path):
     (tmp_path / "pretrains").write_text("x")
-    with pytest.raises(UserError, match="pretrains: is no folder"):
+    with pytest.raises(UserError, match="pretrains: cannot be written into: no folder"):
         check_hand_on(tmp_path / "pretrains" / "eeg" / "a.pth", open_run(tmp_path / "run", CONFIG))
     lock.release(tmp_path / "run")
 
