@@ -31,9 +31,7 @@ def nearest_folder(path: Path) -> Path:
     """`path`, or the first folder above it that is there. Raises UserError where something else is there."""
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise UserError(
-            f"{there}: cannot be written into, as it is no folder: move it away, or choose another name= or root_path="
-        )
+        raise UserError(f"{there}: cannot be written into: no folder; move it, or choose another name= or root_path=")
     return there
 
 

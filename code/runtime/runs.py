@@ -110,6 +110,8 @@ def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
     """
     # first without the lock: nothing is written into what is refused
     there = saved_config(folder) is not None if overwrite else begun(folder, config)
+    if there and not overwrite and _finished(folder):
+        return Run(folder, finished=True)
     lock.hold(folder)
     if overwrite and there:
         _move_aside(folder)

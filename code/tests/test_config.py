@@ -88,7 +88,7 @@ def test_help_shows_every_setting_with_its_source(cls):
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("batch_size=0", "at least 1 and .*at most 1000000"), ("lr=-1", "at least 0"), ("seed=-1", "at least 0")]
+    [("batch_size=0", "at least 1 and at most 1000000000"), ("lr=-1", "at least 0"), ("seed=-1", "at least 0")]
     + [("mask_ratio=1.5", "at least 0 and below 1"), ("held_out=0", "more than 0 and below 1")]
     + [
         ("accum_iter=1000000", "at least 1 and at most 1000"),

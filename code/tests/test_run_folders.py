@@ -138,8 +138,10 @@ def test_a_damaged_record_of_the_end_is_named(tmp_path, content):
     with pytest.raises(UserError, match="run/finished.json: .*delete it, and the same command goes on"):
         open_run(folder, CONFIG)
     (folder / "finished.json").unlink()
-    assert not open_run(folder, CONFIG).finished
-    lock.release(folder)
+    run = open_run(folder, CONFIG)
+    assert not run.finished and lock.NAME in names(folder)
+    run.finish(seconds=1)
+    assert open_run(folder, CONFIG).finished and lock.NAME not in names(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"origin": 5}', '{"origin": "a\\u0000b"}', '{"run": ["x"]}', "null"])
