@@ -5,15 +5,15 @@ Usage in a script: `cfg = from_cli(PretrainConfig)`. Both `name=value` and `--na
 
 import difflib
 import operator
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from runtime.errors import UserError
+from runtime.paths import NAMES, check_name
+from runtime.plain import short
 
 T = TypeVar("T")
 PAPER, PUBLISHED, OURS = "paper", "published code", "ours"
@@ -23,6 +23,15 @@ Sampler = Literal["plms", "ddim", "dpm_solver"]
 Controls = Literal["none", "basic", "all"]
 # bounds of a number, as keywords of `setting`: how they are said, and what must hold of (value, bound)
 BOUNDS = {"least": ("at least", operator.ge), "above": ("more than", operator.gt), "below": ("below", operator.lt)}
+BOUNDS |= {"most": ("at most", operator.le)}
+BOOLEANS = dict.fromkeys(("true", "yes", "y", "on", "1"), True) | dict.fromkeys(("false", "no", "n", "off", "0"), False)
+# how a value is written, between which sizes a number other than 0 lies, and how that is said
+WRITTEN = {
+    int: (r"[+-]?\d{1,19}", 1, 2**63 - 1, "a value of type int within 64 bits"),
+    float: (r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", 1e-12, 1e12, "a value of type float, 0 or 1e-12 to 1e12"),
+    str: (r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*", 0, 0, "text in UTF-8 without control characters"),
+    bool: ("(?i)" + "|".join(BOOLEANS), 0, 0, "a value of type bool"),
+}
 
 
 def setting(default: Any, about: str, source: str = OURS, **bounds: float) -> Any:
@@ -38,9 +47,10 @@ class _Run:
     """What every stage has."""
 
     preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
-    name: str = setting("", "run name; empty: the preset's")
+    name: str = setting("", f"run name; empty: the preset's; {NAMES}")
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
-    seed: int = setting(2022, "of every random draw", PUBLISHED)
+    cache: str = setting("", "folder for what is computed once (for read-only data); empty: cache/ beside the data")
+    seed: int = setting(2022, "of every random draw", PUBLISHED, least=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     overwrite: bool = setting(False, "move an earlier run of this name aside")
     dry_run: bool = setting(False, "open and check every input, list what is there and what is wrong, and stop")
@@ -63,14 +73,14 @@ class _Pictures(_Run):
     splits_path: str = setting("datasets/block_splits_by_image_single.pth", "train, val and test indices", PUBLISHED)
     imagenet_path: str = setting("datasets/imageNet_images", "folder <wnid>/<wnid>_<n>.JPEG", PUBLISHED)
     subject: int = setting(4, "subject 1..6; 0: all", PAPER)
-    allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %")
+    allow_missing: int = setting(-1, "images that may be missing; -1: the known corrupt one and 0.5 %", least=-1)
     pretrain_gm_path: str = setting("pretrains", "folder whose models/ holds v1-5-pruned", PUBLISHED)
     clip: str = setting("openai/clip-vit-large-patch14", f"CLIP: a folder, a hub name, {_OPEN_CLIP}", PUBLISHED)
     classifier: str = setting("vit_h_14", "picture classifier: a torchvision name or a folder", PUBLISHED)
-    num_samples: int = setting(5, "pictures a trial (stage B: in validation, as the next three)", PUBLISHED, least=1)
+    num_samples: int = setting(5, "pictures a trial (B: validation's, as the next 3)", PUBLISHED, least=1, most=100)
     ddim_steps: int = setting(250, "sampling steps", PUBLISHED, least=1)
     sampler: Sampler = setting("plms", "method of sampling", PUBLISHED)
-    guidance: float = setting(1.0, "classifier-free guidance scale; 1: none", PUBLISHED)
+    guidance: float = setting(1.0, "classifier-free guidance scale; 1: none", PUBLISHED, least=0, most=1000)
 
 
 @dataclass
@@ -80,27 +90,27 @@ class PretrainConfig(_Training):
     eeg_path: str = setting("datasets/eeg_train", "folder of .npy recordings, (C, T) or (n, C, T)", PUBLISHED)
     eeg_scale: float = setting(1.0, "factor on the recordings; published code: 0.1 in stage A only", above=0)
     held_out: float = setting(0.1, "share of the recordings to report the loss on, not trained on", above=0, below=1)
-    n_chans: int = setting(128, "electrodes after replication or cropping", PUBLISHED, least=1)
-    n_times: int = setting(512, "samples in a window", PAPER, least=1)
+    n_chans: int = setting(128, "electrodes after replication or cropping", PUBLISHED, least=1, most=4096)
+    n_times: int = setting(512, "samples in a window", PAPER, least=1, most=65_536)
     patch_size: int = setting(4, "samples in a token", PAPER, least=1)
-    embed_dim: int = setting(1024, "width of the encoder", PAPER, least=1)
-    depth: int = setting(24, "blocks of the encoder", PAPER, least=1)
-    num_heads: int = setting(16, "heads of the encoder", PAPER, least=1)
-    mlp_ratio: float = setting(4.0, "hidden over outer width of an MLP; published code: 1", PAPER, above=0)
-    decoder_embed_dim: int = setting(512, "width of the decoder", PUBLISHED, least=1)
-    decoder_depth: int = setting(8, "blocks of the decoder", PUBLISHED, least=1)
-    decoder_num_heads: int = setting(16, "heads of the decoder", PUBLISHED, least=1)
+    embed_dim: int = setting(1024, "width of the encoder", PAPER, least=1, most=8192)
+    depth: int = setting(24, "blocks of the encoder", PAPER, least=1, most=128)
+    num_heads: int = setting(16, "heads of the encoder", PAPER, least=1, most=1024)
+    mlp_ratio: float = setting(4.0, "hidden over outer width of an MLP; published code: 1", PAPER, above=0, most=64)
+    decoder_embed_dim: int = setting(512, "width of the decoder", PUBLISHED, least=1, most=8192)
+    decoder_depth: int = setting(8, "blocks of the decoder", PUBLISHED, least=1, most=128)
+    decoder_num_heads: int = setting(16, "heads of the decoder", PUBLISHED, least=1, most=1024)
     mask_ratio: float = setting(0.75, "share of the tokens masked; published code: 0.1", PAPER, least=0, below=1)
     lr: float = setting(2.5e-4, "peak learning rate, not scaled by the batch", PUBLISHED, least=0)
     min_lr: float = setting(0.0, "learning rate at the end of the cosine", PUBLISHED, least=0)
     weight_decay: float = setting(0.05, "AdamW, on everything but biases and norms", PUBLISHED, least=0)
-    num_epoch: int = setting(500, "epochs", PAPER, least=1)
-    warmup_epochs: float = setting(40.0, "epochs of linear warm-up", PUBLISHED, least=0)
-    batch_size: int = setting(100, "windows in a batch, over all processes together", PUBLISHED, least=1)
-    accum_iter: int = setting(1, "batches in an optimizer step", PUBLISHED, least=1)
+    num_epoch: int = setting(500, "epochs", PAPER, least=1, most=10**6)
+    warmup_epochs: float = setting(40.0, "epochs of linear warm-up", PUBLISHED, least=0, most=10**6)
+    batch_size: int = setting(100, "windows in a batch, over all processes together", PUBLISHED, least=1, most=10**9)
+    accum_iter: int = setting(1, "batches in an optimizer step", PUBLISHED, least=1, most=1000)
     clip_grad: float = setting(0.8, "largest global gradient norm", PUBLISHED, least=0)
-    local_start: float = setting(0.0, "gain of queries and keys that start equal: attention starts near; 0: off")
-    validate_every: int = setting(20, "epochs between held-out losses, figures and resume points", PUBLISHED, least=1)
+    local_start: float = setting(0.0, "gain of queries and keys that start equal: attention starts near", least=0)
+    validate_every: int = setting(20, "epochs between held-out losses, resume points", PUBLISHED, least=1, most=10**6)
 
 
 @dataclass
@@ -108,29 +118,29 @@ class FinetuneConfig(_Pictures, _Training):
     """Stage B: Stable Diffusion's cross-attention and the EEG conditioner, with CLIP alignment."""
 
     dataset: Literal["EEG"] = setting("EEG", "nothing else exists", PUBLISHED)
-    eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both stages see one scale")
+    eeg_scale: float = setting(0.0, "factor on the trials; 0: stage A's, so that both see one scale", least=0)
     pretrain_mbm_path: str = setting("", "stage A's file; empty: pretrains/eeg_pretrain/<name>.pth; none: untrained")
     finetune: Literal["E", "A", "E+A"] = setting("E+A", "what trains: E, the EEG encoder; A, cross-attention", PAPER)
     clip_head: Literal["condition", "tokens"] = setting("condition", "aligned with CLIP; published code: tokens", PAPER)
-    clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED)
+    clip_weight: float = setting(1.0, "weight of the CLIP loss; 0: none", PUBLISHED, least=0)
     text_start: bool = setting(True, "the condition starts at CLIP's empty caption, its head at CLIP's text projection")
     use_time_cond: bool = setting(True, "also add the condition to the time embedding", PUBLISHED)
-    img_size: int = setting(512, "pixels", PUBLISHED, least=1)
+    img_size: int = setting(512, "pixels", PUBLISHED, least=1, most=2048)
     crop_ratio: float = setting(0.2, "share cut off by a training crop", PUBLISHED, least=0, below=1)
-    n_crops: int = setting(4, "cached random crops an image, standing for the endless stream", least=0)
+    n_crops: int = setting(4, "cached random crops an image, standing for the endless stream", least=0, most=1000)
     cond_drop: float = setting(0.0, "share of training conditions replaced by no EEG's, for guidance", least=0, below=1)
     lr: float = setting(5.3e-5, "learning rate, constant", PUBLISHED, least=0)
     weight_decay: float = setting(0.01, "AdamW, on everything that trains", PUBLISHED, least=0)
-    num_epoch: int = setting(300, "epochs", PAPER, least=1)
-    batch_size: int = setting(25, "trials in a batch, over all processes together", PUBLISHED, least=1)
-    accumulate_grad: int = setting(1, "batches in an optimizer step", PUBLISHED, least=1)
+    num_epoch: int = setting(300, "epochs", PAPER, least=1, most=10**6)
+    batch_size: int = setting(25, "trials in a batch, over all processes together", PUBLISHED, least=1, most=10**9)
+    accumulate_grad: int = setting(1, "batches in an optimizer step", PUBLISHED, least=1, most=1000)
     clip_grad: float = setting(0.5, "largest global gradient norm", PUBLISHED, least=0)
     select: Literal["clip_retrieval", "n_way"] = setting("clip_retrieval", "best epoch on validation; n_way: pictures'")
-    validate_every: int = setting(10, "epochs between validations", PUBLISHED, least=1)
-    encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER, least=1)
-    encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER, least=1)
-    encoder_num_heads: int = setting(16, "encoder heads without a stage A checkpoint", PAPER, least=1)
-    encoder_mlp_ratio: float = setting(4.0, "encoder MLP ratio without a stage A checkpoint", PAPER, above=0)
+    validate_every: int = setting(10, "epochs between validations", PUBLISHED, least=1, most=10**6)
+    encoder_embed_dim: int = setting(1024, "encoder width without a stage A checkpoint", PAPER, least=1, most=8192)
+    encoder_depth: int = setting(24, "encoder blocks without a stage A checkpoint", PAPER, least=1, most=128)
+    encoder_num_heads: int = setting(16, "encoder heads without a stage A checkpoint", PAPER, least=1, most=1024)
+    encoder_mlp_ratio: float = setting(4.0, "encoder MLP ratio without a stage A checkpoint", PAPER, above=0, most=64)
 
 
 @dataclass
@@ -138,11 +148,11 @@ class GenerateConfig(_Pictures):
     """Stage C: pictures from unseen EEG, scores with controls, a page."""
 
     model_path: str = setting("", "stage B checkpoint; empty: pretrains/generation/<name>.pth", PUBLISHED)
-    max_items: int = setting(0, "score only the first test trials; 0: all", least=0)
+    max_items: int = setting(0, "score only the first test trials; 0: all", least=0, most=10**9)
     controls: Controls = setting("basic", "basic: Gaussian EEG and other trials' EEG; all: cost is printed")
     precision: Precision = setting("auto", "of sampling; auto is bf16 where the device computes in it")
     compile: bool = setting(False, "torch.compile: a minute or more at the first picture, then faster")
-    batch_size: int = setting(0, "pictures sampled at once; 0: as many as memory takes", least=0)
+    batch_size: int = setting(0, "pictures sampled at once; 0: as many as memory takes", least=0, most=10**9)
 
 
 _MINIATURE_DATA = {
@@ -213,30 +223,37 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         UserError: an unknown name (the nearest is named) or preset, a missing, wrong-typed or senseless value.
     """
     given = _arguments(cls, sys.argv[1:] if argv is None else argv)
-    config = OmegaConf.structured(cls)
+    values = {f.name: f.default for f in fields(cls)}
     if presets := presets_of(cls):
         chosen = given.get("preset", "paper").split(",")
-        for preset in filter(None, chosen):
+        for preset in chosen:
             if preset not in presets:
-                raise UserError(f"preset={preset}: no such preset; there are {', '.join(presets)}")
-            config.merge_with(presets[preset])
-        config.name = "-".join(chosen)
+                raise UserError(f"preset={short(preset)}: no such preset; there are {', '.join(presets)}")
+            values |= presets[preset]
+        values["name"] = "-".join(chosen)
         if not given.get("name"):
             given.pop("name", None)
-    for name, text in given.items():
-        try:  # a value is text: ${...} in it stands for itself
-            OmegaConf.update(config, name, text.replace("${", r"\${"))
-            _ = config[name]
-        except OmegaConfBaseException as error:
-            kind = cls.__dataclass_fields__[name].type
-            expected = " or ".join(get_args(kind)) or f"a value of type {kind.__name__}"
-            raise UserError(f"{name}={text}: expected {expected} (see --help)") from error
+    values |= {name: _parsed(name, cls.__dataclass_fields__[name].type, text) for name, text in given.items()}
     for f in fields(cls):
         bounds = f.metadata["bounds"]
-        if not all(BOUNDS[word][1](config[f.name], bound) for word, bound in bounds.items()):
-            expected = " and ".join(f"{BOUNDS[word][0]} {bound:g}" for word, bound in bounds.items())
-            raise UserError(f"{f.name}={config[f.name]}: expected {expected}")
-    return OmegaConf.to_object(config)
+        if not all(BOUNDS[word][1](values[f.name], bound) for word, bound in bounds.items()):
+            expected = " and ".join(f"{BOUNDS[word][0]} {bound:.10g}" for word, bound in bounds.items())
+            raise UserError(f"{f.name}={values[f.name]}: expected {expected}")
+    if values.get("name"):
+        check_name(values["name"])
+    return cls(**values)
+
+
+def _parsed(name: str, kind: Any, text: str) -> Any:
+    """The value that a word of the command line stands for; nothing in it refers to anything. Raises UserError."""
+    choices = get_args(kind)
+    pattern, least, most, words = WRITTEN.get(kind, ("|".join(map(re.escape, choices)), 0, 0, " or ".join(choices)))
+    if re.fullmatch(pattern, text):
+        value = BOOLEANS[text.lower()] if kind is bool else text if choices else kind(text)
+        if kind not in (int, float) or value == 0 or least <= abs(value) <= most:
+            return value
+    shown = text if len(text) < 100 and text.isprintable() else short(text)
+    raise UserError(f"{name}={shown}: expected {words} (see --help)")
 
 
 def presets_of(cls: type) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,12 +22,9 @@ def pick_device(asked: str) -> torch.device:
     Raises:
         UserError: a GPU is asked for and not there, there are more processes than GPUs, or the name is none.
     """
-    try:
-        device = torch.device(asked.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device={asked}: no such device; use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={asked}: use auto, cpu, cuda or cuda:N")
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,4})?", asked):
+        raise UserError(f"device={asked}: no such device; use auto, cpu, cuda or cuda:N")
+    device = torch.device(asked.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         return device
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from runtime.errors import UserError
+
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
     """A CPU generator whose stream depends on nothing but the arguments."""
@@ -57,7 +59,11 @@ class Batch(NamedTuple):
 
 
 def steps_per_epoch(n_items: int, batch_size: int, accumulate: int = 1) -> int:
-    """Optimizer steps in one pass over the data; the last, smaller batch counts."""
+    """Optimizer steps in one pass over the data; the last, smaller batch counts. Raises UserError: too many for one."""
+    if accumulate > (batches := -(-n_items // batch_size)):
+        raise UserError(
+            f"an optimizer step of {accumulate} batches: an epoch holds {batches}; lower accumulation to it"
+        )
     return -(-n_items // (batch_size * accumulate))
 
 

@@ -1,14 +1,38 @@
 """Where a configuration's files lie: below the root, or elsewhere by an absolute path or a name."""
 
+import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.plain import short
+
+NAMES = "letters and digits, inside also spaces and . _ - + , =, at most 100 characters (200 bytes)"
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless a run's name is one part of a path, on any disk and in any shell: NAMES, of any script."""
+    known = all(unicodedata.category(letter)[0] in "LMN" or letter in " ._-+,=" for letter in name)
+    ends = (name[:1].isalnum() or name[:1] == "_") and name[-1:] not in (" ", ".")
+    if not (known and ends and len(name) <= 100 and len(name.encode()) <= 200):  # moved aside it gets longer
+        raise UserError(f"name={short(name)}: cannot be a folder's name everywhere; use {NAMES}")
 
 
 def under_root(root_path: str, path: str) -> Path:
-    """A path of the configuration: absolute as it is, else below `root_path`."""
-    return Path(root_path).expanduser() / Path(path).expanduser()
+    """A path of the configuration: absolute as it is, else below `root_path`. Raises UserError: ~ of nobody."""
+    try:
+        return Path(root_path).expanduser() / Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} (root_path={root_path}): ~ there names no user of this machine") from error
+
+
+def nearest_folder(path: Path) -> Path:
+    """`path`, or the first folder above it that is there. Raises UserError where something else is there."""
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"{there}: cannot be written into: no folder; move it, or choose another name= or root_path=")
+    return there
 
 
 def file_or_name(root_path: str, value: str) -> Path | str:

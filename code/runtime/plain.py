@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import reprlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from runtime.errors import UserError
 
 T = TypeVar("T")
 LARGEST_JSON = 64 << 20  # bytes; of our own files none comes near
+# bytes of a YAML file, how many parts it may have, characters of a value, lists in lists
+LARGEST_YAML, MOST_PARTS, LONGEST_VALUE, DEEPEST = 2 << 20, 100_000, 10_000, 20
 LARGEST_INTEGER = 1 << 63
 PARTS_A_BYTE = 8  # values that a byte of a file may stand for; without shared containers it is less than one
 
@@ -114,27 +117,59 @@ def _inside(value: Any) -> list | None:
     return list(value) if isinstance(value, list | tuple | set | frozenset) else None
 
 
-def read_json(path: str | Path, what: str) -> Any:
+def read_json(path: str | Path, what: str, hint: str = "write it anew as JSON") -> Any:
     """The content of a JSON file, whatever its type (then `checked`).
 
     Args:
         what: name of the wanted file in error messages, for example "manifest".
+        hint: what to do, at the end of the message about a damaged file.
 
     Raises:
         UserError: missing, no plain file, too large, not UTF-8, no JSON, or nested deeper than Python reads.
     """
-    path = Path(path)
-    if not path.is_file():
-        there = "is no plain file" if path.exists() else "no such file"
-        raise UserError(f"{path}: {there}; expected a {what} (JSON)")
-    if path.stat().st_size > LARGEST_JSON:
-        raise UserError(f"{path}: has {path.stat().st_size / 1e6:.0f} MB, more than any {what} (JSON)")
-    try:
-        content = json.loads(path.read_bytes())
+
+    def parse(text: bytes) -> Any:
+        content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be written anywhere
+        return content
+
+    return _read(Path(path), f"{what} (JSON)", LARGEST_JSON, parse, hint)
+
+
+def read_yaml(path: str | Path, what: str, hint: str = "write it anew as YAML") -> Any:
+    """The content of a YAML file of plain values, whatever its type (then `checked`); arguments as `read_json`'s.
+
+    Raises:
+        UserError: as `read_json`; a tag that asks for more than plain values; an alias, by which a small file stands
+            for an endless one.
+    """
+    import yaml  # pulls in its C parser, which few commands need
+
+    def parse(text: bytes) -> Any:
+        depth = 0
+        try:
+            for count, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                large = len(getattr(event, "value", "")) > LONGEST_VALUE or count > MOST_PARTS or depth > DEEPEST
+                if large or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                    kind = "more, longer or deeper values than it may hold" if large else "an alias or a tag"
+                    raise ValueError(f"line {event.start_mark.line + 1}: {kind}")
+            return yaml.load(text, Loader=yaml.CSafeLoader)
+        except (yaml.YAMLError, ArithmeticError) as error:
+            raise ValueError(_first_line(error)) from error
+
+    return _read(Path(path), f"{what} (YAML)", LARGEST_YAML, parse, hint)
+
+
+def _read(path: Path, what: str, largest: int, parse: Callable[[bytes], Any], hint: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: {'is no plain file' if path.exists() else 'no such file'}; expected a {what}")
+    if path.stat().st_size > largest:
+        raise UserError(f"{path}: has {path.stat().st_size / 1e6:.0f} MB, more than any {what}")
+    try:
+        return parse(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a {what} ({_first_line(error)}); write it anew as JSON") from error
-    return content
+        raise UserError(f"{path}: cannot be read as a {what} ({_first_line(error)}); {hint}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
-from runtime import checkpoints, digests, ranks
+from runtime import checkpoints, digests, lock, ranks
 from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.memory import MemoryPlan
-from runtime.paths import under_root
+from runtime.paths import nearest_folder, under_root
+from runtime.plain import check_extent, checked, read_json, read_yaml
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Run:
         return self.folder / "last.pth"
 
     def finish(self, **facts: object) -> None:
-        """Mark the run as finished, with plain facts such as seconds and hashes."""
+        """Mark the run as finished, with plain facts such as seconds and hashes, and let others at its folder."""
         checkpoints.write_text(self.folder / "finished.json", json.dumps(facts, indent=1))
+        lock.release(self.folder)
 
 
 LATER = {"compile": False}  # settings younger than runs that may go on, and what those did
@@ -47,7 +49,7 @@ LATER = {"compile": False}  # settings younger than runs that may go on, and wha
 
 def run_config(cfg: Any, *without: str) -> dict:
     """The settings that make a run what it is: the dataclass `cfg` without how, where and `without`."""
-    drop = ("overwrite", "dry_run", "wandb", "device", "root_path", *without)
+    drop = ("overwrite", "dry_run", "wandb", "device", "root_path", "cache", *without)
     return {name: value for name, value in asdict(cfg).items() if name not in drop}
 
 
@@ -57,15 +59,12 @@ def begun(folder: Path, config: dict) -> bool:
     Raises:
         UserError: the folder holds a run of another config, or files of no run at all.
     """
-    saved = folder / "config.yaml"
-    if not folder.exists() or all(path == saved for path in folder.iterdir()):
+    if (before := saved_config(folder)) is None or not _in(folder, "config.yaml"):
         return False  # new, or never begun: its data were missing, say
-    if not saved.exists():
-        raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
-    before = {k: v for k, v in LATER.items() if k in config} | OmegaConf.to_container(OmegaConf.load(saved))
+    before = {k: v for k, v in LATER.items() if k in config} | before
     differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
     if differ:
-        shown = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} asked" for k in differ[:4])
+        shown = "; ".join(f"{k}: {before.get(k)!r:.200} there, {config.get(k)!r:.200} asked" for k in differ[:4])
         raise UserError(
             f"{folder}: holds a run with another configuration ({shown}): "
             "choose another name=, or overwrite=true to move it aside"
@@ -73,17 +72,65 @@ def begun(folder: Path, config: dict) -> bool:
     return True
 
 
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run whose folder it is; None: it is not there, or holds nothing but what killed writers left.
+
+    Raises:
+        UserError: it is no folder, or no run's: it holds files and no config.yaml that reads as settings.
+    """
+    if nearest_folder(folder) != folder or not _in(folder):
+        return None
+    saved, remedy = folder / "config.yaml", "choose another name=, or move the folder away"
+    if not saved.exists():
+        raise UserError(f"{folder}: is not empty and holds no config.yaml, so it is no run's: {remedy}")
+    content = checked(dict[str, Any], read_yaml(saved, "run's settings", remedy), f"{saved}", remedy)
+    check_extent(content, saved.stat().st_size, str(saved))
+    return content
+
+
+def _in(folder: Path, *without: str) -> list[Path]:
+    """What is in a run's folder but for its lock and what killed writers left."""
+    left = (lock.NAME, *without)
+    return [p for p in folder.iterdir() if p.name not in left and not (p.name[0] == "." and p.suffix == ".part")]
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a run's folder holds the record of its end. Raises UserError where that is damaged."""
+    record, remedy = folder / "finished.json", "delete it, and the same command goes on"
+    if record.exists():
+        checked(dict[str, Any], read_json(record, "record of a finished run", remedy), f"{record}", remedy)
+    return record.exists()
+
+
 def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
-    """Open or make a run folder that belongs to exactly this `config`, saved as config.yaml. Raises as `begun`."""
-    if overwrite and folder.exists():
-        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        while aside.exists():  # moved aside twice within a second
-            aside = aside.with_name(f"{aside.name}a")
-        folder.rename(aside)
-        print(f"moved the earlier run to {aside}")
+    """Open or make a run folder that belongs to exactly this `config`, saved as config.yaml, and hold its lock.
+
+    Raises:
+        UserError: as `begun`; another process is at work in it; with `overwrite` it is a link or no run's.
+    """
+    # first without the lock: nothing is written into what is refused
+    there = saved_config(folder) is not None if overwrite else begun(folder, config)
+    if there and not overwrite and _finished(folder):
+        return Run(folder, finished=True)
+    lock.hold(folder)
+    if overwrite and there:
+        _move_aside(folder)
     if not begun(folder, config):
-        checkpoints.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    return Run(folder, (folder / "finished.json").exists())
+        checkpoints.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return Run(folder, _finished(folder))
+
+
+def _move_aside(folder: Path) -> None:
+    """Rename a run's folder, whose lock is held, and hold that of a new one in its place."""
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link, which overwrite=true does not move: move it, or choose another name=")
+    aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    while aside.exists():  # moved aside twice within a second
+        aside = aside.with_name(f"{aside.name}a")
+    folder.rename(aside)
+    print(f"moved the earlier run to {aside}")
+    lock.release(aside)
+    lock.hold(folder)
 
 
 def open_for_all(cfg: Any, folder: Path, config: dict) -> Run:
@@ -102,8 +149,9 @@ def check_hand_on(target: Path, run: Run) -> None:
     """Refuse, before any work, a hand-on place that belongs to another run.
 
     Raises:
-        UserError: `target` exists and was not written by this run folder.
+        UserError: `target` exists and was not written by this run folder, or its folder cannot be made.
     """
+    nearest_folder(target.parent)
     if target.exists() and (owner := _owner(target)) != run.folder.resolve():
         raise UserError(
             f"{target}: comes from {owner or 'elsewhere'}, not from {run.folder}: move it away or choose another name="
@@ -182,10 +230,10 @@ def look_at_folder(cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | 
         UserError: as `begun` and `check_hand_on`, or the disk cannot be written or is too small for the checkpoints.
     """
     folder = under_root(cfg.root_path, f"results/{kind}/{cfg.name}")
-    run = Run(folder, (folder / "finished.json").exists())
+    there, run = saved_config(folder) is not None, Run(folder, _finished(folder))
     goes_on = config is not None and not cfg.overwrite and begun(folder, config)
     check_hand_on(under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth"), run)
-    above = next(path for path in (folder, *folder.parents) if path.exists())
+    above = nearest_folder(folder)
     try:
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
@@ -195,20 +243,27 @@ def look_at_folder(cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | 
     needed = 8 * plan.memory.get("gradients", 0) / 1e9 if plan else 0.0
     if free < needed:
         raise UserError(f"{above}: {free:.1f} GB are free, the checkpoints take {needed:.1f} GB; make room")
+    lock.check(folder)
     state = "finished, nothing is left to do" if run.finished else "begun, goes on" if goes_on else "free"
-    if cfg.overwrite and folder.exists():
+    if cfg.overwrite and there:
         state = "an earlier run is there, which will be moved aside"
     return f"{folder}: {state}; {free:.0f} GB of disk{f' for checkpoints of {needed:.1f} GB' if needed else ''}"
 
 
 def _owner(target: Path) -> Path | None:
-    """The run folder that a hand-on came from."""
+    """The run folder that a hand-on came from. Raises UserError where its record is damaged."""
     record = target.with_suffix(".json")
-    known = json.loads(record.read_text()) if record.exists() else {}
-    if "origin" in known:
-        return (target.parent / known["origin"]).resolve()
-    if "run" not in known:
+    if not record.exists():
         return None
-    # earlier records name the folder as its command saw it: of a relative one, results/<kind>/<name> lies in the root
-    run = Path(known["run"])
-    return (run if run.is_absolute() else target.absolute().parents[2].joinpath(*run.parts[-3:])).resolve()
+    try:
+        known = checked(dict[str, str], read_json(record, "hand-on record"), str(record))
+        if "origin" in known:
+            return (target.parent / known["origin"]).resolve()
+        if "run" not in known:
+            return None
+        # earlier records name the folder as its command saw it: a relative one's results/<kind>/<name> is in the root
+        run = Path(known["run"])
+        return (run if run.is_absolute() else target.absolute().parents[2].joinpath(*run.parts[-3:])).resolve()
+    except (UserError, ValueError) as error:  # the latter of a NUL in a path
+        problem = f"{record.name} beside it does not tell whose it is ({error})"
+        raise UserError(f"{target}: {problem}; move both away, or choose another name=") from error

@@ -79,6 +79,10 @@ def check(cfg: Any) -> None:
     """Refuse settings of stage A that make no sense together. Raises UserError."""
     if cfg.n_times % cfg.patch_size:
         raise UserError(f"n_times={cfg.n_times} patch_size={cfg.patch_size}: a window must be a whole number of tokens")
+    if cfg.min_lr > cfg.lr:
+        raise UserError(f"min_lr={cfg.min_lr}: is above lr={cfg.lr}, from which the cosine comes down; lower it")
+    if cfg.warmup_epochs > cfg.num_epoch:
+        print(f"note: warmup_epochs={cfg.warmup_epochs:g} of num_epoch={cfg.num_epoch}: lr={cfg.lr} is never reached")
     n_tokens = cfg.n_times // cfg.patch_size
     kept = int(n_tokens * (1 - cfg.mask_ratio))
     if not 0 < kept < n_tokens:

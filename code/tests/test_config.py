@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, help_text
+from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli, help_text, presets_of
 from dc_ldm.generator import SAMPLERS
 from dc_ldm.modules.conditioner import CLIP_HEADS
 from runtime.errors import UserError
@@ -56,6 +56,17 @@ def test_booleans_mean_what_they_say(text, value):
         (["wandb=maybe"], "expected a value of type bool"),
         (["seed=???"], "expected a value of type int"),
         (["seed=${depth}"], r"seed=.{depth}: expected a value of type int"),
+        (["lr=${oc.env:HOME}"], r"lr=.{oc.env:HOME}: expected a value of type float"),
+        (["device=${device}", "lr=${lr}"], r"lr=.{lr}: expected a value of type float"),
+        (["wandb=2"], "wandb=2: expected a value of type bool"),
+        (["seed=1_0"], "seed=1_0: expected a value of type int"),
+        (["seed= 5"], "seed= 5: expected a value of type int"),
+        (["seed=" + "9" * 30], "seed=9.*: expected a value of type int within 64 bits"),
+        (["seed=" + "9" * 5000], "seed='9.*: expected a value of type int"),
+        (["eeg_path=a\0b"], r"eeg_path='a.x00b': expected text"),
+        (["root_path=\udcff"], r"root_path='.udcff': expected text in UTF-8"),
+        (["cache=a\nb"], r"cache='a.nb': expected text"),
+        (["preset=,,"], "preset='': no such preset"),
         (["precision=16"], "precision=16: expected auto or 32 or bf16 .see --help.$"),
         (["preset=huge"], "no such preset"),
         (["--lr"], "a value is missing"),
@@ -77,16 +88,87 @@ def test_help_shows_every_setting_with_its_source(cls):
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("batch_size=0", "at least 1"), ("num_epoch=0", "at least 1"), ("lr=-1", "at least 0"), ("lr=nan", "at least 0")]
-    + [("mask_ratio=1.5", "at least 0 and below 1"), ("held_out=0", "more than 0 and below 1")],
+    [("batch_size=0", "at least 1 and at most 1000000000"), ("lr=-1", "at least 0"), ("seed=-1", "at least 0")]
+    + [("mask_ratio=1.5", "at least 0 and below 1"), ("held_out=0", "more than 0 and below 1")]
+    + [
+        ("accum_iter=1000000", "at least 1 and at most 1000"),
+        ("embed_dim=1099511627776", "at least 1 and at most 8192"),
+    ]
+    + [("num_epoch=9000000000000000000", "at least 1 and at most 1000000"), ("warmup_epochs=1e9", ".*at most 1000000")]
+    + [("mlp_ratio=1e9", "more than 0 and at most 64"), ("local_start=-5", "at least 0")],
 )
 def test_values_that_make_no_sense_are_refused(word, expected):
     with pytest.raises(UserError, match=f"{word.split('=')[0]}=.*expected {expected}$"):
         from_cli(PretrainConfig, [word])
 
 
+@pytest.mark.parametrize("cls", [PretrainConfig, FinetuneConfig, GenerateConfig])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "1e30", "1e-45", "9" * 30])
+def test_no_number_is_endless_or_nothing(cls, text):
+    for f in fields(cls):
+        if f.type in (int, float):
+            with pytest.raises(UserError, match=f"^{f.name}="):
+                from_cli(cls, [f"{f.name}={text}"])
+
+
 def test_text_that_looks_like_a_reference_stands_for_itself():
-    assert from_cli(PretrainConfig, ["eeg_path=a/${seed}", "name=${x"]).eeg_path == "a/${seed}"
+    words = ["${seed}", "a/${oc.env:HOME}", "${x", "???", "null", "!!python/object:x", "*a", "a: b", "${a:${b}}"]
+    for word in words:
+        assert from_cli(PretrainConfig, [f"eeg_path={word}", f"cache={word}"]).eeg_path == word
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "../../up",
+        "/abs",
+        "a/b",
+        "a\\b",
+        "n" * 101,
+        "名" * 70,
+        "a\nb",
+        "a\0b",
+        "-rf",
+        ".hidden",
+        " a",
+        "x.",
+        "x ",
+    ]
+    + [
+        "<b>",
+        "$(touch x)",
+        "~x",
+        "${oc.env:HOME}",
+        "${seed}",
+        "???",
+        "'`;",
+        "%s%n",
+        "\udcff",
+        "*?[a]",
+        "{0}",
+        "a\u202eb",
+    ],
+)
+def test_a_name_that_is_no_plain_part_of_a_path_is_refused(name):
+    for cls in (PretrainConfig, FinetuneConfig, GenerateConfig):
+        with pytest.raises(UserError, match="^name=") as refused:
+            from_cli(cls, [f"name={name}"])
+        assert len(str(refused.value)) < 250 and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a b c", "жé名", "null", "हिन्दी", "lr=1e-3,v2", "2026-11-28", "_x.1+2", "n" * 100])
+def test_plain_names_of_any_script_stay(name):
+    assert from_cli(GenerateConfig, [f"name={name}"]).name == name
+
+
+@pytest.mark.parametrize("cls", [PretrainConfig, FinetuneConfig, GenerateConfig])
+def test_presets_hold_settings_of_their_types(cls):
+    kinds = {f.name: f.type for f in fields(cls)}
+    for values in presets_of(cls).values():
+        for name, value in values.items():
+            assert value in get_args(kinds[name]) or type(value) is kinds[name], name
 
 
 def test_help_names_the_choices():
