@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.near_trials import SameEEG
 from data.signals import check_signal, fit_channels, fit_length, read_manifest
 from data.splits import check_splits, read_splits
 from data.trials_file import TrialFile, cached_windows, open_trial_file
@@ -68,7 +69,7 @@ def open_trials(
     file = open_trial_file(path)
     info = FILE_DEFAULTS | UNKNOWN | read_manifest(path.with_suffix(".json"))
     parts, index_space = read_splits(splits_path, file.about["trials"]["subject"], subject, str(path))
-    info["split"] = check_splits(splits_path, file.about["trials"], parts, index_space)
+    info["split"] = check_splits(splits_path, SameEEG(file, info), parts, index_space)
     info["split"]["eeg_sha256"] = file.about["sha256"]
     form = n_chans, n_times, scale
     return {name: _trials(file, parts[name], f"{path}: split '{name}'", info, *form) for name in splits}

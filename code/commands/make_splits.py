@@ -14,9 +14,11 @@ from typing import Literal
 import numpy as np
 
 from config import from_cli, setting
-from data.signals import write_manifest
+from data.near_trials import SameEEG
+from data.signals import read_manifest, write_manifest
 from data.splits import check_splits, describe_splits, runs_in_time
 from data.trials_file import open_trial_file
+from dataset import FILE_DEFAULTS
 from runtime import checkpoints
 from runtime.errors import UserError
 from runtime.paths import under_root
@@ -82,9 +84,10 @@ def main() -> None:
     parts, held_out = divide(cfg, trials)
     out = path.parent / f"splits_by_{cfg.by}_{cfg.fold}_all.pth"
     checkpoints.save(out, {"splits": [parts]})
-    facts = check_splits(out, trials, parts, "the whole file")
+    same_eeg = SameEEG(file, FILE_DEFAULTS | read_manifest(path.with_suffix(".json")))
+    facts = check_splits(out, same_eeg, parts, "the whole file")
     about = {"settings": asdict(cfg), "held_out": held_out, "eeg_sha256": file.about["sha256"]}
-    about |= {key: facts[key] for key in ("sizes", "trials_sha256", "shared", "order")}
+    about |= {key: facts[key] for key in ("sizes", "trials_sha256", "shared", "same_eeg", "order")}
     write_manifest(out.with_suffix(".json"), about)
     unseen = {trials["label"][i] for i in parts["test"]} - {trials["label"][i] for i in parts["train"]}
     print(describe_splits(facts))

@@ -2,17 +2,31 @@
 
 import hashlib
 import itertools
-import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, NotRequired
 
-from data.signals import read_manifest
+import torch
+from annotated_types import MinLen
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from data.near_trials import SameEEG, about_same_eeg, recordings_of
 from runtime import checkpoints, digests
 from runtime.errors import UserError
+from runtime.plain import checked, read_json, short
 
 SPLITS = ("train", "val", "test")
 NOT_VERIFIED = "order of the file, not verified"  # what is said wherever it stands in for time
 PAIRS = (("train", "val"), ("val", "test"), ("train", "test"))
+LAYOUT = "the layout is {'splits': [{'train': [0, 1], 'val': [2], 'test': [3]}]}, positions of trials from 0"
+Parts = TypedDict("Parts", dict.fromkeys(SPLITS, list[int]))  # positions of trials
+
+
+class MadeBy(TypedDict):
+    """What may stand beside a splits file: how it was made."""
+
+    about: NotRequired[str]
 
 
 def trials_of(subject: int, subjects: Sequence[int], signals: str) -> list[int]:
@@ -39,24 +53,28 @@ def read_splits(path: Path, subjects: Sequence[int], subject: int, signals: str)
     if path.stem.endswith("_all") or subject == 0:
         order, index_space = range(len(subjects)), "the whole file"
     content = checkpoints.read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
-    try:
-        parts = {name: [operator.index(i) for i in content["splits"][0][name]] for name in SPLITS}  # a tensor's too
-    except KeyError as error:
-        raise UserError(f"{path}: lacks the key {error}; expected splits[0] with train, val and test") from error
-    except (IndexError, TypeError) as error:
-        raise UserError(
-            f"{path}: 'splits' is empty, no list of dicts, or holds something other than whole numbers ({error})"
-        ) from error
+    first = checked(Annotated[list[dict], MinLen(1)], content.get("splits"), f"{path}: 'splits'", LAYOUT)[0]
+    parts = {name: _listed(first[name], len(order)) for name in SPLITS if name in first}
+    parts = {k: [_listed(i, 1) for i in v] if isinstance(v, list | tuple) else v for k, v in parts.items()}
+    parts = checked(Parts, parts, f"{path}: splits[0]", LAYOUT)
     for name, part in parts.items():
         if len(set(part)) < len(part):
             raise UserError(f"{path}: split '{name}' names a trial twice")
         if wrong := [i for i in part if not 0 <= i < len(order)]:
-            raise UserError(f"{path}: '{name}' has index {wrong[0]}; {index_space} has {len(order)} trials, from 0")
+            raise UserError(
+                f"{path}: '{name}' has index {short(wrong[0])}; {index_space} has {len(order)} trials, from 0"
+            )
     for a, b in PAIRS:
         if both := set(parts[a]) & set(parts[b]):
             raise UserError(f"{path}: splits '{a}' and '{b}' overlap in {len(both)} trials, for example {min(both)}")
     placed = {name: [order[i] for i in part] for name, part in parts.items()}
     return {name: [i for i in part if subject in (0, subjects[i])] for name, part in placed.items()}, index_space
+
+
+def _listed(value: Any, most: int) -> Any:
+    """A tensor's numbers, where they are `most` at most; of anything else, itself."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return value.tolist() if dense and value.numel() <= most else value
 
 
 def runs_in_time(trials: dict[str, list]) -> list[list[int]]:
@@ -69,17 +87,18 @@ def runs_in_time(trials: dict[str, list]) -> list[list[int]]:
     return [list(run) for _, run in itertools.groupby(order, key=recordings.__getitem__)]
 
 
-def recordings_of(trials: dict[str, list]) -> list[tuple[int, str]]:
-    """Each trial's subject and recording: a recording's name alone may be used for two subjects."""
-    return [(subject, str(name)) for subject, name in zip(trials["subject"], trials["recording"], strict=True)]
-
-
-def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]], index_space: str) -> dict:
+def check_splits(path: Path, same_eeg: SameEEG, parts: dict[str, list[int]], index_space: str) -> dict:
     """What each pair of splits shares, as a manifest of plain values for metrics.json and checkpoints.
 
     "shared" counts, for "train/test" and so on: pictures and recordings of both (None: unknown); trials of the second
-    with the samples of a trial of the first, or next to one in time. `trials` are the columns of a TrialFile.
+    with the samples of a trial of the first, or next to one in time. "same_eeg" says how many validation trials hold
+    EEG of a training trial, and test trials that of a training or validation trial (see near_trials).
+
+    Raises:
+        UserError: the JSON of the same stem, which says how the splits were made, cannot be read.
     """
+    trials, about = same_eeg.trials, path.with_suffix(".json")
+    made_by = checked(MadeBy, read_json(about, "record of how splits were made"), str(about)) if about.exists() else {}
     neighbours = [pair for run in runs_in_time(trials) for pair in itertools.pairwise(run)]
     neighbours += [(later, earlier) for earlier, later in neighbours]
     columns = {"pictures": trials["image"], "recordings": recordings_of(trials), "identical": trials["digest"]}
@@ -98,9 +117,13 @@ def check_splits(path: Path, trials: dict[str, list], parts: dict[str, list[int]
         "sizes": {name: len(part) for name, part in parts.items()},
         "order": "onset" if None not in trials["onset"] else NOT_VERIFIED,
         "shared": shared,
+        "same_eeg": {
+            "val": same_eeg.between(parts["train"], parts["val"]),
+            "test": same_eeg.between(parts["train"] + parts["val"], parts["test"]),
+        },
         "trials_sha256": {name: hashlib.sha256(repr(sorted(p)).encode()).hexdigest() for name, p in parts.items()},
         "splits_sha256": digests.sha256(path),
-        "made_by": read_manifest(path.with_suffix(".json")),
+        "made_by": made_by,
     }
 
 
@@ -113,7 +136,8 @@ def describe_splits(facts: dict) -> str:
         recordings = "an unknown number of" if shared["recordings"] is None else shared["recordings"]
         lines.append(
             f"  {name} and test share {shared['pictures']} pictures and {recordings} recordings; of {n_test} test "
-            f"trials {shared['identical']} equal a {name} trial, {shared['neighbours']} are next to one in time "
-            f"({facts['order']})"
+            f"trials {shared['neighbours']} are next to a {name} trial in time ({facts['order']})"
         )
+    for part, name, others in (("test", "test", "training or validation"), ("val", "validation", "training")):
+        lines.append("  " + about_same_eeg(facts["same_eeg"][part], name, others))
     return "\n".join([*lines, *filter(None, [facts["made_by"].get("about")])])

@@ -120,9 +120,8 @@ def _read(contents: Contents, run: dict, real: Collection[str], scores: dict, co
         instance_p = within_class_p(instance_parts(contents.outcomes["real"], truth))
     unseen = ("unknown", "nothing says when the pictures were shown")
     design = tuple(run.get("design") or (unseen if contents.bare else design_of(contents.trials)))
-    shared = (run.get("split") or {}).get("shared", {}).get("train/test")
     note = (run.get("control") or {}).get("about")
-    return verdict(next(iter(about_class), None), scores, controls, design, instance_p, shared, note)
+    return verdict(next(iter(about_class), None), scores, controls, design, instance_p, run.get("split"), note)
 
 
 def write_metrics(

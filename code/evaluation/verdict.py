@@ -2,9 +2,12 @@
 
 The verdict exists because this field's main data set shows all pictures of a class in one block: whatever changes
 slowly in the EEG (alpha, electrode gain, muscle) then names the class (Li et al. 2020; Siskind et al. 2025). So a
-class score from a block design, or from a design that cannot be read, is never called "supported" here.
+class score from a block design, or from a design that cannot be read, is never called "supported" here. And what was
+trained on is remembered, not read: where more test trials than near_trials.LEAKING hold EEG of others, the design is
+"leaking" and nothing is claimed.
 """
 
+from data.near_trials import about_same_eeg, is_leaking
 from evaluation.statistics import ALPHA, EEG_CONTROLS
 
 
@@ -26,9 +29,19 @@ def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list
     return above, reasons
 
 
+def _same_eeg(split: dict) -> dict:
+    """Test trials that hold EEG of others; in a record from before likeness was looked at, those equal to the last bit.
+
+    Returns: as `near_trials.SameEEG.between`.
+    """
+    copies = split.get("shared", {}).get("train/test", {}).get("identical", 0)
+    equal = dict.fromkeys(("identical", "alike", "repeated"), copies) | {"overlapping": None, "examples": []}
+    return split.get("same_eeg", {}).get("test") or equal | {"trials": split.get("sizes", {}).get("test", copies)}
+
+
 def verdict(
     score: str | None, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None,
-    shared: dict | None = None, note: str | None = None,
+    split: dict | None = None, note: str | None = None,
 ) -> dict:  # fmt: skip
     """The verdict of metrics.json from its other parts.
 
@@ -37,25 +50,25 @@ def verdict(
         scores, controls: as `statistics.score_table` returns them.
         design: what `block_design.design_from` returned.
         instance_p: p of retrieval within classes, or None where images are unknown or no class has two.
-        shared: what training and test split share, as `splits.check_splits` counts it; None: unknown.
+        split: what the splits share, as `splits.check_splits` records it; None: unknown.
         note: a sentence that ends the reasons.
 
     Returns:
         {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "score", "reasons"}.
     """
-    kind, why = design
-    copies, repeated = (shared or {}).get("identical", 0), (shared or {}).get("pictures", 0)
+    (kind, why), split = design, split or {}
+    repeated, same_eeg = split.get("shared", {}).get("train/test", {}).get("pictures", 0), _same_eeg(split)
+    leaking, ordered = is_leaking(same_eeg), repeated and kind != "random"
     class_above, reasons = False, ["No classifier scored the pictures, so nothing is claimed about their classes."]
     if score is not None:
         class_above, reasons = _class_reasons(score, scores, controls)
-    if copies:
-        reasons.append(f"{copies} test trials are copies of training trials, so nothing is claimed.")
+    if same_eeg["repeated"]:
+        reasons.append(about_same_eeg(same_eeg, "test", "training or validation"))
     about_class = "supported" if kind == "random" else "explained_by_time"
-    about_class = about_class if class_above and not copies else "nothing"
+    about_class = about_class if class_above and not leaking else "nothing"
     if about_class == "explained_by_time":
         reasons.append("In such a design slow change of the recording can name the class, so the score is no evidence.")
     instance_above = instance_p is not None and instance_p < ALPHA
-    ordered = repeated and kind != "random"
     if instance_p is None:
         reasons.append("Single images were not tested: images unknown, no embeddings, or one image a class.")
     else:
@@ -65,6 +78,8 @@ def verdict(
         )
     if ordered:
         reasons.append(f"Training and test share {repeated} pictures, whose order in time could name single images.")
-    reasons += [f"Design {kind}: {why}.", *([note] if note else [])]
-    instance = "supported" if instance_above and not copies and not ordered else "nothing"
+    order = f"Design leaking, so nothing is claimed; its order is {kind}" if leaking else f"Design {kind}"
+    reasons += [f"{order}: {why}.", *([note] if note else [])]
+    instance = "supported" if instance_above and not leaking and not ordered else "nothing"
+    kind = "leaking" if leaking else kind
     return {"class": about_class, "instance": instance, "design": kind, "score": score, "reasons": reasons}

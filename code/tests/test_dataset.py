@@ -245,7 +245,7 @@ def test_unusable_files_and_splits_are_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_trials(tmp_path / "absent.pth", splits)
     torch.save({"splits": [{"train": [0]}]}, splits)
-    with pytest.raises(UserError, match="lacks the key 'val'"):
+    with pytest.raises(UserError, match="lacks val; found 'train'"):
         open_trials(eeg, splits)
     torch.save({"dataset": [], "labels": []}, eeg)
     with pytest.raises(UserError, match="lacks the key 'images'"):

@@ -1,6 +1,7 @@
 """What splits share is counted; splits that we make hold out whole pictures, blocks, recordings or subjects."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +49,10 @@ def columns(n, **known):
 def shared(tmp_path, trials, train, val, test):
     torch.save({"splits": [{}]}, tmp_path / "s.pth")
     parts = {"train": train, "val": val, "test": test}
-    return check_splits(tmp_path / "s.pth", trials, parts, "the whole file")["shared"]["train/test"]
+    same_eeg = SimpleNamespace(trials=trials, between=lambda first, second: [first, second])
+    facts = check_splits(tmp_path / "s.pth", same_eeg, parts, "the whole file")
+    assert facts["same_eeg"] == {"val": [train, val], "test": [train + val, test]}
+    return facts["shared"]["train/test"]
 
 
 def test_what_two_splits_share_is_counted(tmp_path):
@@ -118,6 +122,10 @@ def test_what_was_held_out_reaches_the_run(tmp_path, monkeypatch, capsys):
     assert facts["made_by"]["held_out"] == {"test": [2], "val": [3]} and len(facts["eeg_sha256"]) == 64
     assert facts["shared"]["train/test"] == {"pictures": 40, "recordings": 0, "identical": 0, "neighbours": 0}
     assert set(parts["train"].subject.tolist()) == {1} and set(parts["val"].subject.tolist()) == {3}
+    nothing = {"identical": 0, "alike": 0, "repeated": 0, "overlapping": 0, "examples": []}
+    assert facts["same_eeg"] == {"val": {"trials": 40, **nothing}, "test": {"trials": 40, **nothing}}
+    assert facts["made_by"]["same_eeg"] == facts["same_eeg"]
+    assert "0 of 40 test trials hold EEG of a training or validation trial" in said
     assert describe_splits(facts) in said and "share 40 pictures and 0 recordings" in said
 
 
@@ -135,16 +143,60 @@ def test_what_cannot_be_divided_is_said(tmp_path, monkeypatch, capsys):
             make(tmp_path, monkeypatch, capsys, **settings)
 
 
+GOOD = {"train": [0, 1, 2], "val": [3], "test": [5]}
+
+
 @pytest.mark.parametrize(
-    ("train", "said"),
+    ("content", "said"),
     [
-        (list(torch.tensor([0, 1, 2, 5])), "overlap"),  # numbers of a tensor are compared as numbers
-        ([0, 0, 1], "names a trial twice"),
-        ([0.5], "something other than whole numbers"),
+        ({"train": list(torch.tensor([0, 1, 2, 5]))}, "overlap"),  # numbers of a tensor are compared as numbers
+        ({"train": torch.tensor([0, 1, 5])}, "overlap"),
+        ({"train": [0, 0, 1]}, "names a trial twice"),
+        ({"train": [0.5]}, r"splits\[0\]: train.0 is 0.5, expected a valid integer; the layout is"),
+        ({"train": [True, False]}, "train.0 is True"),
+        ({"train": torch.tensor([True, False])}, "train.0 is True"),
+        ({"train": torch.tensor([[0, 1], [2, 4]])}, r"train.0 is \[0, 1\]"),
+        ({"train": torch.zeros(1, dtype=torch.int64).expand(10**12)}, "train is tensor"),
+        ({"train": torch.eye(3).to_sparse()}, "train is tensor"),
+        ({"train": ["0"]}, "train.0 is '0'"),
+        ({"train": {0: 1}}, "expected a valid list"),
+        ({"train": None}, "train is None"),
+        ({"train": [-1]}, "has index -1; the list of subject 1 has 6 trials"),
+        ({"train": [2**70]}, "has index an integer of 71 bits"),
+        ([], "'splits': the whole is"),
+        ([None], "'splits': 0 is None"),
+        ("text", "'splits': the whole is 'text'"),
+        ([{"train": [0]}], r"splits\[0\]: lacks val; found 'train'"),
     ],
 )
-def test_indices_are_whole_numbers_and_named_once(tmp_path, train, said):
+def test_indices_are_whole_numbers_and_named_once(tmp_path, content, said):
     path = tmp_path / "splits.pth"
-    torch.save({"splits": [{"train": train, "val": [3], "test": [5]}]}, path)
+    torch.save({"splits": [GOOD | content] if isinstance(content, dict) else content}, path)
     with pytest.raises(UserError, match=said):
         read_splits(path, [1] * 6, 1, "eeg.pth")
+
+
+def test_indices_may_be_tensors(tmp_path):
+    path = tmp_path / "splits.pth"
+    torch.save({"splits": [GOOD | {"train": torch.tensor([0, 1]), "val": (2,), "test": list(torch.tensor([4]))}]}, path)
+    assert read_splits(path, [1] * 6, 1, "eeg.pth")[0] == {"train": [0, 1], "val": [2], "test": [4]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"about": [1, 2]}', r"splits.json: about is \[1, 2\], expected a valid string"),
+        ("[1]", "expected a valid dictionary"),
+        ("[" * 100_000, "cannot be read"),
+        ("{", "cannot be read"),
+        ("", "cannot be read"),
+        (None, "is no plain file"),
+    ],
+)
+def test_what_says_how_splits_were_made_is_read_in_bounds(tmp_path, text, said):
+    experiment(tmp_path)
+    torch.save({"splits": [GOOD]}, tmp_path / "splits.pth")
+    about = tmp_path / "splits.json"
+    about.mkdir() if text is None else about.write_text(text)
+    with pytest.raises(UserError, match=said):
+        open_trials(tmp_path / "eeg.pth", tmp_path / "splits.pth", subject=1, n_chans=2)

@@ -113,6 +113,10 @@ def test_metrics_have_scores_controls_baseline_and_the_opened_split(evaluated):
     assert 0 <= metrics["baselines"]["lda"]["class_accuracy"]["value"] <= 1
     assert metrics["run"]["split"]["scored"] == "test" and "train" in metrics["run"]["split"]["opened"]
     assert metrics["run"]["split"]["shared"]["train/test"]["identical"] == 0
+    assert {part: found["repeated"] for part, found in metrics["run"]["split"]["same_eeg"].items()} == {
+        "val": 0,
+        "test": 0,
+    }
     assert 0 <= metrics["run"]["classifier_agrees"] <= 1
     assert metrics["verdict"]["class"] == "nothing"  # models and EEG are noise
     card = metrics["run"]
@@ -313,6 +317,30 @@ def test_a_checkpoint_of_another_stage_is_refused_before_anything_is_written(mon
     with pytest.raises(UserError, match="expected a stage B checkpoint"):
         run(monkeypatch, world, name="other", model_path="pretrains/eeg_pretrain/tiny.pth")
     assert not (world / "results" / "eval" / "other").exists()
+
+
+def test_near_copies_of_training_trials_are_leaking_from_the_file_to_the_page(monkeypatch, capsys, world):
+    """Through 16 bits, another unit, a shift by a sample and noise, as another export of the same recording is."""
+    datasets = world / "datasets"
+    content = checkpoints.read_plain(datasets / "eeg_5_95_std.pth", "trials")
+    trials, random = [dict(trial) for trial in content["dataset"]], torch.Generator().manual_seed(9)
+    for i in range(16, 20):
+        copy = trials[i - 16]["eeg"].roll(1, 1) + 0.01 * torch.randn(8, 500, generator=random)
+        trials[i] |= {"eeg": (copy * 3000).round() * 1e-6, "label": trials[i - 16]["label"]}
+    checkpoints.save(datasets / "copies.pth", content | {"dataset": trials})
+    (datasets / "copies.json").write_text(json.dumps({"simulated": True}))
+    given = {"model_path": "pretrains/generation/tiny.pth", "eeg_signals_path": "datasets/copies.pth"}
+    folder = run(monkeypatch, world, name="copies", num_samples=1, **given)
+    metrics, printed = json.loads((folder / "metrics.json").read_text()), capsys.readouterr().out
+    verdict, found = metrics["verdict"], metrics["run"]["split"]["same_eeg"]["test"]
+    assert (verdict["class"], verdict["instance"], verdict["design"]) == ("nothing", "nothing", "leaking")
+    assert (found["alike"], found["repeated"], found["identical"], found["trials"]) == (4, 4, 0, 8)
+    said = "4 of 8 test trials hold EEG of a training or validation trial"
+    page = (folder / "index.html").read_text()
+    assert printed.count(said) == 2, "when trials are opened, and under the verdict"
+    for words in (said, "trial 16 that of trial 0", "trial 17 that of trial 1", "so nothing is claimed"):
+        assert words in page
+    assert "design leaking" in printed
 
 
 def test_trials_that_stage_b_knows_are_never_tested():

@@ -88,8 +88,11 @@ class World:
         classes = [rows[rows[:, 0] == k, 1:] for k in np.unique(rows[:, 0])]
         self.parts = [(own[:, 1:][:, ~np.isnan(own[0, 1:])], own[:, 0].astype(int)) for own in classes]
 
-    def read(self, timed: bool = True) -> dict:
-        """The verdict, with the deciding p of class and instance, and their mean scores; `timed`: onsets are known."""
+    def read(self, timed: bool = True, split: dict | None = None) -> dict:
+        """The verdict, with the deciding p of class and instance, and their mean scores.
+
+        timed: onsets are known; split: what the splits share.
+        """
         label, tape = self.arrays["order"], self.arrays["recording"]
         design = design_from(label, np.arange(len(label), dtype=float) if timed else None, tape)
         prior, trial = self.arrays["prior"], np.arange(len(self.arrays["real"]))
@@ -100,7 +103,7 @@ class World:
         p = max(found[SCORE]["p_real_above"] for found in controls.values()), within_class_p(self.parts)
         single = np.concatenate([matrix[range(len(own)), own] for matrix, own in self.parts])
         values = scores[SCORE]["value"], single.mean()
-        return verdict(SCORE, scores, controls, design, p[1]) | {"p": p, "values": values}
+        return verdict(SCORE, scores, controls, design, p[1], split) | {"p": p, "values": values}
 
     def weakened(self, nothing: "World", share: float) -> "World":
         """A share of this world's trials, and of its classes' retrieval; the others are those of a world of noise."""
@@ -192,3 +195,20 @@ def test_without_onsets_no_class_is_supported(stored, name):
     assert read["class"] == stored[name].read()["class"].replace("supported", "explained_by_time")
     assert read["design"] == {"signal": "unknown", "noise": "unknown"}.get(name, "block")
     assert "not verified: no onsets" in " ".join(read["reasons"]) or "no onsets, so" in " ".join(read["reasons"])
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_no_truth_is_claimed_where_test_trials_repeat_others(stored, name):
+    n = len(stored[name].arrays["real"])
+    found = {
+        "trials": n,
+        "identical": 0,
+        "alike": 1,
+        "overlapping": 0,
+        "repeated": 1,
+        "examples": ["trial 9 that of 3"],
+    }
+    read = stored[name].read(split={"same_eeg": {"test": found}})
+    assert (read["class"], read["instance"], read["design"]) == ("nothing", "nothing", "leaking")
+    untouched = stored[name].read(split={"same_eeg": {"test": found | {"alike": 0, "repeated": 0}}})
+    assert untouched == stored[name].read()

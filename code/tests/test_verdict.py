@@ -1,5 +1,7 @@
 """The verdict on runs whose truth is known, and how a design is read from the order of trials."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -149,7 +151,14 @@ def test_copies_and_shared_pictures_claim_nothing():
     beaten = {"value": 0.02, "p_real_above": 1e-4}
     controls = {name: {"50_way_top1": beaten} for name in ("gaussian_eeg", "other_trials_eeg", "class_prior")}
     given = ("50_way_top1", scores, controls)
-    assert verdict(*given, ("random", "so"), 1e-4, {"identical": 0, "pictures": 3})["instance"] == "supported"
-    copied = verdict(*given, ("random", "so"), 1e-4, {"identical": 2, "pictures": 0})
-    assert (copied["class"], copied["instance"]) == ("nothing", "nothing")
-    assert verdict(*given, ("block", "so"), 1e-4, {"identical": 0, "pictures": 3})["instance"] == "nothing"
+    shared = {"shared": {"train/test": {"identical": 0, "pictures": 3}}}
+    assert verdict(*given, ("random", "so"), 1e-4, shared)["instance"] == "supported"
+    assert verdict(*given, ("block", "so"), 1e-4, shared)["instance"] == "nothing"
+    older = {"sizes": {"test": 160}, "shared": {"train/test": {"identical": 2, "pictures": 0}}}  # equal bits alone
+    repeats = {"trials": 160, "identical": 0, "alike": 2, "overlapping": 1, "repeated": 3, "examples": ["a", "b"]}
+    for kind, split in itertools.product(("random", "block", "unknown"), (older, {"same_eeg": {"test": repeats}})):
+        found = verdict(*given, (kind, "so"), 1e-4, split)
+        assert (found["class"], found["instance"], found["design"]) == ("nothing", "nothing", "leaking")
+        assert f"its order is {kind}: so." in found["reasons"][-1] and any("of 160 test" in r for r in found["reasons"])
+    few = verdict(*given, ("random", "so"), 1e-4, {"same_eeg": {"test": repeats | {"trials": 9000}}})
+    assert (few["class"], few["design"]) == ("supported", "random") and any("3 of 9000" in r for r in few["reasons"])
