@@ -3,7 +3,8 @@
 Shapes: N trials.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -85,8 +86,10 @@ def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequ
     return "random", f"the class does not follow time: {seen}, as after shuffling (p = {p:.2g})"
 
 
-def design_of(trials: list[dict]) -> tuple[str, str]:
-    """`design_from` of the rows of trials.csv."""
-    onset = [float(row["onset"]) for row in trials] if all(row["onset"] for row in trials) else None
-    rows = sorted(trials, key=lambda row: int(row["position"])) if onset is None else trials
-    return design_from([row["label"] for row in rows], onset, [f"{row['subject']} {row['recording']}" for row in rows])
+def design_of(trials: Mapping[str, Any]) -> tuple[str, str]:
+    """`design_from` of the columns of trials.csv."""
+    tape = np.array([f"{a} {b}" for a, b in zip(trials["subject"], trials["recording"], strict=True)])
+    if not np.isnan(trials["onset"]).any():
+        return design_from(trials["label"], trials["onset"], tape)
+    order = trials["position"].argsort()
+    return design_from(trials["label"][order], None, tape[order])

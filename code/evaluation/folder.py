@@ -2,8 +2,8 @@
 
 samples/test{i}-{k}.png        trial i: truth (k = 0, absent where images are unknown) and pictures k = 1..S
 controls/<name>/test{i}-1.png  trial i under a control, from the same seed as picture 1
-trials.csv                     one row a trial: TRIAL_COLUMNS, then seen_1..seen_S, the class that the classifier
-                               ranks first for picture k (empty without a classifier)
+trials.csv                     one row a trial, in the order of the arrays: TRIAL_COLUMNS, then seen_1..seen_S, the
+                               class that the classifier ranks first for picture k (empty without a classifier)
 arrays.safetensors             of run = real and each control (S = 1):
                                <run>.logits (N,S,K), <run>.features (N,S,F), <run>.clip (N,S,D),
                                <run>.embedding (N,D), <run>.alike_<network> (N,S,U), <run>.fid (N,S,2048);
@@ -20,28 +20,25 @@ Shapes: N trials, S pictures of a trial, K classes of the classifier, F features
 U distinct images among the truths, in the order of their names.
 """
 
-import csv
-import io
-import json
+import re
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from evaluation.statistics import ItemScores
-from runtime.checkpoints import write_text
+from evaluation.columns import broken, read_trials
 from runtime.errors import UserError
 from runtime.pictures import read_picture
+from runtime.plain import short
 
-TRIAL_COLUMNS = (
-    "trial", "position", "subject", "label", "wnid", "class_name", "class_index", "image", "onset", "recording",
-)  # fmt: skip
 PICTURE_FIELDS = ("logits", "features", "clip", "fid")  # of pictures and of truths
 DIMENSIONS = dict.fromkeys(PICTURE_FIELDS, 3) | {"embedding": 2, "lda": 2, "lda_power": 2}  # of a run's arrays
+PAIRS = 100_000_000  # trials times distinct images, above which their scores are left out: they grow with the product
+KEY = re.compile(r"[\w-]{1,100}\.[\w-]{1,100}", re.ASCII)  # of arrays; runs are also names of folders
 
 
 class Outcome(NamedTuple):
@@ -76,14 +73,9 @@ class Contents(NamedTuple):
     truth: Truth
     outcomes: dict[str, Outcome]  # of "real" and the controls, without their pixels
     baselines: dict[str, np.ndarray]  # hits (N,) of each
-    trials: list[dict]  # rows of trials.csv
+    trials: dict[str, Any]  # columns (N,) of trials.csv
     notes: list[str]  # sentences about truths that had to be converted
     bare: bool
-
-
-def broken(path: Path, problem: str) -> UserError:
-    """What to raise where a file is not as stage C writes it."""
-    return UserError(f"{path}: {problem}; run the evaluation again")
 
 
 def picture_path(folder: Path, i: int, k: int) -> Path:
@@ -135,46 +127,18 @@ def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str
     return np.stack(pixels).reshape(n, len(samples), *pixels[0].shape), notes
 
 
-def read_run(folder: str | Path) -> dict:
-    """The `run` part of metrics.json, empty where there is no such file. Raises UserError where it is not there."""
-    path = Path(folder) / "metrics.json"
-    if not path.is_file():
-        return {}
-    try:
-        return {} | json.loads(path.read_text())["run"]  # a TypeError where it is no dict
-    except (ValueError, KeyError, TypeError) as error:
-        raise broken(path, "holds no record of its run, is damaged or another version's") from error
-
-
-def read_trials(folder: str | Path) -> list[dict]:
-    """The rows of trials.csv, one a trial, as text by column. Raises UserError if it is missing or lacks a column."""
-    path = Path(folder) / "trials.csv"
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        lacking = [name for name in (*TRIAL_COLUMNS, "seen_1") if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise broken(path, f"lacks the column {lacking[0]}")
-        return list(reader)
-
-
-def recordings(trials: list[dict]) -> np.ndarray | None:
-    """(N,) subject and recording of the rows of trials.csv; None where those of a trial are unknown."""
-    known = all(row["subject"] and row["recording"] for row in trials)
-    return np.array([f"{row['subject']} {row['recording']}" for row in trials]) if known else None
-
-
 def is_bare(folder: str | Path) -> bool:
     """Whether a folder holds nothing but pictures."""
     return not any((Path(folder) / name).is_file() for name in ("trials.csv", "arrays.safetensors"))
 
 
-def _bare_trials(samples: Path) -> list[dict]:
+def _bare_trials(samples: Path) -> dict[str, Any]:
     n = len(list(samples.glob("test*-0.png")))
-    if n < 2:
-        raise UserError(f"{samples}: holds {n} truths (test<trial>-0.png); two-way scores need two trials or more")
-    return [dict.fromkeys(TRIAL_COLUMNS, "") | {"trial": str(i), "position": str(i), "label": "-1"} for i in range(n)]
+    if not 2 <= n <= PAIRS**0.5:
+        can = f"two-way scores need 2 to {PAIRS**0.5:.0f} trials"
+        raise UserError(f"{samples}: holds {n} truths (test<trial>-0.png), but {can}")
+    unknown = dict.fromkeys(("label", "class_index"), np.full(n, -1)) | {"onset": np.full(n, np.nan)}
+    return dict.fromkeys(("subject", "recording"), [""] * n) | unknown
 
 
 def _stored(path: Path) -> dict[str, np.ndarray]:
@@ -189,18 +153,45 @@ def _stored(path: Path) -> dict[str, np.ndarray]:
 def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, dict[str, np.ndarray]]:
     """Arrays by run and field, checked."""
     parts: dict[str, dict[str, np.ndarray]] = {}
+    sizes: dict[str, tuple[int, str]] = {}  # what must agree -> the first size found, and of which array
     for key, array in arrays.items():
         run, _, field = key.partition(".")
         dimensions = DIMENSIONS.get(field, 3 if field.startswith("alike_") else -1) - (run == "truth")
-        if array.ndim != (1 if run == "baseline" else dimensions):
-            unknown = f"holds {key} of shape {array.shape}, which this version does not know: another one wrote it"
-            raise broken(path, unknown)
+        if array.ndim != (1 if run == "baseline" else dimensions) or not KEY.fullmatch(key):
+            shown = f"{short(key)[1:-1]} of shape {array.shape}"
+            raise broken(path, f"holds {shown}, which this version does not know: another one wrote it")
         if len(array) != n:
-            raise UserError(f"{path}: {key} has {len(array)} rows, trials.csv {n}")
-        if array.dtype == np.float16 or not np.isfinite(array).all():
-            raise UserError(f"{path}: {key} is in half precision or not finite: write it again")
+            raise broken(path, f"{key} has {len(array)} rows, trials.csv {n}")
+        if array.dtype not in (np.float32, np.float64) or not array.size or not np.isfinite(array).all():
+            found = f"{key} of {array.dtype} {array.shape} is in half precision, integer, empty or not finite"
+            raise broken(path, f"{found}; expected float32 or float64")
+        if run == "baseline" and not 0 <= array.min() <= array.max() <= 1:
+            raise broken(path, f"{key} holds {array.min():g} to {array.max():g}, expected shares of 0 to 1")
+        axes = {f"width of {field}": array.shape[-1]} if array.ndim > 1 else {}
+        for what, size in (axes | ({f"pictures a trial of {run}": array.shape[1]} if array.ndim > 2 else {})).items():
+            wanted, first = sizes.setdefault(what, (size, key))
+            if size != wanted:
+                raise broken(path, f"{key} is of shape {array.shape}, but {first} has {wanted} as {what}")
         parts.setdefault(run, {})[field] = array
     return parts
+
+
+def _check_together(folder: Path, truth: Truth, real: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError where trials.csv, the arrays of truths and of the real run, and pictures are not of one run."""
+    arrays, trials, first = folder / "arrays.safetensors", folder / "trials.csv", picture_path(folder / "samples", 0, 0)
+    known, index = truth.image is not None, truth.class_index
+    lost = [key for key in PICTURE_FIELDS if known and key in real and getattr(truth, key) is None]
+    images, classes = len(set(truth.image)) if known else 0, real["logits"].shape[2] if "logits" in real else np.inf
+    compared = {real[key].shape[2] for key in real if key.startswith("alike_")} - {images}
+    for wrong, file, problem in (
+        (not known and first.exists(), arrays, f"holds no array of the truths, but {first} is there"),
+        (lost, arrays, f"holds real.{lost and lost[0]}, but not the same of the truths"),
+        (known and "" in truth.image, trials, "a trial has no image, but its truth is there"),
+        (compared, arrays, f"compares pictures with {compared} images, trials.csv names {images}"),
+        (index.max() >= classes, trials, f"holds class_index {index.max()}, but real.logits has {classes} classes"),
+    ):
+        if wrong:
+            raise broken(file, problem)
 
 
 def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None) -> Contents:
@@ -217,24 +208,28 @@ def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None
     path, samples = folder / "arrays.safetensors", folder / "samples"
     samples = folder if bare and not samples.is_dir() else samples
     trials = _bare_trials(samples) if bare else read_trials(folder)
-    n, notes = len(trials), []
+    n, notes = len(trials["label"]), []
     parts = _by_run(path, ({} if bare else _stored(path)) | dict(more or {}), n)
     if "real" not in parts and not bare:
         raise UserError(f"{path}: holds no array of the real run (real.logits and so on)")
     parts.setdefault("real", {})
     baselines, shown = parts.pop("baseline", {}), parts.pop("truth", {})
-    truth = Truth(*(np.array([int(row[column] or -1) for row in trials]) for column in ("label", "class_index")))
-    if shown or bare:
+    truth = Truth(trials["label"], trials["class_index"], **shown)
+    if shown and not bare:
+        truth = truth._replace(image=np.array(trials["image"]))
+    if not bare:
+        _check_together(folder, truth, parts["real"])
+    if bare or (shown and len(set(truth.image)) * n <= PAIRS):
         pixels, notes = pictures(samples, n, range(1))
-        image = [sha256(p.tobytes()).hexdigest() for p in pixels] if bare else [row["image"] for row in trials]
-        fields = {key: shown.get(key) for key in PICTURE_FIELDS}
-        truth = truth._replace(pixels=pixels[:, 0], image=np.array(image), **fields)
+        truth = truth._replace(pixels=pixels[:, 0])
+    if bare:
+        truth = truth._replace(image=np.array([sha256(p.tobytes()).hexdigest() for p in truth.pixels]))
     if bare and truth.logits is not None:  # nobody else says what class a picture is of
         truth = truth._replace(label=truth.logits.argmax(1))
     outcomes = {}
     for run, arrays in parts.items():
         alike = {key.removeprefix("alike_"): array for key, array in arrays.items() if key.startswith("alike_")}
-        where = (samples if run == "real" else run_folder(folder, run)) if truth.image is not None else None
+        where = None if truth.pixels is None else samples if run == "real" else run_folder(folder, run)
         fields = {key: arrays.get(key) for key in (*PICTURE_FIELDS, "embedding")}
         outcomes[run] = Outcome(alike=alike, folder=where, **fields)
     return Contents(truth, outcomes, baselines, trials, notes, bare)
@@ -244,35 +239,14 @@ def with_pixels(outcome: Outcome, truth: Truth) -> tuple[Outcome, list[str]]:
     """The outcome with its pictures, which are of the truths' size, and sentences about those that were converted."""
     if outcome.folder is None:
         return outcome, []
-    pixels, notes = pictures(outcome.folder, len(truth.label), range(1, count_samples(outcome.folder) + 1))
+    samples = count_samples(outcome.folder)
+    arrays = (outcome.logits, outcome.features, outcome.clip, outcome.fid, *outcome.alike.values())
+    if told := {array.shape[1] for array in arrays if array is not None} - {samples}:
+        raise broken(outcome.folder, f"holds {samples} pictures a trial, arrays.safetensors tells of {told.pop()}")
+    pixels, notes = pictures(outcome.folder, len(truth.label), range(1, samples + 1))
     if pixels.shape[2:] != truth.pixels.shape[1:]:
         raise UserError(
             f"{outcome.folder}: truths are {truth.pixels.shape[1:]} pixels, pictures {pixels.shape[2:]}; "
             "save them at one size"
         )
     return outcome._replace(pixels=pixels), notes
-
-
-def write_columns(path: Path, columns: Mapping[str, Iterable]) -> None:
-    """Write a CSV file of columns of equal length."""
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *zip(*columns.values(), strict=True)])
-    write_text(path, text.getvalue())
-
-
-def write_item_scores(folder: Path, n: int, items: dict[str, ItemScores]) -> None:
-    """Write scores.csv: one row a trial, one column a score of the real run (mean over samples), empty where none."""
-    columns = {"trial": range(n)}
-    for name, score in items.items():
-        # scores where lower is better are counted as minus the distance until they are written
-        values = -score.value if name.startswith("distance_") else score.value
-        texts = {trial: f"{value:.6g}" for trial, value in zip(score.trial.tolist(), values.tolist(), strict=True)}
-        columns[name] = [texts.get(i, "") for i in range(n)]
-    write_columns(folder / "scores.csv", columns)
-
-
-def read_item_scores(folder: Path, score: str | None) -> list[float]:
-    """One score of every trial from scores.csv, NaN where it has none; empty if there is no such column."""
-    path = folder / "scores.csv"
-    with open(path, newline="") if path.is_file() else io.StringIO() as file:
-        return [float(row[score] or "nan") for row in csv.DictReader(file) if score in row]

@@ -26,13 +26,16 @@ def _chance_by_rank(classes: int, n_way: int, top_k: int) -> np.ndarray:
 
 def expected(scores: np.ndarray, n_way: int, top_k: int = 1, columns: slice | np.ndarray = slice(None)) -> np.ndarray:
     """(N, K) -> (N, C): the expected N-way top-k score of every row, were the true class one of `columns`."""
-    ordered, wanted = np.sort(scores, axis=1), scores[:, columns]
-    below, up_to = (
-        np.stack([np.searchsorted(row, values, side) for row, values in zip(ordered, wanted, strict=True)])
-        for side in ("left", "right")
-    )
-    running = _chance_by_rank(scores.shape[1], n_way, top_k)
-    return (running[scores.shape[1] - below] - running[scores.shape[1] - up_to]) / (up_to - below)
+    running = _chance_by_rank(scores.shape[1], n_way, top_k)[::-1]  # by the number of classes at or below
+    classes = np.arange(scores.shape[1])
+    out, ordered = np.empty((len(scores), len(classes[columns]))), np.empty(len(classes), scores.dtype)
+    for row, values in zip(scores, out, strict=True):
+        ordered[:] = row
+        ordered.sort()
+        wanted = row[columns]
+        below, up_to = ordered.searchsorted(wanted, "left"), ordered.searchsorted(wanted, "right")
+        values[:] = (running[below] - running[up_to]) / (up_to - below)
+    return out
 
 
 def expected_own(scores: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> np.ndarray:

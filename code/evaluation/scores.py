@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.block_design import design_of
+from evaluation.columns import recordings, write_item_scores
 from evaluation.features import never_looked
 from evaluation.fid import distances, set_scores, too_few, turn_distances
-from evaluation.folder import Contents, Outcome, Truth, read_folder, recordings, with_pixels, write_item_scores
+from evaluation.folder import PAIRS, Contents, Outcome, Truth, read_folder, with_pixels
 from evaluation.n_way import check_ways, expected, expected_own
 from evaluation.similarity import cosine, likeness
 from evaluation.statistics import ItemScores, baseline_table, score_table, subject_table, within_class, within_class_p
@@ -31,7 +32,7 @@ def _score(alike: np.ndarray, own: np.ndarray, n_way: int, top_k: int = 1) -> It
 
 def _class_scores(outcome: Outcome, truth: Truth, n_way: int | None, top_k: int) -> dict[str, ItemScores]:
     """N-way top-k over all classes of the classifier, and accuracy among the classes present."""
-    samples = outcome.logits.astype(np.float64).swapaxes(0, 1)  # (S, N, K)
+    samples = outcome.logits.swapaxes(0, 1)  # (S, N, K)
     n_way, scores = n_way or min(50, samples.shape[2]), {}
     check_ways(n_way, top_k, samples.shape[2])
     # The published protocol: the class the classifier sees in the truth, not the data set's label
@@ -70,16 +71,23 @@ def item_scores(
     if truth.image is None:
         return scores
     _, first, own = np.unique(truth.image, return_index=True, return_inverse=True)
-    if len(first) > 1:
-        alike = likeness(outcome, truth, first, device)
-        scores |= {f"two_way_{name}": _score(matrix, own, 2) for name, matrix in alike.items()}
-        scores |= distances(alike, own)
-        if "clip" in alike:
-            scores |= _retrieval_scores("picture_retrieval", alike["clip"], own, truth.label)
-        if outcome.embedding is not None and truth.clip is not None:
+    if 1 < len(first) <= PAIRS / len(own):
+        found = {}
+        for name, alike in likeness(outcome, truth, first, device):  # one at a time: all may not fit in memory
+            scores[f"two_way_{name}"] = _score(alike, own, 2)
+            if name == "clip":
+                found = _retrieval_scores("picture_retrieval", alike, own, truth.label)
+        scores |= distances({name: matrix.swapaxes(0, 1) for name, matrix in outcome.alike.items()}, own) | found
+        if retrieves(outcome, truth):
             seen = cosine(outcome.embedding, truth.clip[first])[None]
             scores |= _retrieval_scores("retrieval", seen, own, truth.label)
     return scores
+
+
+def retrieves(outcome: Outcome, truth: Truth) -> bool:
+    """Whether the EEG's embedding is in the space of the CLIP that saw the truths."""
+    there = outcome.embedding is not None and truth.clip is not None
+    return there and outcome.embedding.shape[1] == truth.clip.shape[1]
 
 
 def instance_parts(real: Outcome, truth: Truth) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -100,11 +108,16 @@ def left_out(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
         notes.append("class_accuracy is left out: all trials are of one class.")
     if truth.image is None:
         return [*notes, "Two-way and retrieval scores are left out: which images were shown is unknown."]
-    images = len(set(truth.image))
+    images, trials = len(set(truth.image)), len(truth.image)
     if images == 1:
         notes.append("Two-way and retrieval scores are left out: all trials show one image.")
+    elif images * trials > PAIRS:
+        much = f"{trials} trials and {images} images make more than {PAIRS} pairs"
+        notes.append(f"Two-way, distance and retrieval scores are left out: {much}.")
     elif truth.clip is None:
         notes.append("CLIP scores are left out: no CLIP has seen the truths.")
+    elif real.embedding is not None and not retrieves(real, truth):
+        notes.append("Retrieval by EEG is left out: the EEG's embedding is not in the space of this CLIP.")
     few = [] if real.fid is None else too_few(real.fid[..., 0].size, images)
     return notes + never_looked(real, root) + few
 
@@ -151,10 +164,11 @@ def write_metrics(
     notes = notes + left_out(truth, contents.outcomes["real"], root)
     if not real:
         raise UserError(f"{folder}: nothing can be scored. {' '.join(notes)}")
-    unit = "image" if truth.image is not None and len(set(truth.image)) == len(trials) else "trial"
+    n = len(truth.label)
+    unit = "image" if truth.image is not None and len(set(truth.image)) == n else "trial"
     tapes = None if unit == "image" else recordings(trials)  # trials that are no separate images hang together
     scores, controls = score_table(real, items, unit, truth.label, tapes)
-    timed, subject = all(row["onset"] for row in trials), np.array([row["subject"] for row in trials])
+    timed, subject = not np.isnan(trials["onset"]).any(), np.array(trials["subject"])
     metrics = {
         "scores": scores,
         "controls": controls,
@@ -167,6 +181,6 @@ def write_metrics(
     turn_distances(metrics)
     for name, outcome in contents.outcomes.items():
         (scores if name == "real" else controls[name]).update(set_scores(outcome, truth))
-    write_item_scores(folder, len(trials), real)
+    write_item_scores(folder, n, real)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics

@@ -3,6 +3,7 @@
 Shapes: N and M pictures of H x W pixels in 3 channels, uint8.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -138,8 +139,11 @@ def _similarity(*parts: torch.Tensor) -> torch.Tensor:
     return value.mean((1, 2, 3))
 
 
-def likeness(outcome: Outcome, truth: Truth, first: np.ndarray, device: str = "cpu") -> dict[str, np.ndarray]:
-    """How alike each picture and each distinct truth are, by all measures at hand: (S, N, U), larger is more alike.
+def likeness(
+    outcome: Outcome, truth: Truth, first: np.ndarray, device: str = "cpu"
+) -> Iterator[tuple[str, np.ndarray]]:
+    """How alike each picture and each distinct truth are, by one measure at hand after the other: (S, N, U), larger is
+    more alike.
 
     first: (U,) a trial that showed each distinct image.
     """
@@ -151,9 +155,8 @@ def likeness(outcome: Outcome, truth: Truth, first: np.ndarray, device: str = "c
         "features": ("features", pearson),
         "clip": ("clip", cosine),
     }
-    alike = {name: matrix.swapaxes(0, 1) for name, matrix in outcome.alike.items()}
+    yield from ((name, matrix.swapaxes(0, 1)) for name, matrix in outcome.alike.items())
     for name, (field, measure) in measures.items():
         pictures, truths = getattr(outcome, field), getattr(truth, field)
         if pictures is not None and truths is not None:
-            alike[name] = np.stack([measure(sample, truths[first]) for sample in pictures.swapaxes(0, 1)])
-    return alike
+            yield name, np.stack([measure(sample, truths[first]) for sample in pictures.swapaxes(0, 1)])

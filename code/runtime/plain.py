@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import reprlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -22,6 +23,8 @@ LARGEST_JSON = 64 << 20  # bytes; of our own files none comes near
 # bytes of a YAML file, how many parts it may have, characters of a value, lists in lists
 LARGEST_YAML, MOST_PARTS, LONGEST_VALUE, DEEPEST = 2 << 20, 100_000, 10_000, 20
 LARGEST_INTEGER = 1 << 63
+# Of a terminal, of HTML, and of the direction of writing: they can make a text say what it does not hold
+CONTROL = re.compile("[\0-\b\v-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 PARTS_A_BYTE = 8  # values that a byte of a file may stand for; without shared containers it is less than one
 
 
@@ -43,6 +46,11 @@ _short = _Short()
 def short(value: Any) -> str:
     """A value as an error message shows it: at most a line, whatever it is."""
     return _short.repr(value)
+
+
+def visible(value: Any) -> Any:
+    """A text with its control characters written out, and any other value as it is."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", value) if type(value) is str else value
 
 
 def checked(kind: type[T], value: Any, where: str, hint: str = "") -> T:

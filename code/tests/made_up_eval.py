@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from evaluation.folder import TRIAL_COLUMNS, Outcome, Truth
+from evaluation.columns import TRIAL_COLUMNS
+from evaluation.folder import Outcome, Truth
 from evaluation.scores import write_metrics
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from commands.ablation.table import Job, Row
-from evaluation.folder import read_item_scores, read_trials
+from evaluation.columns import read_item_scores, read_trials
 from evaluation.page.tables import read_metrics
 from evaluation.page.text import band, points
 from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
@@ -79,7 +79,8 @@ class Result:
 
     def trials(self, seed: str) -> list[tuple]:
         """What tells the trials of an evaluation from others."""
-        return [(row["subject"], row["position"], row["image"]) for row in read_trials(self.folders[seed])]
+        columns = read_trials(self.folders[seed])
+        return list(zip(columns["subject"], columns["position"].tolist(), columns["image"], strict=True))
 
 
 class Difference(NamedTuple):

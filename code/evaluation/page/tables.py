@@ -1,18 +1,21 @@
 """What page and terminal say of scores: which belong together, plots of the deciding score, the terminal's table."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
+from annotated_types import Ge, Le, Len
+from typing_extensions import TypedDict
 
-from evaluation.folder import recordings
+from evaluation.columns import recordings
 from evaluation.page.text import band, counted, percent, row_name, score_name, seconds, signals, uncontrolled, words
+from evaluation.run_record import Run, read_record
 from evaluation.statistics import entry
 from runtime.errors import UserError
+from runtime.plain import checked, visible
 
 __all__ = ["read_metrics", "score_name", "scores", "table", "words"]
 
@@ -21,7 +24,35 @@ BOUNDS = ("other_class_name", *CEILINGS)  # what Stable Diffusion can and cannot
 RETRIEVAL = ("nearest_training_picture",)  # knows the trial's EEG, but draws nothing
 BASELINES = {"lda": "lda on EEG", "lda_power": "lda on EEG power"}
 BASIC = {"class_prior": "class prior", "gaussian_eeg": "Gaussian", "other_trials_eeg": "other EEG"}
-ENTRY = ("value", "ci95", "chance", "n", "unit")
+Number = Annotated[float, Ge(-1e12), Le(1e12)]
+Ends = Annotated[list[Number], Len(2, 2)]
+Word = {name: Literal[tuple(words()[name])] for name in ("class", "instance", "design")}
+
+
+class Entry(TypedDict):
+    """A score in metrics.json, as far as pages read it."""
+
+    value: Number
+    ci95: Ends | None
+    chance: Number | None
+    n: Annotated[int, Ge(1)]
+    unit: str
+    first_sample: NotRequired[Number | None]
+    p_real_above: NotRequired[Number]
+    ci95_by_class: NotRequired[Ends]
+    note: NotRequired[str]
+
+
+class Metrics(TypedDict):
+    """metrics.json, as far as pages read it."""
+
+    scores: dict[str, Entry]
+    controls: dict[str, dict[str, Entry]]
+    baselines: dict[str, dict[str, Entry]]
+    subjects: NotRequired[dict[str, dict[str, Entry]]]
+    verdict: TypedDict("Verdict", {**Word, "score": str | None, "reasons": list[str]})
+    left_out: NotRequired[list[str]]
+    run: Run
 
 
 @dataclass
@@ -36,33 +67,19 @@ class Plot:
 
 
 def read_metrics(folder: str | Path) -> dict:
-    """The metrics.json of a folder. Raises UserError where it is missing, damaged or of another version."""
+    """The metrics.json of a folder, checked. Raises UserError where it is missing, damaged or of another version."""
     path = Path(folder) / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
-    try:
-        metrics = json.loads(path.read_text())
-        lacking = _lacking(metrics)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged, or no record of scores ({error}); run the evaluation again") from error
-    if lacking:
-        raise UserError(
-            f"{path}: another version of this code wrote it, {lacking[0]} is missing or unknown here; "
-            f"score the folder again: python code/eval_metrics.py {folder}"
-        )
+    hint = f"if another version of this code wrote it, score the folder again: python code/eval_metrics.py {folder}"
+    metrics = checked(Metrics, read_record(folder), str(path), hint)
+    for name, found in metrics["scores"].items():
+        best = {key: value for key, value in found.items() if key.startswith("best_of")}
+        checked(dict[str, Number | None], best, f"{path}: {name}", hint)
+    score, tables = metrics["verdict"]["score"], [metrics["scores"], *metrics.get("subjects", {}).values()]
+    tables += [*metrics["controls"].values(), *metrics["baselines"].values()]
+    plotted = [table[name] for table in tables for name in (score, "class_accuracy") if name in table]
+    if score not in (None, *metrics["scores"]) or any(None in (one["chance"], one["ci95"]) for one in plotted):
+        raise UserError(f"{path}: verdict.score names no score with a chance level and intervals; {hint}")
     return metrics
-
-
-def _lacking(metrics: dict) -> list[str]:
-    """What the pages read of a metrics.json and do not find there."""
-    if absent := {"scores", "controls", "baselines", "verdict", "run"} - metrics.keys():
-        return sorted(absent)
-    verdict, lacking = metrics["verdict"], [] if isinstance(metrics["run"], dict) else ["run"]
-    lacking += [f"verdict.{key}" for key in ("class", "instance", "design") if verdict.get(key) not in words()[key]]
-    lacking += [f"verdict.{key}" for key in ("score", "reasons") if key not in verdict]
-    parts = {"scores": metrics["scores"]} | metrics["controls"] | metrics["baselines"]
-    entries = {f"{part}.{name}": found for part, scores in parts.items() for name, found in scores.items()}
-    return lacking + [f"{name}.{key}" for name, found in entries.items() for key in ENTRY if key not in found]
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -90,18 +107,18 @@ def _plot(metrics: dict, score: str) -> Plot:
     return Plot(score_name(score) + uncontrolled(metrics), about, rows, kind)
 
 
-def _part(real: dict, trials: list[dict], values: np.ndarray, chosen: np.ndarray) -> dict:
+def _part(real: dict, trials: dict, values: np.ndarray, chosen: np.ndarray) -> dict:
     """Entry of the `chosen` (N,) among the trials of a score, resampled as the whole score `real` was."""
     whole = real["unit"] == "recording"
     units = recordings(trials)[chosen] if whole else None
     return entry(values[chosen], real["chance"], "trial" if whole else real["unit"], units=units)
 
 
-def _by_distance(metrics: dict, trials: list[dict], values: np.ndarray) -> Plot:
+def _by_distance(metrics: dict, trials: dict, values: np.ndarray) -> Plot:
     """The deciding score by distance in time to the training trials, in bins of about as many trials each."""
     score, about = metrics["verdict"]["score"], words()["about"]
     title, real = f"{score_name(score)}, by distance in time", metrics["scores"][score]
-    gap = np.array([float(row.get("gap") or "nan") for row in trials])
+    gap = trials.get("gap", np.full(len(values), np.nan))
     known = np.isfinite(gap) & np.isfinite(values)
     if not known.any():
         return Plot(title, about["no_distance"], {})
@@ -118,9 +135,9 @@ def _by_distance(metrics: dict, trials: list[dict], values: np.ndarray) -> Plot:
     return Plot(title, about["distance"].format(band=band(metrics["run"])), rows, edges=ends)
 
 
-def _by_class(metrics: dict, trials: list[dict], values: np.ndarray) -> Plot:
+def _by_class(metrics: dict, trials: dict, values: np.ndarray) -> Plot:
     """The deciding score of each class, best first."""
-    score, kinds = metrics["verdict"]["score"], np.array([row["class_name"] for row in trials])
+    score, kinds = metrics["verdict"]["score"], np.array(trials["class_name"])
     parts = {kind: (kinds == kind) & np.isfinite(values) for kind in np.unique(kinds).tolist()}
     rows = {
         f"{kind} ({part.sum()})": _part(metrics["scores"][score], trials, values, part)
@@ -133,14 +150,14 @@ def _by_class(metrics: dict, trials: list[dict], values: np.ndarray) -> Plot:
 
 def _by_subject(score: str, subjects: dict) -> Plot:
     """The deciding score of each subject."""
-    rows = {f"{name} ({found[score]['n']})": found[score] for name, found in subjects.items()}
+    rows = {f"{name} ({found[score]['n']})": found[score] for name, found in subjects.items() if score in found}
     return Plot(f"{score_name(score)}, by subject", words()["about"]["subject"], rows, "even")
 
 
-def scores(metrics: dict, trials: list[dict], values: np.ndarray) -> dict[str, Any]:
+def scores(metrics: dict, trials: dict, values: np.ndarray) -> dict[str, Any]:
     """What results.html says of scores beside metrics.json: plots, what else is known, and which table says what.
 
-    trials: rows of trials.csv; values: (N,) the deciding score of each, or none.
+    trials: columns of trials.csv; values: (N,) the deciding score of each, or none.
     """
     score, order = metrics["verdict"]["score"], _ordered(metrics["controls"])
     shown = [name for name in dict.fromkeys((score, "class_accuracy")) if name in metrics["scores"]]
@@ -182,7 +199,8 @@ def table(metrics: dict) -> str:
             lines.append(_line(f"{score}: {BASELINES.get(name, name)}", found) + f"  {found.get('note', '')}".rstrip())
     found = ", ".join(f"{key} {verdict[key].replace('_', ' ')}" for key in ("class", "instance", "design"))
     lines.append(f"verdict{' (SIMULATED EEG)' if run.get('simulated') else ''}: {found}")
-    return "\n".join([*lines, *(f"  {reason}" for reason in (*verdict["reasons"], *metrics.get("left_out", ())))])
+    lines += [f"  {reason}" for reason in (*verdict["reasons"], *metrics.get("left_out", ()))]
+    return "\n".join(visible(line).replace("\n", " ") for line in lines)
 
 
 def _number(value: float | None) -> str:
