@@ -169,7 +169,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, zipped):
         with pytest.raises(UserError, match=r"eeg.pth: .*(truncated|not a torch file)"):
             open_trial_file(path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(UserError, match="is not a file of EEG trials.*another kind"):
+    with pytest.raises(UserError, match="another kind.*; expected a file of EEG trials"):
         open_trial_file(path)
 
 
@@ -236,12 +236,12 @@ def test_numbers_of_numpy_are_plain_numbers(tmp_path, zipped, module):
     "eeg, words",
     [
         (torch.zeros(3, 5, dtype=torch.int64), "of torch.int64; expected floating point numbers"),
-        (torch.zeros(3, 5).to_sparse(), "trial 0 cannot be read .*expected a dense tensor"),
-        (torch.zeros(3, 5, device="meta"), "trial 0 cannot be read .*expected a dense tensor"),
+        (torch.zeros(3, 5).to_sparse(), "holds torch._utils._rebuild_sparse_tensor, which is neither a tensor"),
+        (torch.zeros(3, 5, device="meta"), "holds torch._utils.*, which is neither a tensor"),
     ],
 )
 def test_eeg_without_readable_numbers_is_named(tmp_path, eeg, words):
-    with pytest.raises(UserError, match=f"eeg.pth: trial 0 .*{words}" if "of" in words else words):
+    with pytest.raises(UserError, match=f"eeg.pth: .*{words}"):
         open_trial_file(write(tmp_path / "eeg.pth", [TRIAL | {"eeg": eeg}], True))
 
 
