@@ -54,19 +54,20 @@ class Trials:
 
 def open_trials(
     eeg_signals_path: str | Path, splits_path: str | Path, subject: int = 4, splits: Sequence[str] = ("train", "val"),
-    n_chans: int = 128, n_times: int = 512, scale: float = 1.0,
+    n_chans: int = 128, n_times: int = 512, scale: float = 1.0, cache: str | Path | None = None,
 ) -> dict[str, Trials]:  # fmt: skip
     """The asked splits of a file laid out as eeg_5_95_std.pth (spec 1.1, 1.2, 3.2); no other EEG is read.
 
     Window, length limits and rate come from a JSON manifest of the same stem, or are FILE_DEFAULTS.
     `subject` 0 keeps everybody. Split indices count in the subject's own trials, as published, but in the
     whole file where the splits file's stem ends in `_all`; `info["split"]` says which, and what the splits share.
+    `cache` is a folder for what is made of the file once; None: `cache` beside it.
 
     Raises:
         UserError: missing file or key; index, label or image out of range; overlapping splits; bad signal.
     """
     path, splits_path = Path(eeg_signals_path), Path(splits_path)
-    file = open_trial_file(path)
+    file = open_trial_file(path, cache)
     info = FILE_DEFAULTS | UNKNOWN | read_manifest(path.with_suffix(".json"))
     parts, index_space = read_splits(splits_path, file.about["trials"]["subject"], subject, str(path))
     info["split"] = check_splits(splits_path, SameEEG(file, info), parts, index_space)

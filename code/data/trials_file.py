@@ -1,9 +1,13 @@
 """A torch file of EEG trials, converted once into plain arrays beside it; nothing in it is executed.
 
 `<folder>/cache/<stem>.trials.npy` holds every trial's samples end to end, float32; `<stem>.trials.json` says where
-each begins and what it is, and which file (size, time of change, sha256) it was made from. A file of the same size
-and time of change is taken for the same one; otherwise its sha256 decides, which costs seconds.
+each begins and what it is, and which file (fingerprint, sha256) it was made from. A file of the same fingerprint is
+taken for the same one; otherwise its sha256 decides, which costs seconds.
 `<stem>.windows-<key>.npy` holds what a stage cuts out of the trials of a split, ready for the model.
+
+Damage: records of a zipped torch file carry a CRC-32, which is compared at conversion; the format before torch 1.6
+carries none, and there only values that cannot be EEG are seen. What the cache holds is compared with digests: the
+index whole, each trial when it is read, arrays of more than 16 MB by blocks spread over them when they are opened.
 
 Shapes: N trials, C electrodes, L samples of one trial, T samples of a window.
 """
@@ -16,23 +20,45 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import torch
+from annotated_types import Interval, MinLen
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from data.signals import write_manifest
 from data.stimuli import image_path
 from runtime import checkpoints, digests
 from runtime.errors import UserError
+from runtime.plain import checked, short
 
-FORMAT = "eeg-trials-2"
-KEYS = ("dataset", "labels", "images")
+FORMAT = "eeg-trials-3"
 OPTIONAL = ("onset", "recording")
-NUMBER = (int, "a whole number")
-FACTS = {"label": NUMBER, "image": NUMBER, "subject": NUMBER}
-FACTS |= {"onset": (int | float, "seconds"), "recording": (int | str, "a name or number")}
+FACTS = ("label", "image", "subject", *OPTIONAL)
+LONGEST_GAP = 100  # seconds, the median, between trials of a recording; more are milliseconds
+CACHE_BLOCKS = 32  # of a cached array that are compared at each opening: 2 MB, a tenth of what an opening takes
+OTHER_UNIT, OFFSET, PEAK = 300, 100, 1e6  # times what is usual in the file: spread, mean and peak of one trial
+
+
+class Trial(TypedDict):
+    """One trial as a file has it (spec 1.1)."""
+
+    eeg: Any  # Tensor (C, L)
+    label: int
+    image: int
+    subject: int
+    onset: NotRequired[Annotated[float, Interval(ge=0, le=1e9)]]  # seconds
+    recording: NotRequired[int | str]
+
+
+class Content(TypedDict):
+    """A whole file."""
+
+    dataset: Annotated[list[Any], MinLen(1)]  # of Trial, each checked under its number
+    labels: Annotated[list[str | int], MinLen(1)]
+    images: Annotated[list[Any], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -43,19 +69,37 @@ class TrialFile:
     OPTIONAL.
     """
 
+    path: Path
     samples: Path
     offset: int  # bytes before the first sample
     start: np.ndarray  # (N,) int64, of each trial's first sample
     about: dict
 
     def eeg(self, trial: int) -> np.ndarray:
-        """(C, L) float32 of one trial, mapped from the disk, so that no more than is in use counts as memory."""
-        offset = self.offset + 4 * int(self.start[trial])
-        return np.memmap(self.samples, "<f4", "c", offset, tuple(self.about["trials"]["shape"][trial]))
+        """(C, L) float32 of one trial, mapped from the disk, so that no more than is in use counts as memory.
+
+        A trial that is not what was converted is converted again; the file itself must be the same.
+        """
+        offset, shape = self.offset + 4 * int(self.start[trial]), tuple(self.about["trials"]["shape"][trial])
+        for damaged in (False, True):
+            if damaged:
+                print(f"note: {self.samples} is damaged at trial {trial}: it is made again from {self.path}")
+                self.samples.with_suffix(".json").unlink(missing_ok=True)
+                _open(self.path, self.samples)
+            eeg = np.memmap(self.samples, "<f4", "c", offset, shape)
+            if _digest(eeg) == self.about["trials"]["digest"][trial]:
+                return eeg
+        raise UserError(f"{self.path}: changed while it was read; give the same command again when it is whole")
 
 
-def open_trial_file(path: str | Path) -> TrialFile:
+def _digest(content: bytes | np.ndarray) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def open_trial_file(path: str | Path, cache: str | Path | None = None) -> TrialFile:
     """Open a file of trials by its cache, which is made first where it is missing, of another file, or damaged.
+
+    cache: folder for it; None: `cache` beside the file.
 
     Raises:
         UserError: missing, unreadable or incomplete file, or one that changes meanwhile; the cache cannot be written.
@@ -63,19 +107,31 @@ def open_trial_file(path: str | Path) -> TrialFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a file of EEG trials (layout of eeg_5_95_std.pth)")
-    samples, index = (path.parent / "cache" / f"{path.stem}.trials{suffix}" for suffix in (".npy", ".json"))
-    seen = _seen(path)
-    about = _read_index(samples, index)
+    samples = path.parent / "cache" / f"{path.stem}.trials.npy"
+    if cache:  # which may hold those of other folders too
+        samples = Path(cache) / f"{path.stem}-{_digest(bytes(path.resolve()))[:8]}.trials.npy"
+    return _open(path, samples)
+
+
+def _open(path: Path, samples: Path) -> TrialFile:
+    """The file by its cache: `samples`, and what describes them beside it."""
+    seen, about = digests.fingerprint(path), _read_index(samples)
     if about.get("seen") != seen:
         digest = digests.sha256(path)
-        if about.get("sha256") != digest:
-            about = _convert(path, samples, index)
-        if _seen(path) != seen:
-            raise UserError(f"{path}: changed while it was read; give the same command again when it is whole")
-        about |= {"format": FORMAT, "sha256": digest, "seen": seen}
-        checkpoints.write_text(index, json.dumps(about))
+        try:
+            if about.get("sha256") != digest:
+                about = _convert(path, samples)
+            if digests.fingerprint(path) != seen:
+                raise UserError(f"{path}: changed while it was read; give the same command again when it is whole")
+            about |= {"format": FORMAT, "sha256": digest, "seen": seen}
+            text = json.dumps(about)
+            checkpoints.write_text(samples.with_suffix(".json"), f"{text}\n{_digest(text.encode())}")
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):  # then it is about the EEG
+                raise
+            raise UserError(f"{error}; or name a folder for it that can be written: cache=") from error
     size = np.array(about["trials"]["shape"], dtype=np.int64).reshape(-1, 2).prod(1)
-    return TrialFile(samples, np.load(samples, mmap_mode="r").offset, np.cumsum(size) - size, about)
+    return TrialFile(path, samples, np.load(samples, mmap_mode="r").offset, np.cumsum(size) - size, about)
 
 
 def write_trial_file(path: Path, content: dict, splits: dict[str, dict[str, list[int]]], manifest: dict) -> None:
@@ -99,11 +155,11 @@ def cached_windows(
     """
     key = hashlib.blake2b(json.dumps([FORMAT, file.about["sha256"], shape, facts]).encode(), digest_size=8).hexdigest()
     path = file.samples.with_name(f"{file.samples.name.removesuffix('.trials.npy')}.windows-{key}.npy")
-    windows = _mapped(path)
-    if windows is None or windows.shape != shape:
+    if (windows := _mapped(path, shape)) is None:
         try:
-            _write_array(path, shape, rows())
-            windows = _mapped(path)
+            seen = _write_array(path, shape, rows())
+            checkpoints.write_text(path.with_suffix(".json"), json.dumps(seen))
+            windows = _mapped(path, shape)
         except UserError as error:
             if not isinstance(error.__cause__, OSError):  # then it is about the EEG
                 raise
@@ -113,8 +169,11 @@ def cached_windows(
     return np.stack([np.asarray(row, "<f4") for row in rows()]) if windows is None else windows
 
 
-def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
-    """A float32 .npy file of this shape, written part after part, in place of what killed writers left of it."""
+def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> dict:
+    """A float32 .npy file of this shape, written part after part, in place of what killed writers left of it.
+
+    Returns what `_content` says of it.
+    """
     checkpoints.sweep(path)
 
     def write(file) -> None:
@@ -123,30 +182,44 @@ def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]
             file.write(np.ascontiguousarray(part, dtype="<f4"))
 
     checkpoints.replace_atomically(path, write)
+    return _content(path)
 
 
-def _mapped(path: Path) -> np.ndarray | None:
-    """An array that an earlier run left, or None where it is missing or damaged."""
-    try:
-        return np.load(path, mmap_mode="c")
-    except (OSError, EOFError, ValueError):
+def _content(path: Path) -> dict:
+    """A file's size and sampled digest: what stays the same where a cache is copied elsewhere."""
+    return {key: value for key, value in digests.fingerprint(path, CACHE_BLOCKS).items() if key != "mtime_ns"}
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """An array that an earlier run left, or None where it is missing or damaged, of which a line tells."""
+    if not path.is_file():
         return None
-
-
-def _seen(path: Path) -> dict[str, int]:
-    return {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
-
-
-def _read_index(samples: Path, index: Path) -> dict:
-    """What the cache says of itself; nothing where it is missing or broken off."""
     try:
-        about = json.loads(index.read_text())
-        return about if about["format"] == FORMAT and _mapped(samples).ndim == 1 else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if json.loads(path.with_suffix(".json").read_bytes()) == _content(path):
+            return np.load(path, mmap_mode="c").reshape(shape)
+    except (OSError, ValueError):
+        pass
+    print(f"note: {path} is damaged or of an earlier version: it is made again")
+    return None
+
+
+def _read_index(samples: Path) -> dict:
+    """What the cache says of itself; nothing where it is missing or damaged, of which a line tells."""
+    index = samples.with_suffix(".json")
+    if not index.is_file():
         return {}
+    try:
+        text, digest = index.read_bytes().rsplit(b"\n", 1)
+        about = json.loads(text) if _digest(text) == digest.decode() else {}
+        if about.get("format") == FORMAT and about["samples"] == _content(samples):
+            return about
+    except (OSError, ValueError):
+        pass
+    print(f"note: {samples} is damaged or of an earlier version: it is made again")
+    return {}
 
 
-def _convert(path: Path, samples: Path, index: Path) -> dict:
+def _convert(path: Path, samples: Path) -> dict:
     """Write the samples, trial by trial; returns the file's facts."""
     started = time.time()
     with torch.serialization.safe_globals(NUMPY):
@@ -162,19 +235,23 @@ def _convert(path: Path, samples: Path, index: Path) -> dict:
         raise UserError(f"{path}: asks for {too_many}: many trials are copies of one; write each trial once")
 
     def read() -> Iterable[np.ndarray]:
+        sizes = []
         for number, trial in enumerate(trials):
             eeg = _samples_of(trial, f"{path}: trial {number}")
-            columns["digest"].append(hashlib.blake2b(eeg, digest_size=16).hexdigest())
+            columns["digest"].append(_digest(eeg))
+            sizes.append(_sizes_of(eeg))
             yield eeg
+        _check_sizes(path, *np.array(sizes).T)
 
     # the index goes first: interrupted later, the earlier file's would stand beside these samples
-    for earlier in [index, *samples.parent.glob(f"{glob.escape(path.stem)}.windows-*.npy")]:
+    stem = glob.escape(samples.name.removesuffix(".trials.npy"))
+    for earlier in [samples.with_suffix(".json"), *samples.parent.glob(f"{stem}.windows-*")]:
         if earlier.is_file():
             earlier.unlink(missing_ok=True)
-    _write_array(samples, (total,), read())
+    seen = _write_array(samples, (total,), read())
     size, seconds = f"{4 * total / 1e9:.2f} GB", time.time() - started
     print(f"{path}: {len(trials)} trials converted once into {samples} ({size}) in {seconds:.1f} s")
-    return {"labels": content["labels"], "images": content["images"], "trials": columns}
+    return {"labels": content["labels"], "images": content["images"], "trials": columns, "samples": seen}
 
 
 def _samples_of(trial: dict, where: str) -> np.ndarray:
@@ -207,41 +284,64 @@ NUMPY = [(_Dtype, "numpy.dtype"), *((_scalar, f"numpy.{core}.multiarray.scalar")
 
 
 def _check(path: Path, content: dict) -> None:
-    if missing := [key for key in KEYS if key not in content]:
-        raise UserError(f"{path}: lacks the key '{missing[0]}'; found {sorted(map(str, content))}")
-    for key in KEYS:
-        if not isinstance(content[key], list) or not content[key]:
-            raise UserError(f"{path}: '{key}' is empty or no list")
-    latest: dict[int, float] = {}  # onset of each subject's trial before
-    for i, trial in enumerate(content["dataset"]):
-        if problem := _problem_of(trial, {"label": len(content["labels"]), "image": len(content["images"])}):
-            raise UserError(f"{path}: trial {i} {problem}")
-        if "onset" in trial and "recording" not in trial:
-            if trial["onset"] < latest.get(trial["subject"], trial["onset"]):
-                raise UserError(f"{path}: trial {i}: onsets begin anew, but no trial names its 'recording'")
-            latest[trial["subject"]] = trial["onset"]
+    """Raise UserError for facts of another type or out of range, and for times that cannot be seconds."""
+    checked(Content, content, str(path), "see docs/data_formats.md")
+    trials, limits = content["dataset"], {"label": len(content["labels"]), "image": len(content["images"])}
+    latest: dict[tuple, float] = {}  # onset of the trial before in each recording
+    gaps = []
+    for i, trial in enumerate(trials):
+        where = f"{path}: trial {i}"
+        eeg = checked(Trial, trial, where)["eeg"]
+        if not (isinstance(eeg, Tensor) and eeg.dim() == 2 and eeg.is_floating_point()):
+            kind = f"{short(tuple(eeg.shape))} of {eeg.dtype}" if isinstance(eeg, Tensor) else short(eeg)
+            raise UserError(f"{where} has eeg {kind}; expected floating point numbers (channels, samples)")
+        if len(eeg) != len(trials[0]["eeg"]):
+            raise UserError(f"{where} has {len(eeg)} channels and trial 0 {len(trials[0]['eeg'])}; give all the same")
+        for key, limit in limits.items():
+            if not 0 <= trial[key] < limit:
+                raise UserError(f"{where} has {key} {trial[key]}; the file lists {limit} {key}s, from 0")
+        if "onset" in trial:
+            tape = trial["subject"], trial.get("recording")
+            gaps.append(trial["onset"] - latest.get(tape, trial["onset"]))
+            latest[tape] = trial["onset"]
+            if gaps[-1] < 0 and "recording" not in trial:
+                raise UserError(f"{where}: onsets begin anew, but no trial names its 'recording'")
+    if gaps and np.median(gaps) > LONGEST_GAP:
+        raise UserError(f"{path}: onsets lie {np.median(gaps):g} apart (median); are they in ms? give seconds")
+    if min(gaps, default=0) < 0:
+        print(f"note: {path}: onsets decrease within a recording, at {sum(gap < 0 for gap in gaps)} trials of the file")
     for name in content["images"]:
         image_path("", name)
-    if not all(isinstance(name, str | int) for name in content["labels"]):
-        raise UserError(f"{path}: 'labels' holds something other than names")
 
 
-def _problem_of(trial: Any, limits: dict[str, int]) -> str:
-    """What keeps a trial from being read, in words after "trial 7"; limits: how many labels and images there are."""
-    if not isinstance(trial, dict):
-        return "is no dict"
-    if missing := [key for key in ("eeg", *FACTS) if key not in trial and key not in OPTIONAL]:
-        return f"lacks the key '{missing[0]}'; found {sorted(map(str, trial))}"
-    eeg = trial["eeg"]
-    if not (isinstance(eeg, Tensor) and eeg.dim() == 2 and eeg.is_floating_point()):
-        kind = f"{tuple(eeg.shape)} of {eeg.dtype}" if isinstance(eeg, Tensor) else str(eeg)[:60]
-        return f"has eeg {kind}; expected floating point numbers (channels, samples)"
-    for key, (kind, words) in FACTS.items():
-        if key in trial and not isinstance(trial[key], kind):
-            return f"has {key} {str(trial[key])[:60]}; expected {words}"
-    if not math.isfinite(trial.get("onset", 0)):
-        return f"has onset {trial['onset']}; expected seconds"
-    for key, limit in limits.items():
-        if not 0 <= trial[key] < limit:
-            return f"has {key} {trial[key]}; the file lists {limit} {key}s, from 0"
-    return ""
+def _sizes_of(eeg: np.ndarray) -> tuple[float, float, float]:
+    """A trial's spread and mean, of its middle channel by either, and largest value; the first two by a sample."""
+    if not eeg.size:
+        return 0, 0, 0
+    some = eeg[:: 1 + len(eeg) // 16, ::4]
+    with np.errstate(all="ignore"):  # NaN and infinite samples are named when they are used
+        spread, mean = np.sort(some.std(1)), np.sort(np.abs(some.mean(1)))
+        return spread[len(some) // 2], mean[len(some) // 2], max(eeg.max(), -eeg.min())
+
+
+def _check_sizes(path: Path, spread: np.ndarray, mean: np.ndarray, peak: np.ndarray) -> None:
+    """Refuse a trial (of N) of another unit than the others, beside a large constant, or with values that are no EEG.
+
+    Raises:
+        UserError: names the trial; constant ones, which have no unit, are named when they are used.
+    """
+    if not (spread > 0).any():
+        return
+    usual, level = np.median(spread[spread > 0]), np.nanmedian(mean)
+    for wrong, words in (
+        ((spread > 0) & (np.maximum(spread / usual, usual / np.maximum(spread, 1e-300)) > OTHER_UNIT), "another unit?"),
+        (mean > OFFSET * (level + usual), "a constant (DC) that the others have not?"),
+        (peak > PEAK * usual, "damaged?"),
+    ):
+        if wrong.any():
+            i = int(wrong.argmax())
+            said = f"spread {spread[i]:.3g}, mean {mean[i]:.3g} and largest value {peak[i]:.3g}"
+            raise UserError(
+                f"{path}: trial {i} has {said}, where the file's trials have spread {usual:.3g} and mean {level:.3g}: "
+                f"{words} make it as the others are, or leave it out"
+            )

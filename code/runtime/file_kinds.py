@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickletools
-import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from runtime import pickles
 from runtime.errors import UserError
 
 OURS_A, OURS_B = "stage A checkpoint (ours)", "stage B checkpoint (ours)"
@@ -53,7 +51,7 @@ ADVICE = {
 }
 # how files that are none of ours begin, in small letters, white space aside
 BEGINNINGS = {b"version https://git-lfs": LFS, b"<!doctype html": HTML, b"<html": HTML, b"\x93numpy": "NumPy array"}
-OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9"  # how the magic number of torch's format before 1.6 begins, behind the protocol
+LARGEST_HEADER = 16 << 20  # bytes of a safetensors header; Stable Diffusion's has a fifth of a megabyte
 
 
 def file_kind(path: str | Path) -> str:
@@ -94,49 +92,17 @@ def expect(path: str | Path, kinds: tuple[str, ...], what: str) -> str:
 def names_in(path: str | Path) -> tuple[set[str], set[str]]:
     """All strings in a torch or safetensors file, and all classes and functions that it asks for ("module.name").
 
-    Raises ValueError for a file of neither format, EOFError for one that was cut off.
+    Raises ValueError for a file of neither format or one that asks for too much, EOFError for one that was cut off.
     """
     with open(path, "rb") as file:
-        magic = file.read(9)
-        file.seek(0)
-        if magic.startswith(b"PK"):
-            return _names_in_zip(file)
-        if magic[:1] == b"\x80" and magic[2:] == OLD_TORCH:
-            # magic number, protocol and system, each a pickle, then the content's; keys and numbers follow
-            return [_names_in_pickle(file) for _ in range(4)][3]
-    if magic[8:] != b"{":
-        raise ValueError(f"{path} is neither a torch nor a safetensors file")
+        head = file.read(9)
+    if head[8:] != b"{" or head.startswith(b"PK"):
+        found = pickles.survey(path)
+        return found.strings, found.classes
+    if int.from_bytes(head[:8], "little") > LARGEST_HEADER:
+        raise EOFError("a header longer than any")
     try:
         with safe_open(path, "np") as tensors:
             return set(tensors.keys()), set()
-    except SafetensorError as error:
+    except Exception as error:  # a damaged header fails in any way
         raise EOFError(f"the header or tensors are cut off ({error})") from error
-
-
-def _names_in_zip(file: BinaryIO) -> tuple[set[str], set[str]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-            if name is None:
-                raise ValueError("a zip file, but none of torch's")
-            if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-                raise ValueError("compressed, which torch never does; it might unpack to any size")
-            with archive.open(name) as content:
-                return _names_in_pickle(content)
-    except zipfile.BadZipFile as error:
-        raise EOFError("the zip file's end is missing") from error
-
-
-def _names_in_pickle(file: BinaryIO) -> tuple[set[str], set[str]]:
-    strings, classes = set(), set()
-    try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "GLOBAL":
-                classes.add(argument.replace(" ", "."))
-            elif isinstance(argument, str):
-                strings.add(argument)
-    except ValueError as error:
-        if "unknown" in str(error):  # a byte that is no instruction; all other complaints are about a missing rest
-            raise
-        raise EOFError(str(error)) from error
-    return strings, classes

@@ -71,14 +71,15 @@ def checked(kind: type[T], value: Any, where: str, hint: str = "") -> T:
         return value
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    place, message = ".".join(map(str, first["loc"])) or "the whole", first["msg"].removeprefix("Input should be ")
+    place = ".".join(str(part) for part in first["loc"] if part not in ("str", "int")) or "the whole"  # of a union
+    message = first["msg"].replace("Input should be", "expected")
     ending = f"; {hint}" if hint else ""
     if first["type"] == "missing":
         found = sorted(map(short, first["input"]))
         near = difflib.get_close_matches(repr(first["loc"][-1]), found, n=1, cutoff=0.75)
         meant = f"; is {near[0]} meant for it?" if near else f"; found {', '.join(found[:8]) or 'nothing'}"
         raise UserError(f"{where}: lacks {place}{meant}{ending}")
-    raise UserError(f"{where}: {place} is {short(first['input'])}, expected {message}{ending}")
+    raise UserError(f"{where}: {place} is {short(first['input'])}, {message}{ending}")
 
 
 @lru_cache

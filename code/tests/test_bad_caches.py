@@ -23,7 +23,7 @@ import data.trials_file as trial_cache
 import stageA1_eeg_pretrain as stage_a
 from data.trials_file import open_trial_file
 from dc_ldm import weights
-from runtime import checkpoints, ranks
+from runtime import checkpoints, digests, ranks
 from runtime.errors import UserError
 from runtime.pictures import load_image
 from vision import cache as image_cache
@@ -236,7 +236,7 @@ def test_a_signal_before_or_after_training_is_one_sentence_and_the_same_command_
     tmp_path, monkeypatch, command, number, status
 ):
     handler = signal.getsignal(number)  # a run in the background may ignore SIGINT
-    for place, name in ((stage_a, "steps_per_epoch"), (checkpoints, "sha256")):  # before training; before the hand-on
+    for place, name in ((stage_a, "steps_per_epoch"), (digests, "sha256")):  # before training; before the hand-on
         with monkeypatch.context() as patch:
             before_each(patch, place, name, lambda call: os.kill(os.getpid(), number))
             code, said = command()

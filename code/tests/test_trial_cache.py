@@ -169,7 +169,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, zipped):
         with pytest.raises(UserError, match=r"eeg.pth: .*(truncated|not a torch file)"):
             open_trial_file(path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(UserError, match="is not a file of EEG trials.*another kind"):
+    with pytest.raises(UserError, match="another kind.*; expected a file of EEG trials"):
         open_trial_file(path)
 
 
@@ -236,12 +236,12 @@ def test_numbers_of_numpy_are_plain_numbers(tmp_path, zipped, module):
     "eeg, words",
     [
         (torch.zeros(3, 5, dtype=torch.int64), "of torch.int64; expected floating point numbers"),
-        (torch.zeros(3, 5).to_sparse(), "trial 0 cannot be read .*expected a dense tensor"),
-        (torch.zeros(3, 5, device="meta"), "trial 0 cannot be read .*expected a dense tensor"),
+        (torch.zeros(3, 5).to_sparse(), "holds torch._utils._rebuild_sparse_tensor, which is neither a tensor"),
+        (torch.zeros(3, 5, device="meta"), "holds torch._utils.*, which is neither a tensor"),
     ],
 )
 def test_eeg_without_readable_numbers_is_named(tmp_path, eeg, words):
-    with pytest.raises(UserError, match=f"eeg.pth: trial 0 .*{words}" if "of" in words else words):
+    with pytest.raises(UserError, match=f"eeg.pth: .*{words}"):
         open_trial_file(write(tmp_path / "eeg.pth", [TRIAL | {"eeg": eeg}], True))
 
 
@@ -249,13 +249,13 @@ def test_eeg_without_readable_numbers_is_named(tmp_path, eeg, words):
     "content, words",
     [
         ([1], "holds a list"),
-        ({"dataset": []}, "'dataset' is empty or no list"),
-        ({"dataset": {}}, "'dataset' is empty or no list"),
-        ({"dataset": [1]}, "trial 0 is no dict"),
-        ({"dataset": [TRIAL | {"label": "x"}]}, "label x; expected a whole number"),
-        ({"dataset": [TRIAL | {"onset": "x"}]}, "onset x; expected seconds"),
-        ({"dataset": [TRIAL | {"label": torch.tensor(1)}]}, r"trial 0 has label tensor\(1\); expected a whole number"),
-        ({"labels": [torch.tensor(1)]}, "'labels' holds something other than names"),
+        ({"dataset": []}, r"dataset is \[\], .*at least 1 item"),
+        ({"dataset": {}}, r"dataset is \{\}, expected a valid list"),
+        ({"dataset": [1]}, "trial 0: the whole is 1, expected a valid dict"),
+        ({"dataset": [TRIAL | {"label": "x"}]}, "trial 0: label is 'x', expected a valid integer"),
+        ({"dataset": [TRIAL | {"onset": "x"}]}, "trial 0: onset is 'x', expected a valid number"),
+        ({"dataset": [TRIAL | {"label": torch.tensor(1)}]}, r"trial 0: label is tensor\(1\), expected a valid integer"),
+        ({"labels": [torch.tensor(1)]}, r"labels.0 is tensor\(1\), expected a valid string"),
         ({"images": [7]}, "image name 7 is not a plain"),
     ],
 )
@@ -315,7 +315,7 @@ def test_windows_are_made_once_for_each_thing_they_depend_on(tmp_path):
     os.utime(path, ns=(0, 0))
     other = windows(open_trial_file(path), ["a"], made)
     assert not np.array_equal(other, first) and made == [0, 1] * 3
-    left = [p.name for p in (tmp_path / "cache").glob("eeg.windows-*")]
+    left = [p.name for p in (tmp_path / "cache").glob("eeg.windows-*.npy")]
     assert len(left) == 1, "windows of the earlier file are still there"
 
 
@@ -325,7 +325,7 @@ def test_windows_are_made_once_for_each_thing_they_depend_on(tmp_path):
 def test_damaged_windows_are_made_again(tmp_path, damage):
     file, made = open_trial_file(write(tmp_path / "eeg.pth", trials(), True)), []
     first = windows(file, [], made).copy()
-    damage(next((tmp_path / "cache").glob("eeg.windows-*")))
+    damage(next((tmp_path / "cache").glob("eeg.windows-*.npy")))
     assert np.array_equal(windows(file, [], made), first) and made == [0, 1] * 2
 
 
