@@ -1,14 +1,24 @@
 """A signal's length, channels and soundness: what stages A and B share."""
 
+import difflib
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Interval, Len
+from typing_extensions import TypedDict
 
 from runtime import checkpoints
 from runtime.errors import UserError
+from runtime.plain import checked, read_json, short
+
+LONGEST_HEADER = 10_000  # bytes, numpy's own limit, which it looks at when it has read them
+MANY_CHANNELS = 10  # times as many as samples: then these are the channels
+Rate = Annotated[float, Interval(ge=1, le=1e5)]  # Hz
+Range = Annotated[list[Annotated[int, Interval(ge=0, le=1 << 40)]], Len(2, 2)]
 
 
 def fit_length(eeg: np.ndarray, n_times: int) -> np.ndarray:
@@ -47,20 +57,58 @@ def check_signal(low: np.ndarray, high: np.ndarray, where: str) -> None:
             raise UserError(f"{where}{at}: channel {channel} {problem}; repair it or leave it out (run.py prepare_eeg)")
 
 
+class Entry(TypedDict, total=False):
+    """One recording of a stage A folder, as its manifest tells."""
+
+    file: str
+    sfreq: Rate | None
+
+
+class Control(TypedDict, total=False):
+    """What was done to the trials of a control."""
+
+    about: str
+    design: Annotated[list[str], Len(2, 2)]
+
+
+class Manifest(TypedDict, total=False):
+    """Every key that the code reads of a JSON file beside EEG; others are kept as they are."""
+
+    sfreq: Rate | None
+    ch_names: list[str] | None
+    band: Annotated[list[float], Len(2, 2)] | str | None  # Hz
+    window: Range  # samples of a trial, the end excluded
+    length_limits: Range  # of a trial, in samples, both included
+    image_known: bool
+    simulated: bool
+    standardised: bool | str
+    unit: str | None
+    excludes_test: bool | str | None
+    class_names: dict[str, str]
+    description: str
+    about: str
+    control: Control
+    recordings: list[Entry]
+    settings: dict[str, Any]
+
+
 def read_manifest(path: Path) -> dict:
     """A JSON object beside the data, or {} where there is none.
 
     Raises:
-        UserError: the file is there and not a JSON object.
+        UserError: the file is there and not a JSON object, a value is of another type or out of its bounds, or a key
+            is nearly one that is known.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object of named fields")
+    content = checked(Manifest, read_json(path, "manifest"), str(path))
+    for key in content.keys() - Manifest.__annotations__.keys():
+        if near := difflib.get_close_matches(key.lower(), Manifest.__annotations__, 1, 0.75):
+            raise UserError(f"{path}: has the key {short(key)}; is {near[0]} meant? rename it")
+    for key in ("window", "length_limits"):
+        first, last = content.get(key, (0, 1))
+        if first + (key == "window") > last:
+            raise UserError(f"{path}: {key} is {[first, last]}, expected the smaller number first")
     return content
 
 
@@ -78,12 +126,27 @@ class Span(NamedTuple):
     stop: int
 
 
-@lru_cache(maxsize=1024)  # a large corpus has more files than a process may map at once
-def mapped(path: Path) -> np.ndarray:
+@lru_cache(maxsize=1 << 17)  # to read it again takes as long as a window
+def layout(path: Path) -> tuple:
+    """What np.memmap is told of a file: dtype, mode, offset, shape and order."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: is not a readable .npy array ({error})") from error
+        with open(path, "rb") as file:
+            head = file.read(12)
+        if head[6:7] > b"\1" and int.from_bytes(head[8:], "little") > LONGEST_HEADER:
+            raise ValueError("a header longer than any")
+        array = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=LONGEST_HEADER)
+        return array.dtype, "r", array.offset, array.shape, "F" if array.flags.fnc else "C"
+    except Exception as error:  # numpy reads headers as Python text, and fails in any way; an archive is no array
+        raise UserError(f"{path}: is not a readable .npy array ({' '.join(str(error).split())[:200]})") from error
+
+
+@lru_cache(maxsize=128)  # each holds a file open, and a large corpus has more files than a process may open
+def mapped(path: Path) -> np.ndarray:
+    """The array of a file. Raises UserError where it cannot be read."""
+    try:
+        return np.memmap(path, *layout(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: has changed since it was opened, or cannot be opened ({error})") from error
 
 
 def read_span(span: Span) -> np.ndarray:
@@ -92,13 +155,16 @@ def read_span(span: Span) -> np.ndarray:
     return (array if span.row is None else array[span.row])[:, span.start : span.stop]
 
 
-def spans_of(path: Path) -> list[Span]:
-    """The checked segments of one file."""
+def spans_of(path: Path) -> tuple[list[Span], float]:
+    """The checked segments of one file, and the median size of its samples (of some of them)."""
     array = mapped(path)
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise UserError(f"{path}: has shape {array.shape}; expected (channels, samples), or segments of that shape")
     if array.dtype.kind != "f":
         raise UserError(f"{path}: holds {array.dtype}; expected floating point samples")
+    if array.shape[-2] > MANY_CHANNELS * array.shape[-1]:
+        raise UserError(f"{path}: has shape {array.shape}; expected (channels, samples): transpose it")
     check_signal(array.min(-1), array.max(-1), str(path))
     rows = range(len(array)) if array.ndim == 3 else [None]
-    return [Span(path, row, 0, array.shape[-1]) for row in rows]
+    some = array[..., :: 1 + array.shape[-1] // 64].astype(np.float64)
+    return [Span(path, row, 0, array.shape[-1]) for row in rows], float(np.median(np.abs(some)))

@@ -3,6 +3,7 @@
 Shapes: N windows, B windows of a batch, C electrodes and T samples of a span, S spans.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.signals import Span, fit_channels, fit_length, mapped, read_manifest, read_span, spans_of
+from data.signals import Span, fit_channels, fit_length, layout, mapped, read_manifest, read_span, spans_of
 from runtime import draws
 from runtime.errors import UserError
+
+OTHER_UNIT = 300  # times larger or smaller than what is usual
+SMALLEST = 1e-3  # median size of samples, scaled; of standardised EEG it is about 1, of volts 1e-5
 
 
 class EEGWindows:
@@ -29,16 +33,48 @@ class EEGWindows:
 
     def __init__(self, folder, n_chans: int = 128, n_times: int = 512, scale: float = 1.0, seed=2022, held_out=0.1):
         self.folder, self.n_chans, self.n_times, self.scale, self.seed = Path(folder), n_chans, n_times, scale, seed
-        files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() == ".npy" and p.is_file())
+        found = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() == ".npy")
+        files = [path for path in found if path.is_file()]
+        if other := sorted({*found} - {*files}):
+            print(f"note: {len(other)} .npy are no files (folders, pipes, broken links) and left out, first {other[0]}")
         if not files:
             missing = "no .npy file in this folder or below it" if self.folder.is_dir() else "no such folder"
             raise UserError(f"{folder}: {missing}; it should hold recordings as .npy files (see datasets/README.md)")
-        mapped.cache_clear()  # files of the same name may have been rewritten since
+        for cached in (mapped, layout):
+            cached.cache_clear()  # files of the same name may have been rewritten since
         self.info = dict.fromkeys(("sfreq", "ch_names", "band", "excludes_test"))
         self.info |= read_manifest(self.folder / "manifest.json")
         self.n_recordings = len(files)
-        self.train, self.held_out = self._hold_out([spans_of(path) for path in files], held_out)
+        recordings, sizes = zip(*map(spans_of, files), strict=True)
+        self._check_units(files, np.array(sizes))
+        self._check_channels([read_span(spans[0]).shape for spans in recordings])
+        self.train, self.held_out = self._hold_out(list(recordings), held_out)
         self.last = np.cumsum([self._n_windows(span) for span in self.train])
+
+    def _check_units(self, files: list[Path], sizes: np.ndarray) -> None:
+        """Refuse a recording of another unit than the others, and volts; sizes: median size of each one's samples."""
+        if not sizes.any():
+            return
+        usual = float(np.median(sizes[sizes > 0]))
+        for path, size in zip(files, sizes, strict=True):
+            if size and not 1 / OTHER_UNIT < size / usual < OTHER_UNIT:
+                raise UserError(
+                    f"{path}: its samples are of size {size:.2g} (median), in all recordings {usual:.2g}: of another "
+                    "unit? give all the same"
+                )
+        advice = f"eeg_scale={10 ** -round(math.log10(usual)):g} would make it about 1"
+        if usual * self.scale < SMALLEST:
+            raise UserError(f"{self.folder}: samples are of size {usual:.2g} (median): in volts? {advice}")
+        if usual * self.scale > 1 / SMALLEST:
+            print(f"note: {self.folder}: samples are of size {usual:.2g} (median): not standardised? {advice}")
+
+    def _check_channels(self, shapes: list[tuple[int, int]]) -> None:
+        """Refuse names of other channels than there are; tell of recordings that may lie the other way round."""
+        counts, names = {n for n, _ in shapes}, self.info["ch_names"]
+        if names and len(counts) == 1 and len(names) not in counts:
+            raise UserError(f"{self.folder}/manifest.json: ch_names has {len(names)} names for {counts.pop()} channels")
+        if wide := [shape for shape in shapes if shape[0] > shape[1]]:
+            print(f"note: {len(wide)} recordings have more channels than samples, first {wide[0]}: transposed?")
 
     def _hold_out(self, recordings: list[list[Span]], share: float) -> tuple[list[Span], list[Span]]:
         if share <= 0:
