@@ -3,9 +3,16 @@
 Without markers: `<out>/eeg_train/<recording>.npy` and its manifest.json. With markers: one folder a fold,
 `<out>/fold<k>/` (eeg.pth, eeg.json, splits_all.pth), which leaves recording k out for the test;
 `<out>/imageNet_images`; and `<out>/train_stems.txt`, the photographs that training may see.
-`<out>/prepared.json` says what was done to each file. Nothing stands at `<out>` before all of it does.
+`<out>/prepared.json` says what was done to each file. Nothing stands at `<out>` before all of it does: it is written to
+a folder of a random name beside it, and renamed.
 """
 
+import contextlib
+import fcntl
+import glob
+import math
+import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,16 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from config import from_cli, setting
 from data import epochs as cut
 from data import recordings
 from data.recordings import Recording
-from data.signals import read_manifest, write_manifest
+from data.signals import write_manifest
 from data.trials_file import write_trial_file
-from runtime import checkpoints, digests
+from runtime import checkpoints, digests, plain
 from runtime.errors import UserError
 from runtime.runs import run_config
+
+MARK = ".prepare_eeg"  # the file by which a folder is known to be of this command, and nobody else's
+LONGEST = 200  # bytes of a folder's name; file systems take 255, and work folders are called by more
+
+
+class Prepared(TypedDict):
+    """What prepared.json holds."""
+
+    settings: dict
+    recordings: list[dict]
+    copies_left_out: list[dict]
 
 
 @dataclass
@@ -32,14 +51,16 @@ class PrepareConfig:
     recordings: str = setting("", "folder of recordings: CSV (Muse), EDF, BDF, FIF, SET, BrainVision")
     out: str = setting("datasets/own", "folder to write")
     band: str = setting("1,40", "Hz, edges of a zero-phase FIR filter; 0 as the lower edge: none")
-    sfreq: float = setting(0.0, "Hz to resample to; 0: as recorded")
+    sfreq: float = setting(0.0, "Hz to resample to; 0: as recorded", least=0, below=20_000)
     channels: str = setting("", "channels to keep, by comma; empty: all scalp EEG that is not flat")
-    clip: float = setting(20.0, "robust standard deviations at which the standardised signal is clipped")
+    clip: float = setting(20.0, "robust standard deviations at which the standardised signal is clipped", above=0)
     markers: str = setting("", "marker:kind, by comma, for example 1:house,2:face; empty: unlabelled, for stage A")
     epoch: str = setting("0,0.7", "s, begin and end of a trial around its marker")
-    reject: float = setting(150.0, "microvolts peak to peak in the band, above which a trial is dropped; 0: never")
+    reject: float = setting(
+        150.0, "microvolts peak to peak in the band, above which a trial is dropped; 0: never", least=0
+    )
     images: str = setting("", "kind:folder of photographs, by comma, for example house:my/houses,face:my/faces")
-    val_share: float = setting(0.1, "share of each training recording, its end, that validates")
+    val_share: float = setting(0.1, "share of each training recording, its end, that validates", above=0, below=1)
     seed: int = setting(2022, "of the photographs' division and assignment")
     overwrite: bool = setting(False, "move what is in `out` aside")
 
@@ -50,7 +71,7 @@ def pair(text: str, name: str) -> tuple[float, float]:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         low, high = 1.0, 0.0
-    if low >= high:
+    if not -math.inf < low < high < math.inf:
         raise UserError(f"{name}={text}: expected two ascending numbers such as {name}=1,40")
     return low, high
 
@@ -62,10 +83,12 @@ def listed(text: str) -> list[str]:
 
 def named(text: str, name: str, last: bool) -> dict[str, str]:
     """`a:b,c:d` as a dict; the separating colon is the `last` or the first of each item."""
-    items = listed(text)
-    if any(":" not in item for item in items):
+    items = [item.rsplit(":", 1) if last else item.split(":", 1) for item in listed(text)]
+    if not all(len(item) == 2 and item[0].strip() and item[1].strip() for item in items):
         raise UserError(f"{name}={text}: expected {name}=this:that,this:that")
-    return dict(item.rsplit(":", 1) if last else item.split(":", 1) for item in items)
+    if len(found := dict(items)) < len(items):
+        raise UserError(f"{name}={text}: names one of {', '.join(found)} twice")
+    return found
 
 
 def describe(recording: Recording) -> dict:
@@ -92,7 +115,7 @@ def manifest_of(cfg: PrepareConfig, sfreq: float, ch_names: list[str] | None) ->
     }
 
 
-def write_windows(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) -> list[dict]:
+def write_windows(cfg: PrepareConfig, cleaned: Iterator[Recording], copies: list[dict], out: Path) -> list[dict]:
     """Stage A: one .npy (C, T) float32 a recording."""
     folder, report = out / "eeg_train", []
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,19 +129,22 @@ def write_windows(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) -
     return report
 
 
-def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) -> list[dict]:
+def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], copies: list[dict], out: Path) -> list[dict]:
     """Stages B and C: one folder a recording left out, and the photographs."""
     kinds, folders = named(cfg.markers, "markers", last=True), named(cfg.images, "images", last=False)
     window, report, epochs = pair(cfg.epoch, "epoch"), [], []
-    if without := sorted(set(kinds.values()) - set(folders)):
-        raise UserError(f"images={cfg.images}: names no folder of photographs for the kind '{without[0]}'")
+    if odd := sorted(set(kinds.values()) ^ folders.keys()):
+        lacking = "marker" if odd[0] in folders else "folder of photographs"
+        raise UserError(f"markers={cfg.markers} images={cfg.images}: names no {lacking} for the kind '{odd[0]}'")
+    if odd := [kind for kind in folders if not kind.isprintable() or {*kind} & {*"/\\"}]:
+        raise UserError(f"images={cfg.images}: the name of a kind is a word or a few, not {odd[0]!a}")
     for recording in cleaned:
         trials = cut.cut_epochs(recording, kinds, window, cfg.reject, cfg.clip)
         report.append(describe(recording) | {"trials": trials.counts})
         print(f"{recording.name}: " + ", ".join(f"{n} trials {outcome}" for outcome, n in trials.counts.items()))
         epochs += [trials] if trials.kind else []
         sfreq = recording.raw.info["sfreq"]
-    ch_names, eeg = cut.same_channels(epochs)
+    ch_names, eeg = cut.same_channels(epochs, [copy["file"] for copy in copies])
     order = {kind: Path(folders[kind]) for kind in dict.fromkeys(kinds.values())}
     photographs = cut.place_photographs(order, out / "imageNet_images", cfg.seed)
     n_times = eeg.shape[2]
@@ -144,7 +170,8 @@ def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], out: Path) ->
 def cleaned_recordings(cfg: PrepareConfig, paths: list[Path], copies: list[dict]) -> Iterator[Recording]:
     """Each recording, filtered, as long as their rates agree; `copies` takes those that were left out."""
     rates: dict[float, Path] = {}
-    for recording in recordings.without_copies(paths, cfg.recordings, copies):
+    kinds = named(cfg.markers, "markers", last=True)
+    for recording in recordings.without_copies(paths, cfg.recordings, copies, kinds):
         recording = recordings.clean(recording, pair(cfg.band, "band"), cfg.sfreq, listed(cfg.channels))
         rates.setdefault(recording.raw.info["sfreq"], recording.path)
         if len(rates) > 1:
@@ -153,40 +180,78 @@ def cleaned_recordings(cfg: PrepareConfig, paths: list[Path], copies: list[dict]
         yield recording
 
 
+def out_folder(cfg: PrepareConfig) -> Path:
+    """Where to write, without links. Raises UserError where that is no place for a folder, or one that is read."""
+    out = Path(os.path.realpath(cfg.out)) if cfg.out.isprintable() and cfg.out.strip() else Path("/")
+    if not out.name or any(len(os.fsencode(part)) > LONGEST for part in out.parts):
+        raise UserError(f"out={plain.short(cfg.out)}: is no name for a folder, or one of more than {LONGEST} bytes")
+    if not next(path for path in (out, *out.parents) if path.exists()).is_dir():
+        raise UserError(f"out={cfg.out}: is a file, or lies below one; choose another out=")
+    for folder in (cfg.recordings, *named(cfg.images, "images", last=False).values()):
+        read = Path(os.path.realpath(folder))
+        if out == read or out in read.parents or read in out.parents:
+            raise UserError(f"out={cfg.out}: is, holds or lies in {folder}, which is only read; choose another out=")
+    return out
+
+
 def already_there(out: Path, settings: dict, overwrite: bool) -> bool:
-    """Whether `out` holds just this; with `overwrite`, what it holds is moved aside.
+    """Whether `out` holds just this, and is to stay.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it holds something else that may not be moved aside.
     """
-    if not overwrite and read_manifest(out / "prepared.json").get("settings") == settings:
-        return True
-    if out.exists() and not overwrite:
+    if not out.exists():
+        return False
+    record = plain.read_json(out / "prepared.json", "record of this command, which may replace nothing else: a")
+    plain.checked(Prepared, record, str(out / "prepared.json"), "choose another out=")
+    if not overwrite and record["settings"] != settings:
         raise UserError(f"{out}: is there already, made otherwise; choose another out=, or overwrite=true")
-    if out.exists():
-        aside = out.rename(out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
-        print(f"moved the earlier folder to {aside}")
-    return False
+    return not overwrite
+
+
+@contextlib.contextmanager
+def work_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, to be filled and renamed; removed where that does not come to be.
+
+    Folders that killed runs have left there, those that carry our mark and that no process has locked, are removed.
+    """
+    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    part.mkdir(parents=True)
+    with open(part / MARK, "x") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.part/{MARK}"):
+            with contextlib.suppress(OSError), open(left) as other:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left.parent)
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def main() -> None:
     """Prepare one folder of recordings."""
-    cfg = from_cli(PrepareConfig)
+    cfg, copies = from_cli(PrepareConfig), []
     if not cfg.recordings:
         raise UserError("recordings= is not set: name a folder of recordings (see --help)")
-    paths, out, copies = recordings.find_recordings(cfg.recordings), Path(cfg.out), []
-    settings = run_config(cfg) | {"files": {path.name: path.stat().st_size for path in paths}}
-    if already_there(out, settings, cfg.overwrite):
-        print(f"{out}: already prepared with these settings")
-        return
-    part = out.with_name(f"{out.name}.part")
-    if part.exists():  # what an interrupted run of this command left
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    report = (write_trials if cfg.markers else write_windows)(cfg, cleaned_recordings(cfg, paths, copies), part)
-    for copy in copies:
-        print(f"{copy['file']}: left out, the same {copy['same']} as {copy['copy_of']}")
-    record = {"settings": settings, "recordings": report, "copies_left_out": copies}
-    write_manifest(part / "prepared.json", record)
-    part.rename(out)
-    print(f"{len(report)} recordings, {len(copies)} copies left out -> {out}")
+    try:
+        out, paths = out_folder(cfg), recordings.find_recordings(cfg.recordings)
+        files = {str(path.relative_to(cfg.recordings)): digests.fingerprint(path)["sampled"] for path in paths}
+        settings = run_config(cfg) | {"files": files}
+        if already_there(out, settings, cfg.overwrite):
+            print(f"{out}: already prepared with these settings")
+            return
+        with work_folder(out) as part:
+            cleaned = cleaned_recordings(cfg, paths, copies)
+            report = (write_trials if cfg.markers else write_windows)(cfg, cleaned, copies, part)
+            for copy in copies:
+                print(f"{copy['file']}: left out, the same {copy['same']} as {copy['copy_of']}: {copy['why']}")
+            record = {"settings": settings, "recordings": report, "copies_left_out": copies}
+            write_manifest(part / "prepared.json", record)
+            if out.exists() and not already_there(out, settings, cfg.overwrite):
+                aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}.{secrets.token_hex(2)}")
+                print(f"moved the earlier folder to {out.rename(aside)}")
+            part.rename(out)
+    except OSError as error:
+        raise UserError(f"out={cfg.out}: could not be made ({error}); what was there is as it was") from error
+    print(f"{len(report)} recordings, {len(copies)} copies left out -> {cfg.out}")

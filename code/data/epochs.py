@@ -18,7 +18,8 @@ from runtime.pictures import load_image
 PARTS = {"train": 0.5, "val": 0.25, "test": 0.25}  # of the photographs
 LARGEST = 512  # px; no model here takes more
 # why mne drops an epoch, as the report says it; any other reason is a channel's amplitude or a span marked bad
-DROPPED = {"NO_DATA": "cut off", "TOO_SHORT": "cut off", "DROP DUPLICATE": "marked twice"}
+DROPPED = {"NO_DATA": "cut off", "TOO_SHORT": "cut off"}
+SAME_EVENT = 0.02  # s within which two markers of one kind are one event, which two devices wrote down
 
 
 @dataclass(frozen=True)
@@ -40,38 +41,63 @@ def cut_epochs(
     """Trials at the markers named in `kinds` (marker -> kind), `window` in seconds around them.
 
     A trial is rejected where any channel's peak-to-peak amplitude exceeds `reject` microvolts (0: never), or where the
-    file marks a span as bad.
+    file marks a span as bad. What is marked twice, at one sample or as one kind within SAME_EVENT, is one trial.
+
+    Raises:
+        UserError: the window is shorter than two samples, or trials overlap by more than half.
     """
     import mne
 
     raw, sfreq = recording.raw, recording.raw.info["sfreq"]
     counts = Counter({"accepted": 0, "rejected": 0, "cut off": 0})
     begin, end = (round(edge * sfreq) for edge in window)
+    if end - begin < 2:
+        raise UserError(f"epoch={window[0]:g},{window[1]:g}: is not two samples long at {sfreq:g} Hz")
     ids = {marker: number for number, marker in enumerate(kinds, 1) if marker in raw.annotations.description}
     if not ids:
         nothing = np.empty((0, len(raw.ch_names), end - begin), np.float32)
         return Epochs(recording.name, recording.subject, raw.ch_names, nothing, [], [], counts)
-    events, _ = mne.events_from_annotations(raw, ids, regexp=None, verbose="ERROR")
+    names = {number: kinds[marker] for marker, number in ids.items()}
+    marked, _ = mne.events_from_annotations(raw, ids, regexp=None, verbose="ERROR")
+    events = np.array(_once(marked.tolist(), names, SAME_EVENT * sfreq))
+    if twice := len(marked) - len(events):
+        counts["marked twice"] = twice
+    if close := int((2 * np.diff(events[:, 0]) < end - begin).sum()):
+        raise UserError(
+            f"{recording.path}: {close} of {len(events)} trials overlap the one before by more than half of their "
+            f"{window[1] - window[0]:g} s; shorten epoch=, or name the markers of one moment of each trial"
+        )
     epochs = mne.Epochs(
-        raw, events, ids, begin / sfreq, (end - 1) / sfreq, baseline=None, proj=False, preload=True,
-        reject={"eeg": 1e-6 * reject} if reject else None, event_repeated="drop", on_outside="ignore", verbose="ERROR",
+        raw, events, None, begin / sfreq, (end - 1) / sfreq, baseline=None, proj=False, preload=True,
+        reject={"eeg": 1e-6 * reject} if reject else None, on_outside="ignore", verbose="ERROR",
     )  # fmt: skip
     counts.update(DROPPED.get(reasons[0], "rejected") if reasons else "accepted" for reasons in epochs.drop_log)
     eeg = standardise(epochs.get_data(copy=False, verbose="ERROR"), clip, raw.get_data())
-    names = {number: kinds[marker] for marker, number in ids.items()}
     kind = [names[number] for number in epochs.events[:, 2].tolist()]
     onset = ((epochs.events[:, 0] - raw.first_samp) / sfreq).tolist()
     return Epochs(recording.name, recording.subject, raw.ch_names, eeg, kind, onset, counts)
 
 
-def same_channels(epochs: Sequence[Epochs]) -> tuple[list[str], np.ndarray]:
+def _once(events: list[list[int]], kind: dict[int, str], near: float) -> list[list[int]]:
+    """Events (sample, 0, number), in order of time, without those of a taken sample, or of one kind `near` another."""
+    kept: list[list[int]] = []
+    for event in events:
+        if all(event[0] - at > near * (kind[event[2]] == kind[number]) for at, _, number in kept[-9:]):
+            kept.append(event)
+    return kept
+
+
+def same_channels(epochs: Sequence[Epochs], copies: Sequence[str] = ()) -> tuple[list[str], np.ndarray]:
     """The channels that all recordings have, and all trials' EEG (N, C, T) reduced to them, in one order.
+
+    copies: files that were left out, for the message.
 
     Raises:
         UserError: fewer than two recordings, or no channel in common.
     """
     if len(epochs) < 2:
-        raise UserError(f"{len(epochs)} recording(s) have accepted trials; leaving one out needs two at least")
+        without = f", without {len(copies)} copies ({', '.join(copies[:3])})" if copies else ""
+        raise UserError(f"{len(epochs)} recording(s) have accepted trials{without}; leaving one out needs two at least")
     names = [name for name in epochs[0].ch_names if all(name in e.ch_names for e in epochs)]
     if not names:
         raise UserError(f"{epochs[0].recording}, {epochs[1].recording}, ...: have no channel in common")

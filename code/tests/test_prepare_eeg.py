@@ -220,7 +220,7 @@ def experiment(tmp_path):
 def test_folds_share_no_recording_no_photograph_and_no_identity(tmp_path, experiment, monkeypatch, capsys):
     out = tmp_path / "out"
     said = prepare(monkeypatch, capsys, out=out, **experiment)
-    assert "r9.csv: left out, the same bytes as" in said and "s1.csv.gz: left out, the same samples as" in said
+    assert "r9.csv: left out, the same session as" in said and "s1.csv.gz: left out, the same session as" in said
     assert "4 recordings, 2 copies left out" in said and not (tmp_path / "out.part").exists()
     trained, tested = set((out / "train_stems.txt").read_text().split()), []
     for fold in range(1, 5):
@@ -271,7 +271,7 @@ def test_windows_for_stage_a(tmp_path, experiment, monkeypatch, capsys):
     assert 0.5 < windows.training_windows(99).std() < 2
     report = json.loads((tmp_path / "out/prepared.json").read_text())
     assert report["recordings"][0]["dropped_channels"] == {"EOG1": "not EEG by its name"}
-    assert [copy["same"] for copy in report["copies_left_out"]] == ["bytes", "samples"]
+    assert [copy["copy_of"][-6:] for copy in report["copies_left_out"]] == ["r1.csv", "r1.csv"]
 
 
 def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path, experiment, monkeypatch, capsys):
@@ -320,7 +320,7 @@ def test_muse_recordings_hold_a_copy_and_tell_faces_from_houses(tmp_path, monkey
     linear = pytest.importorskip("sklearn.discriminant_analysis")
     copies = []
     left = list(recordings.without_copies(recordings.find_recordings(MUSE / "N170/subject3"), MUSE / "N170", copies))
-    assert len(left) == 3 and copies[0]["same"] == "bytes"
+    assert len(left) == 3 and "correlation 1.000 over 120 s" in copies[0]["why"]
     images = f"house:{MUSE}/stimuli/houses,face:{MUSE}/stimuli/faces"
     settings = {"recordings": MUSE / "N170/subject1", "markers": "1:house,2:face", "images": images}
     prepare(monkeypatch, capsys, out=tmp_path / "out", **settings)
