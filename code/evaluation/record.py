@@ -141,6 +141,7 @@ def about_run(inputs: Inputs, sampled: Sampled, hashes: dict) -> dict:
         "classifier": classifier and classifier.name,
         "classifier_agrees": agreement(inputs, sampled),
         "notes": inputs.notes + sampled.notes,
+        "tensors": dict(inputs.generator.about().tensors),  # of each part, all of them loaded from its file
         "licences": dict(inputs.generator.about().licences),
     }
     return about_trials(inputs.trials, inputs.opened_at) | machine(inputs.device) | facts

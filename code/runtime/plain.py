@@ -12,12 +12,13 @@ import math
 import reprlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
-from runtime.errors import UserError
+from runtime.errors import UserError, as_sentence, first_line
 
 T = TypeVar("T")
 LARGEST_JSON = 64 << 20  # bytes; of our own files none comes near
+LARGEST_YAML = 1 << 16  # which is read at 100 kB a second; ours have 2 kB
 LARGEST_INTEGER = 1 << 63
 PARTS_A_BYTE = 8  # values that a byte of a file may stand for; without shared containers it is less than one
 
@@ -68,6 +69,13 @@ def checked(kind: type[T], value: Any, where: str, hint: str = "") -> T:
         meant = f"; is {near[0]} meant for it?" if near else f"; found {', '.join(found[:8]) or 'nothing'}"
         raise UserError(f"{where}: lacks {place}{meant}{ending}")
     raise UserError(f"{where}: {place} is {short(first['input'])}, expected {message}{ending}")
+
+
+def record(optional: dict[str, Any] | None = None, **required: Any) -> Any:
+    """A TypedDict of entries and their kinds, for `checked`."""
+    from typing_extensions import TypedDict
+
+    return TypedDict("record", required | {name: NotRequired[kind] for name, kind in (optional or {}).items()})
 
 
 @lru_cache
@@ -123,19 +131,39 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises:
         UserError: missing, no plain file, too large, not UTF-8, no JSON, or nested deeper than Python reads.
     """
-    path = Path(path)
-    if not path.is_file():
-        there = "is no plain file" if path.exists() else "no such file"
-        raise UserError(f"{path}: {there}; expected a {what} (JSON)")
-    if path.stat().st_size > LARGEST_JSON:
-        raise UserError(f"{path}: has {path.stat().st_size / 1e6:.0f} MB, more than any {what} (JSON)")
+    raw = _bytes_of(Path(path), f"{what} (JSON)", LARGEST_JSON)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(raw)
         json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be written anywhere
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a {what} ({_first_line(error)}); write it anew as JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as a {what} ({first_line(error)}); write it anew as JSON") from error
     return content
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The content of a YAML file as plain values (then `checked`): no tags, no interpolation, no merged mappings.
+
+    Raises UserError as `read_json`, or where it would be, written out, far larger than it is.
+    """
+    import yaml
+
+    raw = _bytes_of(Path(path), f"{what} (YAML)", LARGEST_YAML)
+    with as_sentence(f"{path}: cannot be read as a {what}", "write it anew as YAML"):
+        loader = yaml.SafeLoader(raw)
+        loader.flatten_mapping = lambda node: None  # merges (<<) copy: a few lines of them would fill any memory
+        content = loader.get_single_data()
+    check_extent(content, len(raw), str(path))
+    return content
+
+
+def _bytes_of(path: Path, what: str, most: int) -> bytes:
+    """What a file holds, if it is a plain one of at most `most` bytes. Raises UserError."""
+    if not path.is_file():
+        there = "is no plain file" if path.exists() else "no such file"
+        raise UserError(f"{path}: {there}; expected a {what}")
+    if path.stat().st_size > most:
+        raise UserError(f"{path}: has {path.stat().st_size / 1e6:.3g} MB, more than any {what}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a {what} ({first_line(error)})") from error
