@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from config import from_cli, setting
@@ -23,6 +23,7 @@ from generate import find_base
 from runtime import checkpoints, digests, file_kinds
 from runtime.checkpoints import check_tensors
 from runtime.errors import UserError, as_sentence
+from runtime.model_files import read_tensors
 from runtime.plain import checked, read_json, record
 
 Format = Literal["ours", "safetensors", "v1", "diffusers"]
@@ -102,8 +103,7 @@ def read_safetensors(path: Path) -> dict:
     if not beside.is_file():
         raise UserError(f"{beside}: missing; it holds the sizes of the model whose tensors are in {path.name}")
     content = checked(record(format=Literal[FORMATS]), read_json(beside, "description of tensors"), str(beside))
-    with as_sentence(f"{path}: is truncated or no safetensors file"):
-        tensors = load_file(path)
+    tensors = read_tensors(path, "a checkpoint's tensors")
     beside_model = {"no_context": tensors.pop("no_context")} if "no_context" in tensors else {}
     return check_content(content | beside_model | {"model": tensors}, path)
 

@@ -18,7 +18,7 @@ from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.published import load_base_of, read_stage_b
 from runtime import draws
-from runtime.checkpoints import on_meta
+from runtime.checkpoints import loaded, on_meta
 from runtime.devices import free_memory
 from runtime.errors import UserError, memory_ended
 from runtime.pictures import to_uint8
@@ -189,10 +189,8 @@ def load_generator(
     content = read_stage_b(checkpoint, pretrain_gm_path)
     config = content["config"]
     base = load_base_of(content, checkpoint, pretrain_gm_path)
-    maps = config["conditioner"]
-    conditioner = on_meta(
-        lambda: EEGConditioner(make_encoder(**config["encoder"]), **maps), f"{checkpoint}: the EEG conditioner"
-    )
+    what, encoder, maps = f"{checkpoint}: the EEG conditioner", config["encoder"], config["conditioner"]
+    conditioner = on_meta(lambda: EEGConditioner(make_encoder(**encoder), **maps), what)
     weights.load_trained_state(conditioner, base.unet, content["model"], str(checkpoint))
     return EEGImageGenerator(
         conditioner.eval().requires_grad_(False).to(device),
@@ -218,5 +216,5 @@ def _about(content: dict, checkpoint: Path, parts: dict[str, nn.Module]) -> Abou
     training = content.get("run", {})
     hashes = {"base_sha256": content["base"]["sha256"], "stage_a_sha256": training.get("stage_a_sha256")}
     licences = {"Stable Diffusion 1.5": "CreativeML OpenRAIL-M"}
-    tensors = {name: len(part.state_dict()) for name, part in parts.items()}
+    tensors = {name: loaded(part) for name, part in parts.items()}
     return About(checkpoint.name, content["config"]["img_size"], hashes, training, licences, tensors)

@@ -14,7 +14,7 @@ from dc_ldm import weights
 from dc_ldm.weights import CONDITIONER_PREFIX, UNET_PREFIX, VAE_PREFIX, Base, part
 from runtime import checkpoints
 from runtime.checkpoints import check_finite, check_state, check_tensors
-from runtime.contents import Depth, Positive, Side, Size, TrainedOn, check_training
+from runtime.contents import Depth, Positive, Side, Size, TrainedOn, Training
 from runtime.errors import UserError, as_sentence
 from runtime.file_kinds import OURS_A, OURS_B, PUBLISHED_A, PUBLISHED_B, expect
 from runtime.plain import checked, record
@@ -27,15 +27,16 @@ _SIDE = Annotated[Side, Field(multiple_of=8)]
 _ENCODER = dict.fromkeys(("n_chans", "n_times", "patch_size", "embed_dim", "num_heads"), Size)
 _ENCODER |= {"depth": Depth, "mlp_ratio": Positive}
 _DECODER = {"decoder_embed_dim": Size, "decoder_depth": Depth, "decoder_num_heads": Size}
-STAGE_A = record(model=dict, config=record(**_ENCODER, **_DECODER), input=TrainedOn)
-_MAPS = record(context_dim=Size, clip_dim=Size, clip_head=Literal["tokens", "condition"])
+STAGE_A = record({"run": Training}, model=dict, config=record(_DECODER, **_ENCODER), input=TrainedOn)
+_MAPS = record({"clip_head": Literal["tokens", "condition"]}, context_dim=Size, clip_dim=Size)
 _NETWORKS = {"unet": record(**weights.UNET_KINDS, use_time_cond=bool), "vae": record(**weights.VAE_KINDS)}
 _NETWORKS |= {"encoder": record(**_ENCODER), "conditioner": _MAPS}
 _CONFIG = record(**_NETWORKS, **weights.NOISE_KINDS, img_size=_SIDE, cond_drop=Annotated[float, Field(ge=0, lt=1)])
-_BASE = record(
-    name=Annotated[str, Field(pattern=r"^[^/\\\x00]+$")], sha256=Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+_NAME, _HASH = (Annotated[str, Field(pattern=form)] for form in (r"^[^/\\\x00]+$", "^([0-9a-f]{64})?$"))
+_BASE = record(name=_NAME, sha256=_HASH)
+STAGE_B = record(
+    {"run": Training}, model=dict, config=_CONFIG, no_context=InstanceOf[Tensor], base=_BASE, input=TrainedOn
 )
-STAGE_B = record(model=dict, config=_CONFIG, no_context=InstanceOf[Tensor], base=_BASE, input=TrainedOn)
 FORMATS = ("eeg-mae-1", weights.FORMAT)
 GIVEN = record({"num_heads": Size, "decoder_num_heads": Size, "img_size": _SIDE})
 CONTEXT_LENGTH = 77  # tokens of Stable Diffusion 1.5's condition
@@ -55,7 +56,6 @@ def check_content(content: dict, path: str | Path) -> dict:
     checked(record(format=Literal[FORMATS]), content, str(path))
     stage_b = content["format"] == weights.FORMAT
     checked(STAGE_B if stage_b else STAGE_A, content, str(path), "is it a whole checkpoint?")
-    check_training(content.get("run", {}), str(path))
     check_tensors(content["model"], f"{path}: model")
     if stage_b:
         condition = torch.empty(CONTEXT_LENGTH, content["config"]["conditioner"]["context_dim"], device="meta")

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dc_ldm.models.autoencoder import AutoencoderKL
@@ -19,8 +18,9 @@ from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints, digests
 from runtime.checkpoints import check_finite, check_state, check_tensors, load_strictly, on_meta
 from runtime.contents import Positive, Size
-from runtime.errors import UserError, as_sentence
+from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_A, PUBLISHED_B, SD1, UNKNOWN, expect, file_kind, names_in
+from runtime.model_files import read_tensors
 from runtime.plain import checked, read_yaml, record
 
 FORMAT = "eeg-ldm-1"
@@ -167,11 +167,8 @@ def read_base(path: str | Path) -> dict[str, Tensor]:
     """UNet and autoencoder of v1-5-pruned in either file format, nothing executed. Raises UserError."""
     what = "Stable Diffusion checkpoint (v1-5-pruned)"
     expect(path, (SD1,), what)
-    if Path(path).suffix == ".safetensors":
-        with as_sentence(f"{path}: is truncated or no safetensors file of a {what}"):
-            content = load_file(path)
-    else:
-        content = read_foreign(path, what)
+    read = read_tensors if Path(path).suffix == ".safetensors" else read_foreign
+    content = read(Path(path), what)
     return known_part(content.get("state_dict", content), (UNET_PREFIX, VAE_PREFIX), SD1, path)
 
 

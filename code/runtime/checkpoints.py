@@ -157,10 +157,8 @@ def check_finite(state: dict[str, Tensor], what: str) -> None:
     """Raise UserError where weights are NaN or infinite. One pass over them: 2 s for 4 billion."""
     numbers = {name: v for name, v in state.items() if v.is_floating_point() and v.numel() and not v.is_meta}
     if bad := [name for name, v in numbers.items() if not all(edge.isfinite() for edge in v.aminmax())]:
-        raise UserError(
-            f"{what}: {len(bad)} of {len(state)} tensors hold NaN or infinite numbers (first: {', '.join(bad[:10])}); "
-            "it is damaged, or its training failed: copy it again, or take an earlier one"
-        )
+        found = f"{len(bad)} of {len(state)} tensors hold NaN or infinite numbers (first: {', '.join(bad[:10])})"
+        raise UserError(f"{what}: {found}; copy it again, or take an earlier one")
 
 
 def on_meta(build: Callable[[], nn.Module], what: str) -> nn.Module:
@@ -187,4 +185,10 @@ def load_strictly(module: nn.Module, state: Any, what: str) -> None:
     converted = {name: value.to(own[name].dtype) for name, value in state.items()}
     check_finite(converted, what)
     module.load_state_dict(converted, assign=any(value.is_meta for value in own.values()))
-    print(f"{what}: {len(converted)} of {len(own)} tensors loaded")
+    print(f"{what}: {loaded(module)} tensors loaded")
+
+
+def loaded(*modules: nn.Module) -> str:
+    """How many tensors networks have that were loaded, as all are here, strictly: n of n."""
+    count = sum(len(module.state_dict()) for module in modules)
+    return f"{count} of {count}"

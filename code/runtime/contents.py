@@ -1,11 +1,11 @@
 """Kinds of what model files of any system say beside their tensors, for `plain.checked`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from runtime.plain import checked, record
+from runtime.plain import record
 
 Size = Annotated[int, Field(ge=1, le=1 << 20)]  # of a layer, or how many of something
 Depth = Annotated[int, Field(ge=0, le=200)]  # layers in a row
@@ -19,11 +19,6 @@ Span = Annotated[Sequence[Finite], Field(min_length=2, max_length=2)]
 
 # `input`: the EEG that a network was trained on
 TrainedOn = record({"sfreq": Positive | None, "window": Span | None, "ch_names": Sequence[str] | None}, scale=Factor)
-# `run` of a training that names its trials, of which stage C asks whether it now tests them
-_Positions = dict[str, Sequence[Annotated[int, Field(ge=0)]]]
-OnTrials = record(positions=_Positions, split=record(eeg_sha256=str))
-
-
-def check_training(run: Any, where: str) -> None:
-    """Refuse a `run` entry that stage C could not compare with its test trials: UserError."""
-    checked(OnTrials if isinstance(run, dict) and "positions" in run else dict, run, f"{where}: run")
+# `run`: of a training that names its trials, stage C asks whether it now tests them
+_POSITIONS = dict[str, Sequence[Annotated[int, Field(ge=0)]]]
+Training = record({"positions": _POSITIONS, "split": record(eeg_sha256=str)})

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # How torch, numpy and the system say of a CPU that memory ended; of a GPU torch says "out of memory"
+LESS = "ask for smaller batches, pictures or networks, or use another device; check_setup --plan tells what takes it"
 MEMORY_ENDED = ("allocate memory", "out of memory", "Storage size calculation overflowed", "bad_alloc")
 
 
@@ -31,10 +32,7 @@ def within_memory() -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         if not memory_ended(error):
             raise
-        raise UserError(
-            f"not enough memory ({first_line(error)}): ask for smaller batches, pictures or networks, or use another "
-            "device; run.py check_setup --plan tells what takes how much"
-        ) from error
+        raise UserError(f"not enough memory ({first_line(error)}): {LESS}") from error
 
 
 @contextmanager

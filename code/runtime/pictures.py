@@ -6,7 +6,6 @@ Shapes: N pictures, S pictures of a trial, H x W pixels.
 from __future__ import annotations
 
 import io
-import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # whose colours 8-bit RGB can tell
 MOST_PIXELS = 1 << 25  # 1 GB as float64, in which pictures are resized
 LEAST_SIDE, LONGEST = 8, 32  # pixels; times the shorter side
-LARGEST_FILE = 1 << 28  # bytes
 
 
 def decoded(path: str | Path, sketch: bool = False) -> Image.Image:
@@ -41,12 +39,10 @@ def decoded(path: str | Path, sketch: bool = False) -> Image.Image:
         UserError: missing, no plain file, truncated, none of FORMATS, of absurd size, transparent in part, or of
             numbers that 8-bit RGB cannot hold.
     """
-    advice = "copy it again, or run again what made it"
-    with as_sentence(f"{path}: cannot be read as a whole picture", advice), warnings.catch_warnings(action="ignore"):
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
-            found = f"has {status.st_size / 1e6:.0f} MB" if stat.S_ISREG(status.st_mode) else "is no plain file"
-            raise UserError(f"{path}: {found}; expected a picture")
+    problem, advice = f"{path}: cannot be read as a whole picture", "copy it again, or run again what made it"
+    with as_sentence(problem, advice), warnings.catch_warnings(action="ignore"):
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"{path}: is no plain file, expected a picture")
         with Image.open(path, formats=FORMATS) as image:
             _check_opened(image, path)
             if sketch:
@@ -61,9 +57,9 @@ def _check_opened(image: Image.Image, path: str | Path) -> None:
     """What can be told before a picture takes memory. Raises UserError, as `decoded`."""
     short, long = sorted(image.size)
     if short < LEAST_SIDE or long > LONGEST * short or short * long > MOST_PIXELS:
+        most = f"{MOST_PIXELS / 1e6:.0f} million in all at most, no side {LONGEST} times the other"
         raise UserError(
-            f"{path}: has {image.width} x {image.height} pixels; a picture has {LEAST_SIDE} a side or more, "
-            f"{MOST_PIXELS / 1e6:.0f} million in all at most, and no side {LONGEST} times the other"
+            f"{path}: has {image.width} x {image.height} pixels, expected {LEAST_SIDE} a side or more, {most}"
         )
     if image.mode not in MODES:
         raise UserError(f"{path}: holds {image.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")

@@ -21,11 +21,12 @@ from runtime import checkpoints, digests
 from runtime.checkpoints import check_state, load_strictly, on_meta
 from runtime.contents import Colour, Deviations, Finite, Side, Size
 from runtime.errors import UserError, as_sentence
-from runtime.model_folders import shapes_in
+from runtime.model_files import read_tensors
 from runtime.pictures import read_pictures
 from runtime.plain import checked, read_json, record
 
 # config.json of a classifier's folder; no timm name of the hub or of a folder
+OTHER_WEIGHTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 DESCRIBED = record(
     {"model_args": dict[str, str | int | Finite | bool | None | Sequence[int | Finite | str]]},
     architecture=Annotated[str, Field(pattern=r"^\w[\w.]*$")], num_classes=Size, img_size=Side, mean=Colour,
@@ -92,16 +93,12 @@ class PictureClassifier:
 def read_described(path: Path) -> dict[str, Any]:
     """A classifier's config.json, checked. Raises UserError."""
     config = checked(DESCRIBED, read_json(path, "classifier's description"), str(path))
-    if other := [
-        name for name in config.get("model_args", {}) if name.startswith(("pretrained", "checkpoint", "cache"))
-    ]:
+    if other := sorted(OTHER_WEIGHTS & config.get("model_args", {}).keys()):
         raise UserError(f"{path}: model_args has {', '.join(other)}, but weights come from model.safetensors alone")
     count, ids, names = config["num_classes"], config["classes"], config["names"]
     if not count == len(ids) == len(set(ids)) == len(names):
-        raise UserError(
-            f"{path}: num_classes={count}, but there are {len(ids)} classes, {len(set(ids))} of them different, and "
-            f"{len(names)} names; each class needs an id of its own and a name"
-        )
+        found = f"{len(ids)} classes, of which {len(set(ids))} are different, and {len(names)} names"
+        raise UserError(f"{path}: num_classes is {count}, but there are {found}")
     return config
 
 
@@ -112,21 +109,19 @@ def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
         UserError: a file is missing, or does not describe a network, or the weights are of another one.
     """
     import timm
-    from safetensors.torch import load_file
 
     weights = folder / "model.safetensors"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}/config.json: no such file; a classifier is a folder with it and model.safetensors")
     config = read_described(folder / "config.json")
     arguments = config.get("model_args", {}) | {"num_classes": config["num_classes"], "pretrained": False}
-    build, kind = partial(timm.create_model, config["architecture"], **arguments), f"as {config['architecture']}"
-    check_state(
-        on_meta(build, f"{folder}/config.json: {kind}").state_dict(),
-        shapes_in(weights, "a classifier"), f"{weights}: {kind}, the classifier",
-    )  # fmt: skip
-    with as_sentence(f"{weights}: cannot be read as {config['architecture']}"):
-        model, state = build(), load_file(weights)
-    load_strictly(model, state, f"{weights}: {kind}, the classifier")
+    kind, what = f"as {config['architecture']}", f"{weights}: as {config['architecture']}, the classifier"
+    build = partial(timm.create_model, config["architecture"], **arguments)
+    empty = on_meta(build, f"{folder}/config.json: {kind}").state_dict()
+    state = read_tensors(weights, "a classifier")
+    check_state(empty, state, what)
+    model = build()
+    load_strictly(model, state, what)
     name, head = f"{folder.name} ({config['architecture']})", model.get_classifier()
     described = [config[key] for key in ("img_size", "mean", "std", "classes", "names")]
     with as_sentence(f"{folder}/config.json: {kind} and with img_size={config['img_size']} it takes no picture"):

@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import PIL.Image
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, new
 from torch import Tensor
 
-from runtime.checkpoints import check_finite
+from runtime.checkpoints import check_finite, loaded
 from runtime.errors import UserError, as_sentence
 from vision.clip_files import OPEN_CLIP, clip_files, fetch_clip, read_facts
 
@@ -39,12 +38,10 @@ class FrozenCLIP:
             # Only safetensors: a pickled weight file could run code.
             options = {"use_safetensors": True, "dtype": torch.float32, "local_files_only": True}
             self.model = CLIPModel.from_pretrained(folder, **options)
-            pixels = self._pixels([PIL.Image.new("RGB", (8, 8))])
-        wanted = self.model.config.vision_config.image_size
-        if pixels.shape != (1, 3, wanted, wanted):
+            made, taken = self._pixels([new("RGB", (8, 8))]).shape[-1], self.model.config.vision_config.image_size
+        if made != taken:
             raise UserError(
-                f"{folder}/preprocessor_config.json makes pictures of {tuple(pixels.shape[2:])} pixels, and the model "
-                f"takes {wanted}; give the one that belongs to it"
+                f"{folder}/preprocessor_config.json: makes pictures of {made} pixels, the model takes {taken}"
             )
         self.model.to(self.device).eval().requires_grad_(False)
         _loaded(self.model, f"{folder}/model.safetensors: CLIP")
@@ -129,6 +126,5 @@ class OpenCLIP:
 
 def _loaded(model: torch.nn.Module, what: str) -> None:
     """Say how many tensors were loaded by a library that, as asked or told, loads all or none. Raises UserError."""
-    state = model.state_dict()
-    check_finite(state, what)
-    print(f"{what}: {len(state)} of {len(state)} tensors loaded")
+    check_finite(model.state_dict(), what)
+    print(f"{what}: {loaded(model)} tensors loaded")

@@ -12,7 +12,7 @@ from runtime.checkpoints import check_state, on_meta
 from runtime.contents import Colour, Depth, Deviations, Positive, Side, Size
 from runtime.errors import UserError, as_sentence
 from runtime.findings import NOTE, Findings
-from runtime.model_folders import check_local, shapes_in
+from runtime.model_files import check_local, read_tensors
 from runtime.plain import checked, read_json, record
 
 OPEN_CLIP = "open_clip:"
@@ -27,9 +27,7 @@ TOWER = record(_TOWER)
 _TOKENIZERS = Literal["CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"]
 _LOOK = {"image_mean": Colour, "image_std": Deviations, "rescale_factor": Positive, "size": _SIZES, "crop_size": _SIZES}
 KINDS = {
-    "config.json": record(
-        {"text_config": TOWER | None, "vision_config": TOWER | None, "projection_dim": Size}, model_type=Literal["clip"]
-    ),
+    "config.json": record({"projection_dim": Size}, model_type=Literal["clip"]),
     "preprocessor_config.json": record(_LOOK),
     "tokenizer_config.json": record({"tokenizer_class": _TOKENIZERS}),
 }
@@ -86,10 +84,10 @@ def read_facts(name: str | Path, paths: list[Path]) -> tuple[int, int]:
             checked(kind, read_json(folder / file, "part of a CLIP model"), str(folder / file))
     with as_sentence(f"{folder / FILES[0]}: does not describe a CLIP model"):
         config = CLIPConfig.from_pretrained(folder, local_files_only=True)
-        for tower in (config.text_config, config.vision_config):  # earlier files say it in more than one place
-            checked(TOWER, tower.to_dict(), str(folder / FILES[0]))
+    towers = {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
+    checked(record(text_config=TOWER, vision_config=TOWER), towers, str(folder / FILES[0]))
     model = on_meta(lambda: CLIPModel(config), str(folder / FILES[0]))
-    there = shapes_in(weights, "a CLIP model")
-    counters = [key for key in there if key.endswith("position_ids")]  # of earlier files; they are made anew
-    check_state(model.state_dict(), {k: v for k, v in there.items() if k not in counters}, f"{weights}: as CLIP")
+    there = read_tensors(weights, "a CLIP model").items()
+    state = {k: v for k, v in there if not k.endswith("position_ids")}  # of earlier files; they are made anew
+    check_state(model.state_dict(), state, f"{weights}: as CLIP")
     return config.projection_dim, sum(p.numel() for p in model.parameters())

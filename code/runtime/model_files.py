@@ -1,10 +1,9 @@
-"""Folders of networks in other libraries' formats: local, without code, weighed before they take any memory."""
+"""Files of networks in formats of other libraries: local, without code, of sizes that a network has."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from runtime.errors import UserError, as_sentence
@@ -13,6 +12,7 @@ from runtime.plain import read_json, short
 # Entries by which a folder of transformers or diffusers has code run, or is told to fetch other files
 ELSEWHERE = {"auto_map", "custom_pipeline", "custom_pipelines", "custom_generate", "trust_remote_code"}
 ELSEWHERE |= {"quantization_config", "kernel_config", "use_kernels", "base_model_name_or_path"}
+LARGEST = 1 << 20  # of any size or number of labels; what a tokenizer says of its longest text means no limit
 OWN_ATTENTION = (None, "eager", "sdpa")  # others are compiled kernels, from the hub where they are not installed
 
 
@@ -20,14 +20,12 @@ def check_local(folder: Path) -> None:
     """Refuse a model's folder whose JSON files cannot be read, or ask for code or files from elsewhere: UserError."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         content = read_json(path, "part of a model")
-        if not path.name.endswith(("config.json", "model_index.json")):
-            continue  # vocabularies, which may hold any word
-        for key, value in _entries(content):
+        described = path.name.endswith(("config.json", "model_index.json"))  # others: vocabularies, of any words
+        for key, value in _entries(content) if described else ():
             if (key in ELSEWHERE and value) or ("attn_implementation" in key and value not in OWN_ATTENTION):
-                raise UserError(
-                    f"{path}: {key} is {short(value)}, which asks for code or files from elsewhere; a folder is read "
-                    "as it is, and nothing in it runs: remove that entry"
-                )
+                raise UserError(f"{path}: {key} asks for code or files from elsewhere ({short(value)}): remove it")
+            if isinstance(value, int) and value > LARGEST and key != "model_max_length":
+                raise UserError(f"{path}: {key} is {short(value)}, more than any network has")
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
@@ -40,13 +38,11 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
         stack += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
 
 
-def shapes_in(path: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file on the meta device, as its header describes them. Raises UserError."""
-    from safetensors import safe_open
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped: none is read before it is used. Raises UserError."""
+    from safetensors.torch import load_file
 
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected {what}")
-    with as_sentence(f"{path}: is truncated or no safetensors file of {what}"), safe_open(path, "pt") as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        kinds = {name: torch.float32 if "F" in part.get_dtype() else torch.int64 for name, part in parts.items()}
-        return {n: torch.empty(part.get_shape(), dtype=kinds[n], device="meta") for n, part in parts.items()}
+    with as_sentence(f"{path}: is truncated or no safetensors file of {what}"):
+        return load_file(path)
