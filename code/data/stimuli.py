@@ -43,8 +43,8 @@ def leave_out_missing(trials: Mapping, root: str | Path, allow_missing: int = 0)
     if len(unknown) > limit:
         first = image_path(root, unknown[0])
         raise UserError(
-            f"{first}: missing or corrupt, {len(unknown)} of {len(names)} pictures "
-            f"({faults[unknown[0]].removeprefix(f'{first}: ')}); at most {limit} may be left out "
+            f"{first}: missing or corrupt, {len(unknown)} of {len(names)} pictures; the first "
+            f"{faults[unknown[0]].removeprefix(f'{first}: ')}; at most {limit} may be left out "
             f"(allow_missing={len(unknown)} allows these); {_missing_classes(root, names)}"
         )
     if not missing:

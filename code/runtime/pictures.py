@@ -24,7 +24,7 @@ from runtime.errors import UserError, as_sentence
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # whose colours 8-bit RGB can tell
 MOST_PIXELS = 1 << 25  # 1 GB as float64, in which pictures are resized
-LEAST_SIDE, LONGEST = 8, 32  # pixels; times the shorter side
+LEAST_SIDE, LONGEST = 4, 32  # pixels; times the shorter side
 
 
 def decoded(path: str | Path, sketch: bool = False) -> Image.Image:
@@ -41,8 +41,10 @@ def decoded(path: str | Path, sketch: bool = False) -> Image.Image:
     """
     problem, advice = f"{path}: cannot be read as a whole picture", "copy it again, or run again what made it"
     with as_sentence(problem, advice), warnings.catch_warnings(action="ignore"):
-        if Path(path).exists() and not Path(path).is_file():
-            raise UserError(f"{path}: is no plain file, expected a picture")
+        if not Path(path).is_file():
+            raise UserError(
+                f"{path}: {'is no plain file' if Path(path).exists() else 'no such file'}; expected a picture"
+            )
         with Image.open(path, formats=FORMATS) as image:
             _check_opened(image, path)
             if sketch:

@@ -10,15 +10,17 @@ import difflib
 import json
 import math
 import reprlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
 
-from runtime.errors import UserError, as_sentence, first_line
+from runtime.errors import UserError
 
 T = TypeVar("T")
 LARGEST_JSON = 64 << 20  # bytes; of our own files none comes near
-LARGEST_YAML = 1 << 16  # which is read at 100 kB a second; ours have 2 kB
+# bytes of a YAML file, how many parts it may have, characters of a value, lists in lists
+LARGEST_YAML, MOST_PARTS, LONGEST_VALUE, DEEPEST = 2 << 20, 100_000, 10_000, 20
 LARGEST_INTEGER = 1 << 63
 PARTS_A_BYTE = 8  # values that a byte of a file may stand for; without shared containers it is less than one
 
@@ -122,48 +124,60 @@ def _inside(value: Any) -> list | None:
     return list(value) if isinstance(value, list | tuple | set | frozenset) else None
 
 
-def read_json(path: str | Path, what: str) -> Any:
+def read_json(path: str | Path, what: str, hint: str = "write it anew as JSON") -> Any:
     """The content of a JSON file, whatever its type (then `checked`).
 
     Args:
         what: name of the wanted file in error messages, for example "manifest".
+        hint: what to do, at the end of the message about a damaged file.
 
     Raises:
         UserError: missing, no plain file, too large, not UTF-8, no JSON, or nested deeper than Python reads.
     """
-    raw = _bytes_of(Path(path), f"{what} (JSON)", LARGEST_JSON)
-    try:
-        content = json.loads(raw)
+
+    def parse(text: bytes) -> Any:
+        content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be written anywhere
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as a {what} ({first_line(error)}); write it anew as JSON") from error
-    return content
+        return content
+
+    return _read(Path(path), f"{what} (JSON)", LARGEST_JSON, parse, hint)
 
 
-def read_yaml(path: str | Path, what: str) -> Any:
-    """The content of a YAML file as plain values (then `checked`): no tags, no interpolation, no merged mappings.
+def read_yaml(path: str | Path, what: str, hint: str = "write it anew as YAML") -> Any:
+    """The content of a YAML file of plain values, whatever its type (then `checked`); arguments as `read_json`'s.
 
-    Raises UserError as `read_json`, or where it would be, written out, far larger than it is.
+    Raises:
+        UserError: as `read_json`; a tag that asks for more than plain values; an alias, by which a small file stands
+            for an endless one.
     """
-    import yaml
+    import yaml  # pulls in its C parser, which few commands need
 
-    raw = _bytes_of(Path(path), f"{what} (YAML)", LARGEST_YAML)
-    with as_sentence(f"{path}: cannot be read as a {what}", "write it anew as YAML"):
-        loader = yaml.SafeLoader(raw)
-        loader.flatten_mapping = lambda node: None  # merges (<<) copy: a few lines of them would fill any memory
-        content = loader.get_single_data()
-    check_extent(content, len(raw), str(path))
-    return content
+    def parse(text: bytes) -> Any:
+        depth = 0
+        try:
+            for count, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                large = len(getattr(event, "value", "")) > LONGEST_VALUE or count > MOST_PARTS or depth > DEEPEST
+                if large or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                    kind = "more, longer or deeper values than it may hold" if large else "an alias or a tag"
+                    raise ValueError(f"line {event.start_mark.line + 1}: {kind}")
+            return yaml.load(text, Loader=yaml.CSafeLoader)
+        except (yaml.YAMLError, ArithmeticError) as error:
+            raise ValueError(_first_line(error)) from error
+
+    return _read(Path(path), f"{what} (YAML)", LARGEST_YAML, parse, hint)
 
 
-def _bytes_of(path: Path, what: str, most: int) -> bytes:
-    """What a file holds, if it is a plain one of at most `most` bytes. Raises UserError."""
+def _read(path: Path, what: str, largest: int, parse: Callable[[bytes], Any], hint: str) -> Any:
     if not path.is_file():
-        there = "is no plain file" if path.exists() else "no such file"
-        raise UserError(f"{path}: {there}; expected a {what}")
-    if path.stat().st_size > most:
-        raise UserError(f"{path}: has {path.stat().st_size / 1e6:.3g} MB, more than any {what}")
+        raise UserError(f"{path}: {'is no plain file' if path.exists() else 'no such file'}; expected a {what}")
+    if path.stat().st_size > largest:
+        raise UserError(f"{path}: has {path.stat().st_size / 1e6:.0f} MB, more than any {what}")
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as a {what} ({first_line(error)})") from error
+        return parse(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a {what} ({_first_line(error)}); {hint}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

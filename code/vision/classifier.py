@@ -127,7 +127,7 @@ def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
     with as_sentence(f"{folder}/config.json: {kind} and with img_size={config['img_size']} it takes no picture"):
         model.reset_classifier(0)  # the model now ends in what its last layer was given
         classifier = PictureClassifier(name, digests.sha256(weights), model, head, *described, device)
-        classifier(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+        head(model(classifier.pixels(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device))))
     return classifier
 
 
