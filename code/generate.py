@@ -18,6 +18,7 @@ from runtime.devices import compile_in_place, pick_device, pick_dtype
 from runtime.digests import sha256
 from runtime.errors import UserError
 from runtime.file_kinds import OURS_B, PUBLISHED_B, UNKNOWN, expect, file_kind
+from runtime.plain import short
 from runtime.sampling import Sampling
 from sc_mbm.mae_for_eeg import EEGEncoder
 from vision.clip import FrozenCLIP, OpenCLIP
@@ -58,13 +59,13 @@ def format_of(checkpoint: str | Path) -> str:
         name = read_plain(checkpoint, wanted).get("format")
     except UserError as error:
         problem = error
-    if name in SYSTEMS:
+    if isinstance(name, str) and name in SYSTEMS:
         return name
     if kind != UNKNOWN:
         expect(checkpoint, (OURS_B, PUBLISHED_B), wanted)
     if problem:
         raise problem
-    raise UserError(f"{checkpoint}: has {f'format {name!r}' if name else 'no format field'}; expected a {wanted}")
+    raise UserError(f"{checkpoint}: has {f'format {short(name)}' if name else 'no format field'}; expected a {wanted}")
 
 
 def dreamdiffusion(

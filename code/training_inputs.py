@@ -170,8 +170,10 @@ def open_stage_a(cfg: FinetuneConfig, path: Path | None) -> StageA:
         return StageA(EEGEncoder(**sizes), sizes, cfg.eeg_scale or 1.0)
     content = read_stage_a(path)
     sizes = {name: content["config"][name] for name in ENCODER_SIZES}
+    state, what = encoder_state(content["model"]), f"{path}: the encoder"
+    checkpoints.check_state(checkpoints.on_meta(lambda: EEGEncoder(**sizes), what).state_dict(), state, what)
     encoder = EEGEncoder(**sizes)
-    checkpoints.load_strictly(encoder, encoder_state(content["model"]), f"{path}: the encoder")
+    checkpoints.load_strictly(encoder, state, what)
     scale = cfg.eeg_scale or float(content["input"]["scale"])
     return StageA(encoder, sizes, scale, digests.sha256(path), content["input"].get("excludes_test"))
 

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from config import from_cli, setting
 from dc_ldm import weights
-from dc_ldm.published import load_base_of, read_stage_a, read_stage_b
+from dc_ldm.published import FORMATS, check_content, load_base_of, read_stage_a, read_stage_b
 from generate import find_base
 from runtime import checkpoints, digests, file_kinds
-from runtime.errors import UserError
+from runtime.checkpoints import check_tensors
+from runtime.errors import UserError, as_sentence
+from runtime.model_files import read_tensors
+from runtime.plain import checked, read_json, record
 
 Format = Literal["ours", "safetensors", "v1", "diffusers"]
 FACTS = "eeg_ldm"  # the entry of a v1-layout file that holds what makes it ours again
@@ -41,8 +44,8 @@ class ConvertConfig:
 
 def main() -> None:
     cfg = from_cli(ConvertConfig)
-    if not cfg.checkpoint or not cfg.out:
-        raise UserError("checkpoint= and out= must be given; see --help")
+    if not cfg.checkpoint or not cfg.out or "\0" in cfg.out:
+        raise UserError("checkpoint= and out= must be given, as paths; see --help")
     written = [Path(cfg.out)] + ([Path(cfg.out).with_suffix(".json")] if cfg.to == "safetensors" else [])
     if there := [path for path in written if path.exists()]:
         raise UserError(f"out={there[0]} exists; choose another name")
@@ -88,8 +91,10 @@ def write_safetensors(content: dict, cfg: ConvertConfig) -> None:
         raise UserError(f"{cfg.checkpoint} carries its own base; convert it with to=ours first")
     tensors = content["model"] | {k: v for k, v in content.items() if isinstance(v, Tensor)}
     rest = {name: value for name, value in content.items() if name != "model" and not isinstance(value, Tensor)}
+    with as_sentence(f"{cfg.checkpoint}: holds what JSON cannot", "convert it to another format"):
+        description = json.dumps(rest, indent=1)
     save_tensors(tensors, Path(cfg.out))
-    checkpoints.write_text(Path(cfg.out).with_suffix(".json"), json.dumps(rest, indent=1))
+    checkpoints.write_text(Path(cfg.out).with_suffix(".json"), description)
 
 
 def read_safetensors(path: Path) -> dict:
@@ -97,11 +102,10 @@ def read_safetensors(path: Path) -> dict:
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise UserError(f"{beside}: missing; it holds the sizes of the model whose tensors are in {path.name}")
-    content, tensors = json.loads(beside.read_text()), load_file(path)
-    if "format" not in content:
-        raise UserError(f"{beside}: is not the description that belongs to {path.name}")
+    content = checked(record(format=Literal[FORMATS]), read_json(beside, "description of tensors"), str(beside))
+    tensors = read_tensors(path, "a checkpoint's tensors")
     beside_model = {"no_context": tensors.pop("no_context")} if "no_context" in tensors else {}
-    return content | beside_model | {"model": tensors}
+    return check_content(content | beside_model | {"model": tensors}, path)
 
 
 def write_v1(content: dict, cfg: ConvertConfig) -> None:
@@ -118,9 +122,9 @@ def write_v1(content: dict, cfg: ConvertConfig) -> None:
 def read_v1(path: Path) -> dict:
     """Inverse of `write_v1`. Raises UserError for a file that it did not write."""
     content = checkpoints.read_plain(path, "checkpoint in the v1 layout")
-    if FACTS not in content:
-        raise UserError(f"{path}: has no entry {FACTS}; it was not written by this script")
-    facts, state = content[FACTS], content["state_dict"]
+    checked(record(**{FACTS: dict, "state_dict": dict}), content, str(path), "it was not written by this command")
+    facts, state = content[FACTS], check_tensors(content["state_dict"], str(path))
+    check_content(facts | {"model": state}, path)
     if not facts["base"]["sha256"]:  # made from the published checkpoint, which carries its own base
         config = {f.name: facts["config"][f.name] for f in fields(weights.BaseSizes)}
         config["unet"] = {name: config["unet"][name] for name in weights.UNET_SIZES}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
 from runtime.errors import UserError
-from runtime.pictures import readable
+from runtime.pictures import fault, readable
 
 # corrupt in the copy of ImageNet-EEG's pictures that is handed around (the published repository's issue 41)
 KNOWN_CORRUPT = frozenset({"n03452741_17620"})
@@ -36,13 +36,16 @@ def leave_out_missing(trials: Mapping, root: str | Path, allow_missing: int = 0)
     if not root.is_dir():
         classes = _missing_classes(root, names) if names else "the trials will tell which"
         raise UserError(f"{root}: no such folder; it should hold pictures, <wnid>/<wnid>_<number>.JPEG; {classes}")
-    missing = [name for name in names if not readable(image_path(root, name))]
+    faults = {name: fault(image_path(root, name)) for name in names}
+    missing = [name for name, said in faults.items() if said]
     limit = max(allow_missing, int(TOLERATED_SHARE * len(names)))
     unknown = [name for name in missing if name not in KNOWN_CORRUPT]
     if len(unknown) > limit:
+        first = image_path(root, unknown[0])
         raise UserError(
-            f"{image_path(root, unknown[0])}: missing or corrupt, {len(unknown)} of {len(names)} pictures; at most "
-            f"{limit} may be left out (allow_missing={len(unknown)} allows these); {_missing_classes(root, names)}"
+            f"{first}: missing or corrupt, {len(unknown)} of {len(names)} pictures; the first "
+            f"{faults[unknown[0]].removeprefix(f'{first}: ')}; at most {limit} may be left out "
+            f"(allow_missing={len(unknown)} allows these); {_missing_classes(root, names)}"
         )
     if not missing:
         return dict(trials), []

@@ -18,8 +18,9 @@ from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from dc_ldm.published import load_base_of, read_stage_b
 from runtime import draws
+from runtime.checkpoints import loaded, on_meta
 from runtime.devices import free_memory
-from runtime.errors import UserError
+from runtime.errors import UserError, memory_ended
 from runtime.pictures import to_uint8
 from runtime.sampling import PAPER, Sampling
 from runtime.system import About, Drawing, EEGInput, Shown
@@ -103,7 +104,9 @@ class EEGImageGenerator:
         try:
             parts = zip(context.split(n), seeds.split(n), strict=True)
             return torch.cat([self._sample(some, own.tolist(), sampling) for some, own in parts])
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not memory_ended(error):
+                raise
             smaller = f"batch_size={min(fitting, n // 2)} should" if n > 1 else "another device or size may"
             raise UserError(f"{n} pictures at once do not fit in the memory of {self.device}; {smaller}") from error
 
@@ -186,8 +189,8 @@ def load_generator(
     content = read_stage_b(checkpoint, pretrain_gm_path)
     config = content["config"]
     base = load_base_of(content, checkpoint, pretrain_gm_path)
-    with torch.device("meta"):
-        conditioner = EEGConditioner(make_encoder(**config["encoder"]), **config["conditioner"])
+    what, encoder, maps = f"{checkpoint}: the EEG conditioner", config["encoder"], config["conditioner"]
+    conditioner = on_meta(lambda: EEGConditioner(make_encoder(**encoder), **maps), what)
     weights.load_trained_state(conditioner, base.unet, content["model"], str(checkpoint))
     return EEGImageGenerator(
         conditioner.eval().requires_grad_(False).to(device),
@@ -198,7 +201,7 @@ def load_generator(
         base.sizes.scale_factor,
         guidable=config["cond_drop"] > 0,
         input=_input(content),
-        made_from=_about(content, Path(checkpoint)),
+        made_from=_about(content, Path(checkpoint), {"conditioner": conditioner, "unet": base.unet, "vae": base.vae}),
         base_folder=Path(pretrain_gm_path),
     )
 
@@ -209,8 +212,9 @@ def _input(content: dict) -> EEGInput:
     return EEGInput(**sizes, scale=content["input"]["scale"], **known)
 
 
-def _about(content: dict, checkpoint: Path) -> About:
+def _about(content: dict, checkpoint: Path, parts: dict[str, nn.Module]) -> About:
     training = content.get("run", {})
     hashes = {"base_sha256": content["base"]["sha256"], "stage_a_sha256": training.get("stage_a_sha256")}
     licences = {"Stable Diffusion 1.5": "CreativeML OpenRAIL-M"}
-    return About(checkpoint.name, content["config"]["img_size"], hashes, training, licences)
+    tensors = {name: loaded(part) for name, part in parts.items()}
+    return About(checkpoint.name, content["config"]["img_size"], hashes, training, licences, tensors)

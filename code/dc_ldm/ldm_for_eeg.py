@@ -18,6 +18,7 @@ from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.samplers import sd_alphas_cumprod
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
+from dc_ldm.published import CONTEXT_LENGTH
 from dc_ldm.weights import BaseSizes, is_trained
 from runtime import draws
 from runtime.devices import adamw
@@ -25,7 +26,6 @@ from runtime.errors import UserError
 from runtime.memory import MemoryPlan, count, plan_step
 
 TIMESTEPS = 1000
-CONTEXT_LENGTH = 77  # tokens of Stable Diffusion 1.5's condition
 
 
 class LatentBatch(NamedTuple):

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file
+from pydantic import Field
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from dc_ldm.models.autoencoder import AutoencoderKL
 from dc_ldm.models.unet import UNet
 from dc_ldm.modules.conditioner import EEGConditioner
 from runtime import checkpoints, digests
-from runtime.checkpoints import check_state, load_strictly
+from runtime.checkpoints import check_finite, check_state, check_tensors, load_strictly, on_meta
+from runtime.contents import Positive, Size
 from runtime.errors import UserError
 from runtime.file_kinds import PUBLISHED_A, PUBLISHED_B, SD1, UNKNOWN, expect, file_kind, names_in
+from runtime.model_files import read_tensors
+from runtime.plain import checked, read_yaml, record
 
 FORMAT = "eeg-ldm-1"
 UNET_PREFIX = "model.diffusion_model."
@@ -31,6 +32,17 @@ BASE_NAMES = ("v1-5-pruned.safetensors", "v1-5-pruned.ckpt")
 UNET_SIZES = ("in_channels", "out_channels", "model_channels", "attention_resolutions", "num_res_blocks")
 UNET_SIZES += ("channel_mult", "num_heads", "context_dim")
 VAE_SIZES = ("ch", "ch_mult", "num_res_blocks", "z_channels")
+# Kinds of these, and of config15.yaml as far as it is read
+_FEW, _LEVELS = Annotated[int, Field(ge=1, le=16)], Annotated[Sequence[Size], Field(min_length=1, max_length=16)]
+UNET_KINDS = dict.fromkeys(UNET_SIZES, Size) | {"num_res_blocks": _FEW}
+UNET_KINDS |= {"channel_mult": _LEVELS, "attention_resolutions": Annotated[Sequence[Size], Field(max_length=16)]}
+VAE_KINDS = dict.fromkeys(VAE_SIZES, Size) | {"num_res_blocks": _FEW, "ch_mult": _LEVELS}
+NOISE_KINDS = {"scale_factor": Positive} | dict.fromkeys(
+    ("linear_start", "linear_end"), Annotated[Positive, Field(lt=1)]
+)
+_PARTS = {"unet_config": record(params=record(**UNET_KINDS))}
+_PARTS["first_stage_config"] = record(params=record(ddconfig=record(**VAE_KINDS)))
+CONFIG15 = record(model=record(params=record(**_PARTS, **NOISE_KINDS)))
 # What foreign files hold besides: noise schedule (computed anew), averages, CLIP's towers (read from their own files).
 # Each stands for all names that begin so.
 SCHEDULE = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
@@ -109,18 +121,14 @@ def base_files(pretrain_gm_path: str | Path) -> tuple[Path, Path]:
 
 def read_sizes(path: str | Path) -> BaseSizes:
     """Sizes from config15.yaml, whose class names (`target`) are never read. Raises UserError."""
-    try:
-        params = OmegaConf.to_container(OmegaConf.load(path), resolve=True)["model"]["params"]
-        unet, stage = params["unet_config"]["params"], params["first_stage_config"]["params"]["ddconfig"]
-        return BaseSizes(
-            unet={name: unet[name] for name in UNET_SIZES},
-            vae={name: stage[name] for name in VAE_SIZES},
-            **{name: float(params[name]) for name in ("scale_factor", "linear_start", "linear_end")},
-        )
-    except KeyError as error:
-        raise UserError(f"{path} has no entry {error} where Stable Diffusion's config15.yaml has one") from error
-    except (OSError, TypeError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} is not a Stable Diffusion config: {str(error).splitlines()[0]}") from error
+    hint = "take Stable Diffusion 1.5's own"
+    params = checked(CONFIG15, read_yaml(path, "Stable Diffusion config"), str(path), hint)["model"]["params"]
+    unet, stage = params["unet_config"]["params"], params["first_stage_config"]["params"]["ddconfig"]
+    return BaseSizes(
+        unet={name: unet[name] for name in UNET_SIZES},
+        vae={name: stage[name] for name in VAE_SIZES},
+        **{name: float(params[name]) for name in ("scale_factor", "linear_start", "linear_end")},
+    )
 
 
 class Inert:
@@ -140,11 +148,12 @@ def read_foreign(path: str | Path, what: str) -> dict:
         return checkpoints.read_plain(path, what)
 
 
-def known_part(state: dict[str, Tensor], known: tuple[str, ...], kind: str, path: str | Path) -> dict[str, Tensor]:
+def known_part(state: Any, known: tuple[str, ...], kind: str, path: str | Path) -> dict[str, Tensor]:
     """The tensors whose names start with one of `known`, without those of IGNORED[kind].
 
-    Raises UserError where there are names of neither sort; says so where the weights are stored in half precision.
+    Raises UserError as `check_tensors`, and for names of neither sort; says so of weights in half precision.
     """
+    check_tensors(state, str(path))
     state = {name: value for name, value in state.items() if not name.startswith(IGNORED[kind])}
     if foreign := [name for name in state if not name.startswith(known)]:
         names = ", ".join(foreign[:10])
@@ -158,7 +167,8 @@ def read_base(path: str | Path) -> dict[str, Tensor]:
     """UNet and autoencoder of v1-5-pruned in either file format, nothing executed. Raises UserError."""
     what = "Stable Diffusion checkpoint (v1-5-pruned)"
     expect(path, (SD1,), what)
-    content = load_file(path) if Path(path).suffix == ".safetensors" else read_foreign(path, what)
+    read = read_tensors if Path(path).suffix == ".safetensors" else read_foreign
+    content = read(Path(path), what)
     return known_part(content.get("state_dict", content), (UNET_PREFIX, VAE_PREFIX), SD1, path)
 
 
@@ -167,8 +177,8 @@ def assemble(state: dict[str, Tensor], sizes: BaseSizes, use_time_cond: bool, na
 
     A time condition that `state` lacks starts at random, from torch's global generator: seed it, or load over it.
     """
-    with torch.device("meta"):
-        unet, vae = UNet(**sizes.unet, use_time_cond=use_time_cond), AutoencoderKL(**sizes.vae)
+    unet = on_meta(lambda: UNet(**sizes.unet, use_time_cond=use_time_cond), f"{name}: the UNet")
+    vae = on_meta(lambda: AutoencoderKL(**sizes.vae), f"{name}: the VAE")
     own = part(state, UNET_PREFIX)
     if use_time_cond and not part(own, TIME_CONDITION):
         for layer in unet.time_embed_condtion:
@@ -228,8 +238,10 @@ def load_trained_state(conditioner: EEGConditioner, unet: UNet, state: dict[str,
     load_strictly(conditioner, part(state, CONDITIONER_PREFIX), f"{what}: the EEG conditioner")
     own, trained = trained_unet_tensors(unet), part(state, UNET_PREFIX)
     check_state(own, trained, f"{what}: the trained part of the UNet")
+    check_finite(trained, f"{what}: the trained part of the UNet")
     for name, parameter in own.items():
         parameter.copy_(trained[name])
+    print(f"{what}: the trained part of the UNet: {len(trained)} of {len(own)} tensors loaded")
 
 
 def model_config(

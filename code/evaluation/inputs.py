@@ -211,7 +211,7 @@ def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test")
     if trained.get("stage_a_sha256"):
         unsaid = "its manifest.json (excludes_test) does not say that it saw none"
         notes = [f"stage A and the test trials: {trained.get('stage_a_excludes_test') or unsaid}"]
-    if "positions" not in trained:
+    if not {"positions", "split"} <= trained.keys():
         return [*notes, f"{paths.model} does not say on which trials it was trained"]
     if trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]:
         return [*notes, f"{paths.model} was trained on another file; whether it holds these {kind} trials is unknown"]

@@ -26,6 +26,7 @@ from evaluation.inputs import Inputs, identity
 from evaluation.sampling import Sampled
 from evaluation.scores import write_metrics
 from runtime import checkpoints
+from runtime.checkpoints import loaded
 from runtime.runs import run_config
 from vision.cache import fingerprint
 
@@ -141,6 +142,8 @@ def about_run(inputs: Inputs, sampled: Sampled, hashes: dict) -> dict:
         "classifier": classifier and classifier.name,
         "classifier_agrees": agreement(inputs, sampled),
         "notes": inputs.notes + sampled.notes,
+        "tensors": {**inputs.generator.about().tensors, "clip": loaded(inputs.clip.model)}
+        | ({"classifier": loaded(classifier.features, classifier.head)} if classifier else {}),
         "licences": dict(inputs.generator.about().licences),
     }
     return about_trials(inputs.trials, inputs.opened_at) | machine(inputs.device) | facts

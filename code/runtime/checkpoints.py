@@ -10,15 +10,17 @@ import pickle
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from runtime import digests, pickles, plain
-from runtime.errors import UserError
+from runtime import digests, pickles
+from runtime.errors import UserError, as_sentence
+from runtime.plain import check_extent, short
 
 NEVER = "which is neither a tensor nor a plain value and is never loaded"
 
@@ -109,7 +111,7 @@ def read_plain(path: str | Path, what: str) -> dict:
         raise UserError(f"{path}: is not a {what}: its content cannot be read (truncated or another kind)") from error
     except Exception as error:  # on a damaged file the unpickler fails in any way
         raise UserError(f"{path}: is truncated or not a torch file; expected a {what}") from error
-    plain.check_extent(content, found.n_bytes, str(path))
+    check_extent(content, found.n_bytes, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected the dict of a {what}")
     return content
@@ -142,31 +144,79 @@ def load(path: str | Path, formats: tuple[str, ...], what: str) -> dict:
     content = read_plain(path, what)
     found = content.get("format")
     if found not in formats:
-        keys = ", ".join(map(plain.short, list(content)[:4]))
-        kind = f"format {plain.short(found)}" if found else f"no format field (keys: {keys})"
+        keys = ", ".join(map(short, list(content)[:4]))
+        kind = f"format {short(found)}" if found else f"no format field (keys: {keys})"
         raise UserError(f"{path}: has {kind}; expected a {what} ({' or '.join(formats)})")
     return content
 
 
-def check_state(own: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:
-    """Raise UserError, with counts and the first ten names, unless names and shapes of `state` are those of `own`."""
-    pairs = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state]
+def check_tensors(state: Any, what: str) -> dict[str, Tensor]:
+    """`state`, if it is what a network is loaded from: dense tensors of real numbers by name. Raises UserError."""
+    if not isinstance(state, dict):
+        raise UserError(f"{what} is {short(state)}, expected tensors by name; is it another file?")
+    for name, value in state.items():
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+        if not isinstance(name, str) or not dense or value.is_complex():
+            found = f"a {value.layout} tensor of {value.dtype}" if isinstance(value, Tensor) else short(value)
+            raise UserError(f"{what}: {short(name)} is {found}, expected a dense tensor of real numbers under a name")
+    return state
+
+
+def check_state(own: dict[str, Tensor], state: Any, what: str) -> None:
+    """Raise UserError, with counts and the first ten names, unless names and shapes of `state` are those of `own`.
+
+    So are whole numbers and others; and as `check_tensors`.
+    """
+    both = [(name, check_tensors(state, what)[name], own[name]) for name in own if name in state]
+    shapes = [(name, tuple(a.shape), tuple(b.shape)) for name, a, b in both]
+    kinds = [(name, a.dtype, b.dtype) for name, a, b in both if a.is_floating_point() != b.is_floating_point()]
     problems = {
         "lacks {} tensors": [name for name in own if name not in state],
         "holds {} that this model has not": [name for name in state if name not in own],
-        "has {} of another shape": [f"{name} is {a}, expected {b}" for name, a, b in pairs if a != b],
+        "has {} of another shape": [f"{name} is {a}, expected {b}" for name, a, b in shapes if a != b],
+        "has {} of other numbers": [f"{name} is {a}, expected {b}" for name, a, b in kinds],
     }
     said = [f"{text.format(len(names))} (first: {', '.join(names[:10])})" for text, names in problems.items() if names]
     if said:
         raise UserError(f"{what} {', '.join(said)}; is it the file of another model or size?")
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load `state` into `module`, in the module's precision. Raises UserError as `check_state`.
+def check_finite(state: dict[str, Tensor], what: str) -> None:
+    """Raise UserError where weights are NaN or infinite. One pass over them: 2 s for 4 billion."""
+    numbers = {name: v for name, v in state.items() if v.is_floating_point() and v.numel() and not v.is_meta}
+    if bad := [name for name, v in numbers.items() if not all(edge.isfinite() for edge in v.aminmax())]:
+        found = f"{len(bad)} of {len(state)} tensors hold NaN or infinite numbers (first: {', '.join(bad[:10])})"
+        raise UserError(f"{what}: {found}; copy it again, or take an earlier one")
 
-    A module on the meta device takes the tensors themselves, so that memory-mapped ones are never copied.
+
+def on_meta(build: Callable[[], nn.Module], what: str) -> nn.Module:
+    """The network that `build` makes, with shapes but no numbers, so that no size can fill the memory.
+
+    Raises:
+        UserError: the sizes that `build` was told are those of no network.
+    """
+    try:
+        with as_sentence("its sizes are those of no network"), torch.device("meta"):
+            return build()
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def load_strictly(module: nn.Module, state: Any, what: str) -> None:
+    """Load `state` into `module`, in the module's precision, and print how many tensors that were.
+
+    A module on the meta device takes the tensors themselves, so that memory-mapped ones are never copied. Raises
+    UserError as `check_state` and `check_finite`.
     """
     own = module.state_dict()
     check_state(own, state, what)
     converted = {name: value.to(own[name].dtype) for name, value in state.items()}
+    check_finite(converted, what)
     module.load_state_dict(converted, assign=any(value.is_meta for value in own.values()))
+    print(f"{what}: {loaded(module)} tensors loaded")
+
+
+def loaded(*modules: nn.Module) -> str:
+    """How many tensors networks have that were loaded, as all are here, strictly: n of n."""
+    count = sum(len(module.state_dict()) for module in modules)
+    return f"{count} of {count}"

@@ -2,11 +2,52 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# How torch, numpy and the system say of a CPU that memory ended; of a GPU torch says "out of memory"
+LESS = "ask for smaller batches, pictures or networks, or use another device; check_setup --plan tells what takes it"
+MEMORY_ENDED = ("allocate memory", "out of memory", "Storage size calculation overflowed", "bad_alloc")
 
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do, in one sentence."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def memory_ended(error: Exception) -> bool:
+    """Whether an error means that there was not enough memory, of a GPU or of this machine."""
+    said = isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in MEMORY_ENDED)
+    return said or isinstance(error, MemoryError)
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Memory that ends in the block is a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not memory_ended(error):
+            raise
+        raise UserError(f"not enough memory ({first_line(error)}): {LESS}") from error
+
+
+@contextmanager
+def as_sentence(problem: str, advice: str = "") -> Iterator[None]:
+    """Whatever a library raises in the block becomes a UserError: `problem (what it said); advice`.
+
+    To be put directly around the one call that reads a file: on a damaged one, libraries raise anything.
+    """
+    try:
+        yield
+    except Exception as error:  # as said: KeyError, IndexError and RecursionError too
+        if isinstance(error, UserError) or memory_ended(error):
+            raise
+        raise UserError(f"{problem} ({first_line(error)}){advice and '; '}{advice}") from error
 
 
 def cli(main: Callable[[], None]) -> None:
@@ -15,7 +56,8 @@ def cli(main: Callable[[], None]) -> None:
     So does what the system refuses of a file that it names: one that cannot be read, a folder in a file's place.
     """
     try:
-        main()
+        with within_memory():
+            main()
     except (UserError, OSError) as error:
         message = str(error)
         if isinstance(error, OSError):

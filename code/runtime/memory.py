@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from runtime import ranks
 from runtime.devices import free_memory, pick_device
-from runtime.errors import UserError
+from runtime.errors import UserError, memory_ended
 
 ESTIMATED = "activations (estimate)"
 SURELY = 1.25  # plans of full size lay at most 9 % above the peaks measured on a CPU, so beyond this nothing runs
@@ -81,7 +81,9 @@ def advise(batch_size: int, accumulate: int, device: str) -> Iterator[None]:
     """Where memory ends in the block, one sentence that says which batch should fit: UserError or ranks.LoneError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ended(error):
+            raise
         half, advice = max(1, batch_size // 2), "smaller pictures or networks, or another GPU may"
         if batch_size > 1:
             batches = f"{accumulate * -(-batch_size // half)} batches in an optimizer step"

@@ -6,6 +6,7 @@ Shapes: N pictures, S pictures of a trial, H x W pixels.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,25 +18,57 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from runtime import checkpoints
-from runtime.errors import UserError
+from runtime.errors import UserError, as_sentence
 
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises on a file that is no picture
+# PIL would try some forty, and start Ghostscript for one of them; what a file is called says nothing
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # whose colours 8-bit RGB can tell
+MOST_PIXELS = 1 << 25  # 1 GB as float64, in which pictures are resized
+LEAST_SIDE, LONGEST = 4, 32  # pixels; times the shorter side
 
 
-def decoded(path: str | Path) -> Image.Image:
-    """A picture as PIL has it, read to its end; every reader of whole pictures asks here.
+def decoded(path: str | Path, sketch: bool = False) -> Image.Image:
+    """A picture as PIL has it, read to its end; every reader of pictures asks here.
+
+    Of an animation the first picture. CMYK is converted as without a colour profile, the custom for ImageNet.
+
+    Args:
+        sketch: a JPEG at an eighth of its size or so, which still reads every byte.
 
     Raises:
-        UserError: missing, truncated or not a picture.
+        UserError: missing, no plain file, truncated, none of FORMATS, of absurd size, transparent in part, or of
+            numbers that 8-bit RGB cannot hold.
     """
-    try:
-        with Image.open(path) as image:
+    problem, advice = f"{path}: cannot be read as a whole picture", "copy it again, or run again what made it"
+    with as_sentence(problem, advice), warnings.catch_warnings(action="ignore"):
+        if not Path(path).is_file():
+            raise UserError(
+                f"{path}: {'is no plain file' if Path(path).exists() else 'no such file'}; expected a picture"
+            )
+        with Image.open(path, formats=FORMATS) as image:
+            _check_opened(image, path)
+            if sketch:
+                image.draft("RGB", (32, 32))
             image.load()
-    except UNREADABLE as error:
-        raise UserError(
-            f"{path}: cannot be read as a whole picture ({error}); copy it again, or run again what made it"
-        ) from error
+        if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+            raise UserError(f"{path}: has transparent parts; what was seen through them is unknown: save it as RGB")
     return image
+
+
+def _check_opened(image: Image.Image, path: str | Path) -> None:
+    """What can be told before a picture takes memory. Raises UserError, as `decoded`."""
+    short, long = sorted(image.size)
+    if short < LEAST_SIDE or long > LONGEST * short or short * long > MOST_PIXELS:
+        most = f"{MOST_PIXELS / 1e6:.0f} million in all at most, no side {LONGEST} times the other"
+        raise UserError(
+            f"{path}: has {image.width} x {image.height} pixels, expected {LEAST_SIDE} a side or more, {most}"
+        )
+    if image.mode not in MODES:
+        raise UserError(f"{path}: holds {image.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")
+    # libjpeg fills what a scan lacks with grey, and PIL minds only if the file ends there, not if zeros follow
+    content = Path(path).read_bytes() if image.format in ("JPEG", "MPO") else b""
+    if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+        raise UserError(f"{path}: cannot be read as a whole picture (the JPEG's end is missing); copy it again")
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -50,7 +83,8 @@ def image_tensor(image: Image.Image, size: int, crop: tuple[int, int, int] | Non
         crop: (top, left, side) within the resized picture, resized to `size` again; published: 410 of 512.
     """
     array = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].double()
-    resized = F.interpolate(array / 255 * 2 - 1, (size, size), mode="bilinear", align_corners=False)
+    array.div_(255).mul_(2).sub_(1)  # in place, as it may have a gigabyte
+    resized = F.interpolate(array, (size, size), mode="bilinear", align_corners=False)
     if crop is not None:
         top, left, side = crop
         resized = F.interpolate(
@@ -59,28 +93,26 @@ def image_tensor(image: Image.Image, size: int, crop: tuple[int, int, int] | Non
     return resized[0].float()
 
 
-def readable(path: Path) -> bool:
-    """Whether the file decodes to its end; a JPEG at an eighth of its size, which still reads every byte."""
+def fault(path: Path) -> str:
+    """Why a picture cannot be read to its end, in a sentence; empty where it can."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (32, 32))
-            image.load()
-    except UNREADABLE:
-        return False
-    return True
+        decoded(path, sketch=True)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def readable(path: Path) -> bool:
+    """Whether a picture can be read to its end."""
+    return not fault(path)
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, str]:
     """(H, W, 3) uint8, and how PIL calls what the file holds instead of "RGB".
 
-    Raises:
-        UserError: missing, half written, transparent in part, or of numbers that 8-bit RGB cannot hold.
+    Raises UserError as `decoded`.
     """
     picture = decoded(path)
-    if picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"):
-        raise UserError(f"{path}: holds {picture.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")
-    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
-        raise UserError(f"{path}: has transparent parts, which no score can see; save it as RGB")
     return np.asarray(picture.convert("RGB")), picture.mode
 
 

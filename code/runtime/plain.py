@@ -14,9 +14,9 @@ import reprlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 
 T = TypeVar("T")
 LARGEST_JSON = 64 << 20  # bytes; of our own files none comes near
@@ -80,6 +80,13 @@ def checked(kind: type[T], value: Any, where: str, hint: str = "") -> T:
         meant = f"; is {near[0]} meant for it?" if near else f"; found {', '.join(found[:8]) or 'nothing'}"
         raise UserError(f"{where}: lacks {place}{meant}{ending}")
     raise UserError(f"{where}: {place} is {short(first['input'])}, {message}{ending}")
+
+
+def record(optional: dict[str, Any] | None = None, **required: Any) -> Any:
+    """A TypedDict of entries and their kinds, for `checked`."""
+    from typing_extensions import TypedDict
+
+    return TypedDict("record", required | {name: NotRequired[kind] for name, kind in (optional or {}).items()})
 
 
 @lru_cache
@@ -165,7 +172,7 @@ def read_yaml(path: str | Path, what: str, hint: str = "write it anew as YAML") 
                     raise ValueError(f"line {event.start_mark.line + 1}: {kind}")
             return yaml.load(text, Loader=yaml.CSafeLoader)
         except (yaml.YAMLError, ArithmeticError) as error:
-            raise ValueError(_first_line(error)) from error
+            raise ValueError(first_line(error)) from error
 
     return _read(Path(path), f"{what} (YAML)", LARGEST_YAML, parse, hint)
 
@@ -178,8 +185,4 @@ def _read(path: Path, what: str, largest: int, parse: Callable[[bytes], Any], hi
     try:
         return parse(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a {what} ({_first_line(error)}); {hint}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a {what} ({first_line(error)}); {hint}") from error

@@ -145,9 +145,8 @@ def cli(main: Callable[[], None]) -> None:
     it. Where a process ended without a word (killed, out of memory), one of the others says so. A signal that stops
     the run is an error of one line, too; exit status 128 + its number.
     """
-    main = functools.partial(_within_memory, main)
     if world() > 1:
-        errors.cli(functools.partial(_on_all, main))
+        errors.cli(functools.partial(_on_all, errors.within_memory()(main)))
         return
     try:
         with signals_to(_stopped):
@@ -159,16 +158,6 @@ def cli(main: Callable[[], None]) -> None:
     except SystemExit as end:
         number, _Stop.number = _Stop.number, 0
         sys.exit(128 + number if number else end.code)
-
-
-def _within_memory(main: Callable[[], None]) -> None:
-    try:
-        main()
-    except (torch.OutOfMemoryError, MemoryError) as error:  # of a step in training, `loop.fit` says more
-        raise errors.UserError(
-            f"not enough memory ({error}): ask for smaller batches, pictures or networks, or use another device; "
-            "run.py check_setup --plan tells what takes how much"
-        ) from error
 
 
 def _on_all(main: Callable[[], None]) -> NoReturn:

@@ -32,6 +32,7 @@ class About:
     hashes: Mapping[str, str | None] = field(default_factory=dict)  # "<part>_sha256" of what it was made from
     training: Mapping[str, Any] = field(default_factory=dict)  # `run` of its checkpoint: split, positions, stage A
     licences: Mapping[str, str] = field(default_factory=dict)  # part -> licence
+    tensors: Mapping[str, str] = field(default_factory=dict)  # part -> how many of its tensors were loaded
 
 
 class Drawing(NamedTuple):

@@ -232,4 +232,4 @@ def encoder_state(mae_state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     drop = ("decoder_", "mask_token")
     state = {name: value for name, value in mae_state.items() if not name.startswith(drop)}
-    return {**state, "mask_token": torch.zeros_like(state["cls_token"])}
+    return state | ({"mask_token": torch.zeros_like(state["cls_token"])} if "cls_token" in state else {})

@@ -142,7 +142,7 @@ FAULTS = {
     "images beside": ("b", move(IMAGES, "datasets/imagenet"), ["imageNet_images: no such folder", "datasets/imagenet"]),
     "a class missing": ("b", remove(f"{IMAGES}/n00000001"), ["1 of 2 class folders are missing: n00000001"]),
     "no CLIP file": ("b", remove("pretrains/clip"), ["pretrains/clip: 0 of config.json", "hf download openai/clip"]),
-    "truncated CLIP": ("b", cut("pretrains/clip/model.safetensors"), ["pretrains/clip: is truncated"]),
+    "truncated CLIP": ("b", cut("pretrains/clip/model.safetensors"), ["clip/model.safetensors: is truncated"]),
     "results is a file": ("b", write("results", ""), ["results: cannot be written"]),
     "stage A's file as model": ("c", copy(MAE_FILE, MODEL), [MODEL, "stage A checkpoint (ours)"]),
     "no model": ("c", remove("pretrains/generation"), ["tiny.pth", "eeg_ldm.py makes it"]),

@@ -67,11 +67,12 @@ def test_missing_and_foreign_files_are_one_sentence(tmp_path):
         scorers.load_classifier(tmp_path / "nothing")
     folder, _ = write_classifier(tmp_path / "c")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_classes": K + 1}))
+    more = {"num_classes": K + 1, "classes": [*config["classes"], "n9"], "names": [*config["names"], "f"]}
+    (folder / "config.json").write_text(json.dumps(config | more))
     with pytest.raises(UserError, match="as test_resnet, the classifier has 2 of another shape"):
         scorers.load_classifier(folder)
     (folder / "config.json").write_text(json.dumps({"architecture": ARCHITECTURE}))
-    with pytest.raises(UserError, match="does not describe a classifier .*num_classes"):
+    with pytest.raises(UserError, match="config.json: lacks num_classes; found 'architecture'"):
         scorers.load_classifier(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])

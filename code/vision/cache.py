@@ -8,12 +8,14 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from runtime import checkpoints, digests, draws
 from runtime.pictures import image_tensor, load_image
 from vision.clip import FrozenCLIP, OpenCLIP
+
+DIGEST = "sha256"  # entry of a cache file
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -30,21 +32,37 @@ def cached(
 ) -> Tensor:
     """`compute()`, or what a call with the same pictures (bytes, order) and `depends` stored.
 
-    A file that cannot be read (a copy broken off, say) is computed again and replaced.
+    A file whose content is not what was written (a copy broken off, say) is computed again and replaced.
     """
     digest = hashlib.sha256(repr([kind, *depends]).encode())
     for path in paths:
         digest.update(digests.sha256(path).encode())
     file = folder / f"{kind}-{digest.hexdigest()[:20]}.safetensors"
     if file.is_file():
-        try:
-            return load_file(file)[kind]
-        except safetensors.SafetensorError:
-            print(f"{file} is damaged; computing it again")
+        if (stored := _read(file, kind)) is not None:
+            return stored
+        print(f"{file} is damaged, or from before caches held a digest; computing it again")
     checkpoints.sweep(file)
     result = compute().contiguous()
-    checkpoints.write_bytes(file, save({kind: result}))
+    checkpoints.write_bytes(file, save({kind: result}, {DIGEST: _digest(result)}))
     return result
+
+
+def _digest(value: Tensor) -> str:
+    """Of shape and numbers: a second for 1.2 GB, beside the pictures' own hashes."""
+    digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
+    digest.update(value.numpy())
+    return digest.hexdigest()
+
+
+def _read(file: Path, kind: str) -> Tensor | None:
+    """What a cache file holds; None unless it is what was written."""
+    try:
+        with safetensors.safe_open(file, "pt") as stored:
+            value, digest = stored.get_tensor(kind), (stored.metadata() or {}).get(DIGEST)
+    except safetensors.SafetensorError:
+        return None
+    return value if digest == _digest(value) else None
 
 
 def clip_embeddings(folder: Path, clip: FrozenCLIP | OpenCLIP, paths: Sequence[Path]) -> Tensor:

@@ -5,21 +5,33 @@ torchvision's ViT-H/14 with the SWAG weights, fine-tuned end to end at 518 pixel
 Shapes: N pictures of H x W pixels, K classes, F features, D width of CLIP's space.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from runtime import checkpoints, digests
-from runtime.checkpoints import load_strictly
-from runtime.errors import UserError
+from runtime.checkpoints import check_state, load_strictly, on_meta
+from runtime.contents import Colour, Deviations, Finite, Side, Size
+from runtime.errors import UserError, as_sentence
+from runtime.model_files import read_tensors
 from runtime.pictures import read_pictures
+from runtime.plain import checked, read_json, record
 
+# config.json of a classifier's folder; no timm name of the hub or of a folder
+OTHER_WEIGHTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+DESCRIBED = record(
+    {"model_args": dict[str, str | int | Finite | bool | None | Sequence[int | Finite | str]]},
+    architecture=Annotated[str, Field(pattern=r"^\w[\w.]*$")], num_classes=Size, img_size=Side, mean=Colour,
+    std=Deviations, classes=Sequence[Annotated[str, Field(min_length=1)]], names=Sequence[str],
+)  # fmt: skip
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -78,35 +90,45 @@ class PictureClassifier:
         return torch.tensor([where.get(wnid, -1) for wnid in wnids])
 
 
+def read_described(path: Path) -> dict[str, Any]:
+    """A classifier's config.json, checked. Raises UserError."""
+    config = checked(DESCRIBED, read_json(path, "classifier's description"), str(path))
+    if other := sorted(OTHER_WEIGHTS & config.get("model_args", {}).keys()):
+        raise UserError(f"{path}: model_args has {', '.join(other)}, but weights come from model.safetensors alone")
+    count, ids, names = config["num_classes"], config["classes"], config["names"]
+    if not count == len(ids) == len(set(ids)) == len(names):
+        found = f"{len(ids)} classes, of which {len(set(ids))} are different, and {len(names)} names"
+        raise UserError(f"{path}: num_classes is {count}, but there are {found}")
+    return config
+
+
 def load_folder(folder: Path, device: str = "cpu") -> PictureClassifier:
-    """A classifier of our own, from `config.json` (architecture, num_classes, img_size, mean, std, classes, names, and
-    model_args where the architecture takes some) and `model.safetensors`.
+    """A classifier of our own, from `config.json` (as DESCRIBED) and `model.safetensors`.
 
     Raises:
-        UserError: a file is missing or the weights are of another network.
+        UserError: a file is missing, or does not describe a network, or the weights are of another one.
     """
     import timm
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    config_path, weights = folder / "config.json", folder / "model.safetensors"
-    for path in (config_path, weights):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; a classifier is a folder with config.json, model.safetensors")
-    try:
-        config = json.loads(config_path.read_text())
-        arguments = {"num_classes": config["num_classes"], **config.get("model_args", {})}
-        model = timm.create_model(config["architecture"], **arguments)
-        state = load_file(weights)
-        described = [config[key] for key in ("img_size", "mean", "std", "classes", "names")]
-    except SafetensorError as error:
-        raise UserError(f"{weights}: is truncated or no safetensors file ({error})") from error
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{config_path}: does not describe a classifier ({error!r})") from error
-    load_strictly(model, state, f"{weights}: as {config['architecture']}, the classifier")
+    weights = folder / "model.safetensors"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}/config.json: no such file; a classifier is a folder with it and model.safetensors")
+    config = read_described(folder / "config.json")
+    arguments = config.get("model_args", {}) | {"num_classes": config["num_classes"], "pretrained": False}
+    kind, what = f"as {config['architecture']}", f"{weights}: as {config['architecture']}, the classifier"
+    build = partial(timm.create_model, config["architecture"], **arguments)
+    empty = on_meta(build, f"{folder}/config.json: {kind}").state_dict()
+    state = read_tensors(weights, "a classifier")
+    check_state(empty, state, what)
+    model = build()
+    load_strictly(model, state, what)
     name, head = f"{folder.name} ({config['architecture']})", model.get_classifier()
-    model.reset_classifier(0)  # the model now ends in what its last layer was given
-    return PictureClassifier(name, digests.sha256(weights), model, head, *described, device)
+    described = [config[key] for key in ("img_size", "mean", "std", "classes", "names")]
+    with as_sentence(f"{folder}/config.json: {kind} and with img_size={config['img_size']} it takes no picture"):
+        model.reset_classifier(0)  # the model now ends in what its last layer was given
+        classifier = PictureClassifier(name, digests.sha256(weights), model, head, *described, device)
+        head(model(classifier.pixels(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=device))))
+    return classifier
 
 
 def load_vit_h_14(weights: Path, device: str = "cpu", model: nn.Module | None = None) -> PictureClassifier:
@@ -150,7 +172,7 @@ def load_classifier(where: str, device: str = "cpu") -> tuple[PictureClassifier 
             return None, f"{path}: the classifier's weights are not there (from {url}): class scores are left out"
         return load_vit_h_14(path, device), ""
     path = Path(where)
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: no such classifier; give a folder, a ViT-H/14 weights file or vit_h_14")
     return load_vit_h_14(path, device) if path.is_file() else load_folder(path, device), ""
 

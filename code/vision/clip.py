@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, new
 from torch import Tensor
 
-from runtime.errors import UserError
-
-OPEN_CLIP = "open_clip:"
+from runtime.checkpoints import check_finite, loaded
+from runtime.errors import UserError, as_sentence
+from vision.clip_files import OPEN_CLIP, clip_files, fetch_clip, read_facts
 
 
 def load_clip(name: str | Path, device: str | torch.device = "cpu") -> FrozenCLIP | OpenCLIP:
@@ -30,16 +30,21 @@ class FrozenCLIP:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        if not Path(path).is_dir() and str(path).count("/") != 1:
-            raise UserError(f"{path}: no such folder; name one, or a hub model such as openai/clip-vit-large-patch14")
-        self.path, self.device = str(path), torch.device(device)
-        try:
-            self.processor = CLIPImageProcessorPil.from_pretrained(path)
+        folder = fetch_clip(path)
+        read_facts(path, clip_files(folder))
+        self.path, self.device = str(folder), torch.device(device)
+        with as_sentence(f"{path} is not a CLIP model that transformers can load"):
+            self.processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
             # Only safetensors: a pickled weight file could run code.
-            self.model = CLIPModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise _not_loaded(path, "transformers", error) from error
+            options = {"use_safetensors": True, "dtype": torch.float32, "local_files_only": True}
+            self.model = CLIPModel.from_pretrained(folder, **options)
+            made, taken = self._pixels([new("RGB", (8, 8))]).shape[-1], self.model.config.vision_config.image_size
+        if made != taken:
+            raise UserError(
+                f"{folder}/preprocessor_config.json: makes pictures of {made} pixels, the model takes {taken}"
+            )
         self.model.to(self.device).eval().requires_grad_(False)
+        _loaded(self.model, f"{folder}/model.safetensors: CLIP")
 
     @property
     def dim(self) -> int:
@@ -49,7 +54,7 @@ class FrozenCLIP:
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image]) -> Tensor:
         """PIL pictures of any size -> (N, dim) float32, not normalised."""
-        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels = self._pixels(images)
         return self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output.float().cpu()
 
     @torch.inference_mode()
@@ -58,20 +63,26 @@ class FrozenCLIP:
 
         Returns the last hidden states of the empty caption (length, W) and the text projection (dim, W).
         """
-        states = self.model.text_model(**self._tokens([""], length)).last_hidden_state[0]
-        return states.float().cpu().clone(), self.model.text_projection.weight.float().cpu().clone()
+        states = self._read([""], length)[0]
+        return states.cpu().clone(), self.model.text_projection.weight.float().cpu().clone()
 
     @torch.inference_mode()
     def text_states(self, captions: Sequence[str], length: int = 77) -> Tensor:
         """What Stable Diffusion attends to: last hidden states of captions, padding not masked, (N, length, W)."""
-        return self.model.text_model(self._tokens(captions, length).input_ids).last_hidden_state.float()
+        return self._read(captions, length, "input_ids")
 
-    def _tokens(self, texts: Sequence[str], length: int):
+    def _pixels(self, images: Sequence[Image]) -> Tensor:
+        return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+    def _read(self, texts: Sequence[str], length: int, *only: str) -> Tensor:
+        """The text tower's last hidden states; only: of what the tokenizer says, to be heeded; none: all."""
         from transformers import AutoTokenizer
 
-        tokenize = AutoTokenizer.from_pretrained(self.path)
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        return tokenize(list(texts), **options).to(self.device)
+        with as_sentence(f"{self.path}: its tokenizer cannot be loaded, or does not belong to its text tower"):
+            tokenize = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            said = tokenize(list(texts), **options).to(self.device)
+            return self.model.text_model(**{name: said[name] for name in only or said}).last_hidden_state.float()
 
     def fingerprint_parts(self) -> tuple[torch.nn.Module, str]:
         """What an image embedding depends on: image tower and projection, and the preprocessing as text."""
@@ -90,11 +101,12 @@ class OpenCLIP:
         model, _, weights = known.partition(":" if ":" in known else "/")
         if not weights:
             raise UserError(f"{name}: names no weights; write {OPEN_CLIP}<model>/<tag> or {OPEN_CLIP}<model>:<file>")
-        try:
+        with as_sentence(f"{name} is not a CLIP model that open_clip can load"):
+            if ":" in known and not Path(weights).is_file():
+                raise FileNotFoundError(f"{weights} is no plain file")
             self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise _not_loaded(name, "open_clip", error) from error
         self.model.eval().requires_grad_(False)
+        _loaded(self.model, f"{name}: CLIP")
         self.device, self.dim = torch.device(device), open_clip.get_model_config(model)["embed_dim"]
 
     @torch.inference_mode()
@@ -112,6 +124,7 @@ class OpenCLIP:
         return self.model.visual, str(self.preprocess)
 
 
-def _not_loaded(name: str | Path, library: str, error: Exception) -> UserError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{name} is not a CLIP model that {library} can load: {first}")
+def _loaded(model: torch.nn.Module, what: str) -> None:
+    """Say how many tensors were loaded by a library that, as asked or told, loads all or none. Raises UserError."""
+    check_finite(model.state_dict(), what)
+    print(f"{what}: {loaded(model)} tensors loaded")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from runtime import checkpoints
-from runtime.checkpoints import load_strictly
-from runtime.errors import UserError
+from runtime.checkpoints import check_finite, check_tensors, load_strictly
+from runtime.errors import as_sentence
 from vision.classifier import IMAGENET_MEAN, IMAGENET_STD, normalised
 
 See = Callable[[Tensor], dict[str, Tensor]]  # (n, H, W, 3) uint8 -> features (n, D) by name
@@ -46,6 +46,7 @@ def _cut(model: str, nodes: dict[str, str], path: Path, device: str, **options: 
     from torchvision.models.feature_extraction import create_feature_extractor
 
     state = checkpoints.read_plain(path, f"weight file of {model}")
+    check_tensors(state, f"{path}: as {model}")
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith(HEADS)}
     with torch.device("meta"):
@@ -87,11 +88,10 @@ def _fid(path: Path, device: str) -> See:
     """torch-fidelity's port of the Inception by which FID and KID are defined, with its own resizing."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    checkpoints.read_plain(path, "Inception of FID")  # refuses what could run code; the library's reader would not
-    try:
+    # refuses what could run code; the library's reader would not
+    check_finite(check_tensors(checkpoints.read_plain(path, "Inception of FID"), str(path)), str(path))
+    with as_sentence(f"{path}: is not the Inception of FID"):
         network = FeatureExtractorInceptionV3("fid", ["2048"], str(path)).to(device)
-    except RuntimeError as error:
-        raise UserError(f"{path}: is not the Inception of FID ({str(error).splitlines()[0]})") from error
     return lambda pictures: {"fid": network(pictures.movedim(-1, 1))[0]}
 
 
