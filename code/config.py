@@ -40,6 +40,7 @@ class _Run:
     preset: str = setting("paper", "paper, published (rules) and miniature (a size), combined left to right by commas")
     name: str = setting("", "run name; empty: the preset's")
     root_path: str = setting(".", "folder that holds datasets/, pretrains/ and results/", PUBLISHED)
+    cache: str = setting("", "folder for what is computed once (for read-only data); empty: cache/ beside the data")
     seed: int = setting(2022, "of every random draw", PUBLISHED)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     overwrite: bool = setting(False, "move an earlier run of this name aside")

@@ -8,24 +8,27 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from runtime import checkpoints, digests, ranks
+from runtime import checkpoints, digests, ranks, wandb_log
 from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.memory import MemoryPlan
 from runtime.paths import under_root
+from runtime.sources import RECORD, Files, Sources
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and whether it had finished when opened."""
+    """A run's folder, whether it had finished when opened, and what it reads."""
 
     folder: Path
     finished: bool
+    sources: Sources | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -47,7 +50,7 @@ LATER = {"compile": False}  # settings younger than runs that may go on, and wha
 
 def run_config(cfg: Any, *without: str) -> dict:
     """The settings that make a run what it is: the dataclass `cfg` without how, where and `without`."""
-    drop = ("overwrite", "dry_run", "wandb", "device", "root_path", *without)
+    drop = ("overwrite", "dry_run", "wandb", "device", "root_path", "cache", *without)
     return {name: value for name, value in asdict(cfg).items() if name not in drop}
 
 
@@ -58,7 +61,7 @@ def begun(folder: Path, config: dict) -> bool:
         UserError: the folder holds a run of another config, or files of no run at all.
     """
     saved = folder / "config.yaml"
-    if not folder.exists() or all(path == saved for path in folder.iterdir()):
+    if not folder.exists() or all(path.name in (saved.name, RECORD) for path in folder.iterdir()):
         return False  # new, or never begun: its data were missing, say
     if not saved.exists():
         raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
@@ -73,8 +76,12 @@ def begun(folder: Path, config: dict) -> bool:
     return True
 
 
-def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
-    """Open or make a run folder that belongs to exactly this `config`, saved as config.yaml. Raises as `begun`."""
+def open_run(folder: Path, config: dict, overwrite: bool = False, sources: Sources | None = None) -> Run:
+    """Open or make a run folder that belongs to exactly this `config`, saved as config.yaml, and to these `sources`.
+
+    Raises:
+        UserError: as `begun` and `Sources.compare`.
+    """
     if overwrite and folder.exists():
         aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         while aside.exists():  # moved aside twice within a second
@@ -83,19 +90,25 @@ def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
         print(f"moved the earlier run to {aside}")
     if not begun(folder, config):
         checkpoints.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    elif sources:
+        sources.compare()
     return Run(folder, (folder / "finished.json").exists())
 
 
-def open_for_all(cfg: Any, folder: Path, config: dict) -> Run:
+def open_for_all(cfg: Any, folder: Path, config: dict, files: Files) -> Run:
     """`open_run` by the first of all processes, which must have the same settings `cfg` and see the same folder.
+
+    files: of `cfg`, what the run reads, as `Sources` takes it.
 
     Raises:
         UserError: as `open_run`, or the processes differ.
     """
     ranks.agree(asdict(cfg) | config)  # the latter holds what precision=auto means here, and hashes of files
-    run = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite))
-    ranks.agree({f"whether {run.folder} is there": run.folder.is_dir()})
-    return run
+    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", ranks.lead())
+    sources = Sources(folder, partial(files, cfg))
+    finished = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite, sources).finished)
+    ranks.agree({f"whether {folder} is there": folder.is_dir()})
+    return Run(folder, finished, sources)
 
 
 def check_hand_on(target: Path, run: Run) -> None:
@@ -136,7 +149,8 @@ def train_stage(
     letter: str,
     kind: str,
     check: Callable[[Any], None],
-    open_inputs: Callable[[Any, Findings], Any],
+    open_inputs: Callable[..., Any],
+    files: Files,
     train: Callable[[Any, Run, Any], Trained | None],
 ) -> None:
     """A training stage from its settings to the checkpoint it hands on; once, however many processes there are.
@@ -147,7 +161,9 @@ def train_stage(
         cfg: the stage's dataclass.
         kind: folder below results/ and pretrains/.
         check: refuses settings that make no sense.
-        open_inputs: opens all that the stage reads, one finding each; its `plan` is the MemoryPlan.
+        open_inputs: opens all that the stage reads, one finding each; its `plan` is the MemoryPlan. Takes what to do
+            before anything large is read.
+        files: all that the stage reads, by what messages call it, as `Sources` takes it.
         train: (cfg, run, inputs) -> what it hands on; None on other processes than the first.
 
     Raises:
@@ -157,33 +173,42 @@ def train_stage(
     findings.open("settings", lambda: check(cfg), lambda _: "understood")
     if cfg.dry_run:
         plan = open_inputs(cfg, findings).plan
-        findings.open("run folder", lambda: look_at_folder(cfg, kind, run_config(cfg), plan), str)
+        findings.open("run folder", lambda: look_at_folder(cfg, kind, run_config(cfg), plan, files), str)
         sys.exit(findings.report(letter))
     target = under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth")
-    run = open_for_all(cfg, under_root(cfg.root_path, f"results/{kind}/{cfg.name}"), run_config(cfg))
+    run = open_for_all(cfg, under_root(cfg.root_path, f"results/{kind}/{cfg.name}"), run_config(cfg), files)
     if run.finished:
         print(f"{run.folder} is finished; its checkpoint is {target}")
         return
     with ranks.together():
         check_hand_on(target, run)
-    if trained := train(cfg, run, open_inputs(cfg, findings)):
+        if cfg.wandb and ranks.lead():
+            wandb_log.start(run.folder)
+    if trained := train(cfg, run, open_inputs(cfg, findings, run.sources.note)):
         checkpoints.save(run.checkpoint, trained.content)
         seconds = round(time.time() - started, 1)
         run.finish(seconds=seconds, sha256=hand_on(run, target), **trained.facts)
         print(f"{trained.summary}\nstage {letter} done in {seconds:.0f} s -> {target}")
+        wandb_log.call("finish")
 
 
-def look_at_folder(cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | None) -> str:
+def look_at_folder(
+    cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | None, files: Files | None = None
+) -> str:
     """Whether a run may begin or go on in results/<kind>/<name>, in words; writes nothing.
 
     config: as `open_run`'s; None: not known yet, so that only the disk is looked at. plan: of training, if it trains.
+    files: as `open_for_all`'s.
 
     Raises:
-        UserError: as `begun` and `check_hand_on`, or the disk cannot be written or is too small for the checkpoints.
+        UserError: as `begun`, `Sources.compare` and `check_hand_on`, or the disk cannot be written or is too small for
+            the checkpoints.
     """
     folder = under_root(cfg.root_path, f"results/{kind}/{cfg.name}")
     run = Run(folder, (folder / "finished.json").exists())
     goes_on = config is not None and not cfg.overwrite and begun(folder, config)
+    if goes_on and files:
+        Sources(folder, partial(files, cfg)).compare()
     check_hand_on(under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth"), run)
     above = next(path for path in (folder, *folder.parents) if path.exists())
     try:
