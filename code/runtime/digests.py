@@ -48,7 +48,7 @@ def _remembered(path: str, memory: Path) -> str:
     with contextlib.suppress(UserError):  # missing or damaged: the file is hashed again
         known = checked(dict[str, dict[str, int | str]], read_json(memory, "memory of hashes"), str(memory))
     before = known.get(path, {})
-    if before == seen | {"sha256": before.get("sha256")}:
+    if before == seen | {"sha256": str(before.get("sha256"))}:
         return before["sha256"]
     digest = _hashed(path)
     if _Known.writes and fingerprint(path) == seen:

@@ -189,7 +189,7 @@ def train_stage(
         seconds = round(time.time() - started, 1)
         run.finish(seconds=seconds, sha256=hand_on(run, target), **trained.facts)
         print(f"{trained.summary}\nstage {letter} done in {seconds:.0f} s -> {target}")
-        wandb_log.call("finish")
+        wandb_log.call("teardown")
 
 
 def look_at_folder(

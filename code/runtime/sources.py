@@ -79,7 +79,7 @@ class Sources:
     def _refuse(self, now: dict[str, str], what: str, mend: str, whole: bool = False) -> None:
         """UserError where a file is not as it was; whole: nothing is to come, so that none may be missing."""
         was = self.sha256
-        differ = [f"{name} ({'another' if name in was else 'new'})" for name in now if now[name] != was.get(name)]
+        differ = [f"{name} ({'changed' if name in was else 'new'})" for name in now if now[name] != was.get(name)]
         differ += [f"{name} (missing)" for name in was if whole and name not in now]
         if differ:
             more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""

@@ -1,5 +1,6 @@
 """Figures of training to wandb, where that is asked for; once it has begun, nothing that fails there ends a run."""
 
+import contextlib
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -22,7 +23,7 @@ def start(folder: Path) -> None:
 
 
 def call(method: str, *arguments: object) -> None:
-    """Of wandb, if it was started: `log` with figures and their step, or `finish`, which takes a minute at most."""
+    """Of wandb, if it was started: `log` with figures and their step, or `teardown`, which takes a minute at most."""
     if _Log.works:
         import wandb
 
@@ -31,6 +32,8 @@ def call(method: str, *arguments: object) -> None:
         except Exception as error:  # as above
             _Log.works = False
             print(f"note: wandb failed ({_line(error)}) and is left out from here on; metrics.csv holds all figures")
+            with contextlib.suppress(Exception):  # else it fails once more, as the process ends
+                wandb.teardown()
 
 
 def _line(error: Exception) -> str:
