@@ -6,9 +6,9 @@ python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/
 """
 
 from functools import partial
+from typing import Any
 
 import torch
-from typing_extensions import TypedDict
 
 from config import FinetuneConfig, from_cli
 from dc_ldm import weights
@@ -27,12 +27,6 @@ from training_inputs import FINETUNING, FinetuningInputs, latent_trials, new_mod
 from vision.clip import load_clip
 
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
-
-
-class Kept(TypedDict):
-    score: float
-    epoch: int
-    model: dict  # of the selected epoch, by a resume point
 
 
 def main() -> None:
@@ -84,20 +78,15 @@ def train(cfg: FinetuneConfig, run: Run, inputs: FinetuningInputs) -> Trained | 
             module.state = {"score": figures[criterion], "epoch": epoch, "model": module.training_state()}
         return figures
 
-    run.sources.begin(hashes_read(cfg, inputs, base))
-    fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate, Kept)
+    # A CLIP from the hub may have been fetched just now
+    read = {f"CLIP {path.name}": digests.sha256(path) for path in files_of_model(file_or_name(cfg.root_path, cfg.clip))}
+    run.sources.begin(read | {"EEG": trials["train"].info["split"]["eeg_sha256"]})
+    kept = {"score": float, "epoch": int, "model": dict[str, Any]}
+    fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate, kept)
     if not ranks.lead():
         return None
 
     return checkpoint(cfg, inputs, base, no_context, shape, module.state, criterion, means)
-
-
-def hashes_read(cfg: FinetuneConfig, inputs: FinetuningInputs, base: weights.Base) -> dict[str, str]:
-    """sha256 of files as their readers saw them; of a CLIP from the hub, which may have been fetched just now."""
-    split, clip = inputs.trials["train"].info["split"], files_of_model(file_or_name(cfg.root_path, cfg.clip))
-    read = {"EEG": split["eeg_sha256"], "splits": split["splits_sha256"], "Stable Diffusion": base.sha256}
-    read |= {"stage A file": inputs.stage_a.sha256} if inputs.stage_a.sha256 else {}
-    return read | {f"CLIP {path.name}": digests.sha256(path) for path in clip}
 
 
 def checkpoint(

@@ -7,12 +7,11 @@ python code/gen_eval_eeg.py --dataset EEG --model_path pretrains/models/checkpoi
 
 import sys
 import time
-from functools import partial
 
 from config import GenerateConfig, from_cli
 from evaluation.baselines import baselines
 from evaluation.controls import look_ahead
-from evaluation.inputs import begin, files_read, find_paths, identity, input_hashes, open_inputs, paths_of
+from evaluation.inputs import begin, evaluation_files, find_paths, identity, input_hashes, open_inputs, paths_of
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
 from evaluation.record import score
@@ -24,8 +23,6 @@ from runtime.paths import under_root
 from runtime.runs import look_at_folder, open_for_all
 from runtime.sampling import Sampling
 
-FILES = partial(files_read, parts=("train", "test"), judged=True, more={})
-
 
 def main() -> None:
     cfg, started = from_cli(GenerateConfig), time.time()
@@ -36,7 +33,8 @@ def main() -> None:
     paths = find_paths(cfg)
     check_request(paths.model, paths.stable_diffusion, Sampling.of(cfg))  # no folder is made for what none can do
     hashes = input_hashes(paths)
-    run = open_for_all(cfg, under_root(cfg.root_path, f"results/eval/{cfg.name}"), identity(cfg) | hashes, FILES)
+    folder = under_root(cfg.root_path, f"results/eval/{cfg.name}")
+    run = open_for_all(cfg, folder, identity(cfg) | hashes, evaluation_files)
     if run.finished:
         print(f"{run.folder} is finished; its page is {run.folder / 'index.html'}")
         return
@@ -44,8 +42,7 @@ def main() -> None:
     # Inputs; the baselines come before hours of sampling, because they may refuse the trials
     run.sources.note()
     inputs = open_inputs(cfg, paths, load_generator, Findings())
-    split = inputs.test.info["split"]
-    run.sources.begin({"EEG": split["eeg_sha256"], "splits": split["splits_sha256"]})
+    run.sources.begin({"EEG": hashes["eeg_sha256"]})
     decoders = baselines(inputs.trials["train"], inputs.test)
     ranks.from_lead(lambda: begin(run.folder, inputs.test))
 
@@ -71,7 +68,7 @@ def dry_run(cfg: GenerateConfig) -> None:
     inputs = open_inputs(cfg, paths, load_generator, findings)
     look_ahead(inputs, findings)
     config = identity(cfg) | input_hashes(paths) if inputs.generator and inputs.trials else None
-    findings.open("run folder", lambda: look_at_folder(cfg, "eval", config, None, FILES), str)
+    findings.open("run folder", lambda: look_at_folder(cfg, "eval", config, None, evaluation_files), str)
     sys.exit(findings.report("C"))
 
 

@@ -6,10 +6,6 @@ python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_si
 """
 
 import hashlib
-from functools import partial
-from pathlib import Path
-
-from typing_extensions import TypedDict
 
 from config import PretrainConfig, from_cli
 from data.signals import mapped
@@ -21,17 +17,12 @@ from runtime.errors import UserError
 from runtime.loop import Schedule, fit
 from runtime.memory import SURELY
 from runtime.runs import Run, Trained, run_config, train_stage
-from runtime.sources import Sources
 from sc_mbm.held_out import HeldOut, draw_reconstruction, labels_of
 from sc_mbm.trainer import MaskedPretraining, check, sizes_of
 from training_inputs import PretrainingInputs, open_pretraining, pretraining_files
 
 INPUT_FACTS = ("sfreq", "ch_names", "band", "excludes_test")
 N_HELD_OUT = 256  # windows, at most, that figures are taken on
-
-
-class Kept(TypedDict):
-    figures: dict[str, float]  # of the last validation, by a resume point
 
 
 def main() -> None:
@@ -64,9 +55,16 @@ def train(cfg: PretrainConfig, run: Run, inputs: PretrainingInputs) -> Trained |
         return module.state["figures"]
 
     items = training_items(windows, pick_device(cfg.device), SURELY * inputs.plan.total)
-    run.sources.begin()
-    intact = partial(check_mapped, run.sources, pretraining_files(cfg)[0])
-    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate, Kept, intact)
+    run.sources.begin({})
+
+    def intact() -> None:  # a mapped file that is changed in place is no longer what was hashed; one replaced still is
+        for name, path in pretraining_files(cfg)[0].items():
+            was = run.sources.sha256.get(name)
+            if was and path.suffix == ".npy" and digests.sha256(path) != was:
+                if hashlib.sha256(mapped(path).base).hexdigest() != was:
+                    raise UserError(f"{path}: was changed while it is trained on; put it back and run the same command")
+
+    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate, {"figures": dict[str, float]}, intact)
     if not ranks.lead():
         return None
 
@@ -84,16 +82,6 @@ def train(cfg: PretrainConfig, run: Run, inputs: PretrainingInputs) -> Trained |
         "{way_to_linear:.2f} of the way from the mean to the linear prediction"
     ).format(**figures)
     return Trained(content, figures, summary)
-
-
-def check_mapped(sources: Sources, files: dict[str, Path]) -> None:
-    """Refuse recordings that were changed in place while they are trained on: they are read from mapped files, which a
-    new file of the same name leaves as they were. Raises UserError."""
-    for name, path in files.items():
-        was = sources.sha256.get(name)
-        if was and path.suffix == ".npy" and not (path.is_file() and digests.sha256(path) == was):
-            if hashlib.sha256(mapped(path).base).hexdigest() != was:
-                raise UserError(f"{path}: was changed while it is trained on; put it back and give the same command")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,11 @@ def files_read(
         yield {f"picture {name}": image_path(root, name) for name in (about["images"][i] for i in images)}
 
 
+def evaluation_files(cfg: GenerateConfig) -> Iterator[dict[str, Path]]:
+    """What stage C reads besides the checkpoint, by what messages call it."""
+    return files_read(cfg, ("train", "test"), True, {})
+
+
 def files_of_model(where: Path | str) -> list[Path]:
     """What a CLIP or a classifier is read from: a folder, a file, or what is at hand of a name."""
     if where == "vit_h_14":

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Protocol
@@ -114,7 +114,7 @@ class Trainer:
 
 def fit(
     module: nn.Module, items: Items, run: Run, schedule: Schedule, validate: Callable[[int], dict],
-    kept: Any = dict, intact: Callable[[], None] = lambda: None,
+    kept: Mapping[str, Any] | None = None, intact: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Train to the end, resuming from `run.last` if it is there; under torchrun, on all processes alike.
 
@@ -126,8 +126,8 @@ def fit(
             tensors), and `state`, which must survive a stop: plain values, and `model`, an earlier training_state().
         validate: called on the first process with the epoch (from 1) every `validate_every` epochs and at the last;
             returns figures (name -> number) for metrics.csv.
-        kept: type of `module.state` after a validation, as `plain.checked` takes it.
-        intact: called on the first process before each resume point: UserError where the data are not as they were.
+        kept: types of what `module.state` holds once validated, as `plain.checked` takes them.
+        intact: called on the first process before each resume point: UserError where data are not as they were.
 
     Raises:
         UserError: the loss is not finite, the device is not there, or its memory too small (of several processes, a
@@ -148,13 +148,12 @@ def fit(
         module.state = saved["state"]
     portions = len(items), schedule.batch_size, schedule.seed, progress.step, last_step, accumulate
     shares = map(progress.read, StepBatches(*portions, ranks.rank(), ranks.world()))
-    # the set-up, too, is to end on all at once
-    with ranks.signals_to(progress.note_signal), advise(schedule.batch_size, accumulate, schedule.device):
+    advice = advise(schedule.batch_size, accumulate, schedule.device)
+    with ranks.signals_to(progress.note_signal), advice:  # the set-up, too, is to end on all at once
         trainer = Trainer(module, optimizer, schedule.device, schedule.precision, accumulate, schedule.clip_grad)
         progress.optimizer = trainer.optimizer
         if saved:
-            moments = {"state": saved["optimizer"]["state"]}  # rates and decay stay the settings'
-            trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | moments)
+            trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | saved["optimizer"])
             print(f"resuming {run.folder} after step {progress.step}")
         wait = 0.2 if sys.stderr.isatty() else 15
         with tqdm(total=last_step, initial=progress.step, desc="training", unit="step", mininterval=wait) as bar:
@@ -209,7 +208,7 @@ class Progress:
         value, problem = loss.item(), ""
         if not math.isfinite(value):
             at = f"step {self.step} (learning rate {self.module.lr_at(self.step):g})"
-            problem = f"{self.run.folder}: the loss is {value} at {at}; {suspects(self.items, self.data, self.step)}"
+            problem = f"{self.run.folder}: the loss is {value} at {at}; {suspects(self.items, self.data)}"
         everyone = ranks.share((value, self.noted), problem)
         self.signal = max(number for _, number in everyone)
         return sum(value for value, _ in everyone) / len(everyone)  # shares are weighted: the global batch's mean
@@ -251,14 +250,12 @@ class Progress:
         wandb_log.call("log", row, self.step)
 
 
-def suspects(items: Items, data: Any, step: int) -> str:
+def suspects(items: Items, data: Any) -> str:
     """The end of a sentence: what may have made a loss that is not finite, the arrays that training reads first."""
     share = {"eeg": data} if isinstance(data, Tensor) else data._asdict()
     arrays = [(INPUTS[name], value) for name, value in (*share.items(), *vars(items).items()) if name in INPUTS]
     if bad := dict.fromkeys(name for name, value in arrays if not value.isfinite().all()):
         mend = "delete the caches, which are then made anew (cache= or datasets/cache), and look at EEG and pictures"
         return f"{' and '.join(bad)} hold numbers that are not finite: {mend}"
-    said = f"EEG (up to {float(share['eeg'].abs().max()):g}) and caches are finite: look for extreme samples in the EEG"
-    if step == 0:
-        return f"{said}, or for weights out of range in what training starts from"
-    return f"{said}, or lower lr=; the last resume point is whole"
+    mend = "look for extreme samples in the EEG or weights in what training starts from, or lower lr="
+    return f"EEG (up to {float(share['eeg'].abs().max()):g}) and caches are finite: {mend}"

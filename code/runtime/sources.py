@@ -4,7 +4,7 @@ Their sha256 lie in `inputs.json` of the run's folder, written once all is read 
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,39 +41,39 @@ class Sources:
         self.is_new, mend = False, "choose another name=, or overwrite=true to move it aside"
         self.sha256 = checked(dict[str, str], read_json(self.record, "record of inputs"), str(self.record), mend)
         changed = f"{self.folder}: holds a run that began with other data", f"put it back, {mend}"
-        now: dict[str, str] = {}
         for now in self._hashed():
             self._refuse(now, *changed)
-        if "finished.json" not in done:
-            self._refuse(now, *changed, whole=True)
+        self._refuse(now, *changed, whole="finished.json" not in done)
 
     def note(self) -> None:
         """Hash the files before they are read, unless the run's record says what it began with. Raises UserError."""
-        self.sha256 = ranks.from_lead(lambda: self.sha256 or list(self._hashed())[-1])
+        self.sha256 = ranks.from_lead(lambda: self.sha256 or [*self._hashed()][-1])
 
-    def begin(self, read: dict[str, str] | None = None) -> None:
+    @ranks.together()
+    def begin(self, read: dict[str, str]) -> None:
         """Once all is read: write down what, if the run is new.
 
-        read: sha256 of files as their readers saw them; here are also those that were not there before.
+        read: sha256 of files as their readers saw them, among them all that was not there before.
 
         Raises:
             UserError: a file is not what `note` found.
         """
-        ranks.from_lead(lambda: self._begin(read or {}))
+        if ranks.lead():
+            now = [*self._hashed()][-1] | read
+            known = {name: value for name, value in now.items() if name in self.sha256 or name not in read}
+            changed = f"{self.folder}: what it reads changed meanwhile", "give the same command again when it is whole"
+            self._refuse(known, *changed, whole=True)
+            if self.is_new:
+                checkpoints.write_text(self.record, json.dumps(now, indent=1))
 
-    def _begin(self, read: dict[str, str]) -> None:
-        now = list(self._hashed())[-1] | read
-        known = {name: value for name, value in now.items() if name in self.sha256 or name not in read}
-        changed = f"{self.folder}: what it reads changed meanwhile", "give the same command again when it is whole"
-        self._refuse(known, *changed, whole=True)
-        if self.is_new:
-            checkpoints.write_text(self.record, json.dumps(now, indent=1))
-
-    def _hashed(self) -> Iterable[dict[str, str]]:
+    def _hashed(self) -> Iterator[dict[str, str]]:
         """sha256 of each file that is there, after each group. Raises UserError."""
         now: dict[str, str] = {}
         for group in self.files():
-            now |= {name: sha256_of(path) for name, path in group.items() if path.is_file()}
+            try:
+                now |= {name: digests.sha256(path) for name, path in group.items() if path.is_file()}
+            except OSError as error:
+                raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
             yield now
 
     def _refuse(self, now: dict[str, str], what: str, mend: str, whole: bool = False) -> None:
@@ -84,11 +84,3 @@ class Sources:
         if differ:
             more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
             raise UserError(f"{what}: {', '.join(differ[:4])}{more}; {mend}")
-
-
-def sha256_of(path: Path) -> str:
-    """`digests.sha256` of an input. Raises UserError where it cannot be read."""
-    try:
-        return digests.sha256(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
