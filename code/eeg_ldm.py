@@ -6,6 +6,7 @@ python code/eeg_ldm.py --dataset EEG --pretrain_mbm_path pretrains/eeg_pretrain/
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,22 +14,23 @@ from config import FinetuneConfig, from_cli
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import CONTEXT_LENGTH, reciprocal_rank, validation_losses
+from evaluation.inputs import files_of_model
 from evaluation.validation import Validation
-from runtime import ranks
+from runtime import digests, ranks
 from runtime.devices import compile_in_place, pick_device, pick_dtype
 from runtime.draws import steps_per_epoch
 from runtime.loop import Schedule, fit
 from runtime.paths import file_or_name, under_root
 from runtime.runs import Run, Trained, run_config, train_stage
 from runtime.sampling import Sampling
-from training_inputs import FinetuningInputs, check_finetuning, latent_trials, new_module, open_finetuning
+from training_inputs import FINETUNING, FinetuningInputs, latent_trials, new_module
 from vision.clip import load_clip
 
 INPUT_FACTS = ("sfreq", "window", "ch_names", "band", "simulated")
 
 
 def main() -> None:
-    train_stage(from_cli(FinetuneConfig), "B", "generation", check_finetuning, open_finetuning, train)
+    train_stage(from_cli(FinetuneConfig), "B", "generation", *FINETUNING, train)
 
 
 def train(cfg: FinetuneConfig, run: Run, inputs: FinetuningInputs) -> Trained | None:
@@ -76,7 +78,11 @@ def train(cfg: FinetuneConfig, run: Run, inputs: FinetuningInputs) -> Trained | 
             module.state = {"score": figures[criterion], "epoch": epoch, "model": module.training_state()}
         return figures
 
-    fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate)
+    # A CLIP from the hub may have been fetched just now
+    read = {f"CLIP {path.name}": digests.sha256(path) for path in files_of_model(file_or_name(cfg.root_path, cfg.clip))}
+    run.sources.begin(read | {"EEG": trials["train"].info["split"]["eeg_sha256"]})
+    kept = {"score": float, "epoch": int, "model": dict[str, Any]}
+    fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate, kept)
     if not ranks.lead():
         return None
 

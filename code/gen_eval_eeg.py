@@ -11,7 +11,7 @@ import time
 from config import GenerateConfig, from_cli
 from evaluation.baselines import baselines
 from evaluation.controls import look_ahead
-from evaluation.inputs import begin, find_paths, identity, input_hashes, open_inputs, paths_of
+from evaluation.inputs import begin, evaluation_files, find_paths, identity, input_hashes, open_inputs, paths_of
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
 from evaluation.record import score
@@ -33,13 +33,16 @@ def main() -> None:
     paths = find_paths(cfg)
     check_request(paths.model, paths.stable_diffusion, Sampling.of(cfg))  # no folder is made for what none can do
     hashes = input_hashes(paths)
-    run = open_for_all(cfg, under_root(cfg.root_path, f"results/eval/{cfg.name}"), identity(cfg) | hashes)
+    folder = under_root(cfg.root_path, f"results/eval/{cfg.name}")
+    run = open_for_all(cfg, folder, identity(cfg) | hashes, evaluation_files)
     if run.finished:
         print(f"{run.folder} is finished; its page is {run.folder / 'index.html'}")
         return
 
     # Inputs; the baselines come before hours of sampling, because they may refuse the trials
+    run.sources.note()
     inputs = open_inputs(cfg, paths, load_generator, Findings())
+    run.sources.begin({"EEG": hashes["eeg_sha256"]})
     decoders = baselines(inputs.trials["train"], inputs.test)
     ranks.from_lead(lambda: begin(run.folder, inputs.test))
 
@@ -65,7 +68,7 @@ def dry_run(cfg: GenerateConfig) -> None:
     inputs = open_inputs(cfg, paths, load_generator, findings)
     look_ahead(inputs, findings)
     config = identity(cfg) | input_hashes(paths) if inputs.generator and inputs.trials else None
-    findings.open("run folder", lambda: look_at_folder(cfg, "eval", config, None), str)
+    findings.open("run folder", lambda: look_at_folder(cfg, "eval", config, None, evaluation_files), str)
     sys.exit(findings.report("C"))
 
 

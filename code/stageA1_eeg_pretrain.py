@@ -5,24 +5,28 @@ python code/stageA1_eeg_pretrain.py preset=miniature                  # the demo
 python code/stageA1_eeg_pretrain.py --mask_ratio 0.75 --num_epoch 800 --batch_size 2
 """
 
+import hashlib
+
 from config import PretrainConfig, from_cli
+from data.signals import mapped
 from data.windows import training_items
-from runtime import ranks
+from runtime import digests, ranks
 from runtime.devices import compile_in_place, pick_device
 from runtime.draws import steps_per_epoch
+from runtime.errors import UserError
 from runtime.loop import Schedule, fit
 from runtime.memory import SURELY
 from runtime.runs import Run, Trained, run_config, train_stage
 from sc_mbm.held_out import HeldOut, draw_reconstruction, labels_of
 from sc_mbm.trainer import MaskedPretraining, check, sizes_of
-from training_inputs import PretrainingInputs, open_pretraining
+from training_inputs import PretrainingInputs, open_pretraining, pretraining_files
 
 INPUT_FACTS = ("sfreq", "ch_names", "band", "excludes_test")
 N_HELD_OUT = 256  # windows, at most, that figures are taken on
 
 
 def main() -> None:
-    train_stage(from_cli(PretrainConfig), "A", "eeg_pretrain", check, open_pretraining, train)
+    train_stage(from_cli(PretrainConfig), "A", "eeg_pretrain", check, open_pretraining, pretraining_files, train)
 
 
 def train(cfg: PretrainConfig, run: Run, inputs: PretrainingInputs) -> Trained | None:
@@ -51,7 +55,16 @@ def train(cfg: PretrainConfig, run: Run, inputs: PretrainingInputs) -> Trained |
         return module.state["figures"]
 
     items = training_items(windows, pick_device(cfg.device), SURELY * inputs.plan.total)
-    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate)
+    run.sources.begin({})
+
+    def intact() -> None:  # a mapped file that is changed in place is no longer what was hashed; one replaced still is
+        for name, path in pretraining_files(cfg)[0].items():
+            was = run.sources.sha256.get(name)
+            if was and path.suffix == ".npy" and digests.sha256(path) != was:
+                if hashlib.sha256(mapped(path).base).hexdigest() != was:
+                    raise UserError(f"{path}: was changed while it is trained on; put it back and run the same command")
+
+    fit(module, items, run, Schedule.of(cfg, cfg.accum_iter), validate, {"figures": dict[str, float]}, intact)
     if not ranks.lead():
         return None
 

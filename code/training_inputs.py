@@ -5,6 +5,7 @@ Here rooms meet that do not know each other: trials and their pictures, stage A'
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dc_ldm.ldm_for_eeg import EEGLatentDiffusion, LatentTrials, new_finetuning,
 from dc_ldm.models.unet import UNet
 from dc_ldm.published import read_stage_a
 from dc_ldm.weights import Base, BaseSizes
+from evaluation.inputs import files_read
 from evaluation.validation import Judge, load_judge
 from runtime import checkpoints, digests, ranks
 from runtime.devices import about_device, pick_device, pick_dtype
@@ -54,14 +56,28 @@ class PretrainingInputs:
     windows: EEGWindows | None
 
 
-def open_pretraining(cfg: PretrainConfig, findings: Findings) -> PretrainingInputs:
-    """All that stage A reads, each opened as a finding. Raises UserError, as `Findings.open`."""
+def pretraining_files(cfg: PretrainConfig) -> list[dict[str, Path]]:
+    """All that stage A reads, by what messages call it."""
+    folder = eeg_folder(cfg)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".npy")  # those of EEGWindows
+    found = {f"recording {path.relative_to(folder)}": path for path in files}
+    return [{"manifest.json": folder / "manifest.json"} | found]
+
+
+def open_pretraining(
+    cfg: PretrainConfig, findings: Findings, note: Callable[[], None] = lambda: None
+) -> PretrainingInputs:
+    """All that stage A reads, each opened as a finding; `note()` comes before what is large.
+
+    Raises UserError, as `Findings.open`.
+    """
     folder = eeg_folder(cfg)
     device = findings.open("device", lambda: pick_device(cfg.device), about_device)
     if not findings.keep_going:  # what is missing is said before a batch that does not fit
         in_place(cfg, {"eeg_path": ("folder of recordings (.npy)", str(folder.absolute()))})
     if plan := device and findings.open("plan", lambda: plan_pretraining(cfg), str):
         findings.open("memory", lambda: check_fits(cfg, plan), lambda free: f"{free / 1e9:.1f} GB are free")
+    note()
     how = cfg.n_chans, cfg.n_times, cfg.eeg_scale, cfg.seed, cfg.held_out
     windows = findings.open(
         "recordings", lambda: EEGWindows(folder, *how),
@@ -113,8 +129,20 @@ def wanted_files(cfg: FinetuneConfig) -> dict[str, tuple[str, str]]:
     } | ({} if stage_a == "none" else {"pretrain_mbm_path": ("stage A checkpoint", stage_a)})
 
 
-def open_finetuning(cfg: FinetuneConfig, findings: Findings) -> FinetuningInputs:
-    """All that stage B reads, what is cheap first. Raises UserError, as `Findings.open`; it names all missing files."""
+def finetuning_files(cfg: FinetuneConfig) -> Iterator[dict[str, Path]]:
+    """All that stage B reads, by what messages call it."""
+    _, stage_a = wanted_files(cfg).get("pretrain_mbm_path", ("", ""))
+    more = {"stage A file": under_root(cfg.root_path, stage_a)} if stage_a else {}
+    return files_read(cfg, ("train", "val"), cfg.select == "n_way", more)
+
+
+def open_finetuning(
+    cfg: FinetuneConfig, findings: Findings, note: Callable[[], None] = lambda: None
+) -> FinetuningInputs:
+    """All that stage B reads, what is cheap first; `note()` comes before what is large.
+
+    Raises UserError, as `Findings.open`; it names all missing files.
+    """
     wanted = wanted_files(cfg)
     paths = {name: under_root(cfg.root_path, value) for name, (_, value) in wanted.items()}
     device = findings.open("device", lambda: pick_device(cfg.device), about_device)
@@ -144,6 +172,7 @@ def open_finetuning(cfg: FinetuneConfig, findings: Findings) -> FinetuningInputs
         findings.open("memory", lambda: check_fits(cfg, plan), lambda free: f"{free / 1e9:.1f} GB are free")
 
     # Trials, and the pictures that they showed
+    note()
     files, imagenet = (paths["eeg_signals_path"], paths["splits_path"]), paths["imagenet_path"]
     trials = findings.open(
         "trials", lambda: ranks.lead_first(lambda: read_trials(cfg, files, sizes, scale)), paths=files
@@ -154,6 +183,9 @@ def open_finetuning(cfg: FinetuneConfig, findings: Findings) -> FinetuningInputs
     if judge and trials:  # refuses, before any work, what it does not know
         findings.open("classifier", lambda: judge.classes(trials["val"]), lambda _: "knows the trials' classes")
     return FinetuningInputs(stage_a, trials, judge, plan)
+
+
+FINETUNING = check_finetuning, open_finetuning, finetuning_files
 
 
 def untrained_sizes(cfg: FinetuneConfig) -> dict[str, Any]:
@@ -222,7 +254,7 @@ def latent_trials(
     cfg: FinetuneConfig, base: Base, clip: FrozenCLIP | OpenCLIP, trials: dict[str, Trials], device: torch.device
 ) -> dict[str, LatentTrials]:
     """Per split, trials beside their pictures' latents and CLIP embeddings, computed once."""
-    folder, imagenet = (under_root(cfg.root_path, path) for path in ("datasets/cache", cfg.imagenet_path))
+    folder, imagenet = (under_root(cfg.root_path, path) for path in (cfg.cache or "datasets/cache", cfg.imagenet_path))
     base.vae.to(device)
     items = {}
     for split, part in trials.items():

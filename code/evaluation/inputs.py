@@ -5,16 +5,16 @@ Shapes: N trials.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from config import GenerateConfig
+from config import FinetuneConfig, GenerateConfig
 from data.signals import read_manifest
-from data.splits import describe_splits
+from data.splits import describe_splits, read_splits
 from data.stimuli import image_path, leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
@@ -28,8 +28,10 @@ from runtime.runs import run_config
 from runtime.sampling import Sampling
 from runtime.system import About, EEGInput
 from vision.classifier import PictureClassifier, load_classifier
-from vision.clip import FrozenCLIP, OpenCLIP, load_clip
-from vision.clip_files import look_at_clip
+from vision.clip import OPEN_CLIP, FrozenCLIP, OpenCLIP, load_clip
+from vision.clip_files import clip_files, look_at_clip
+
+READ = (".json", ".txt", ".safetensors")  # of a model's folder, which may hold other formats besides
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def paths_of(cfg: GenerateConfig) -> Paths:
         splits=under_root(cfg.root_path, cfg.splits_path),
         imagenet=under_root(cfg.root_path, cfg.imagenet_path) if known else None,
         stable_diffusion=under_root(cfg.root_path, cfg.pretrain_gm_path),
-        cache=under_root(cfg.root_path, "datasets/cache"),
+        cache=under_root(cfg.root_path, cfg.cache or "datasets/cache"),
         clip=file_or_name(cfg.root_path, cfg.clip),
         classifier=file_or_name(cfg.root_path, cfg.classifier),
     )
@@ -119,6 +121,46 @@ def input_hashes(paths: Paths) -> dict[str, str]:
         "splits_sha256": digests.sha256(paths.splits),
         "eeg_sha256": ranks.lead_first(lambda: open_trial_file(paths.eeg)).about["sha256"],
     }
+
+
+def files_read(
+    cfg: FinetuneConfig | GenerateConfig, parts: Sequence[str], judged: bool, more: dict[str, Path]
+) -> Iterator[dict[str, Path]]:
+    """What stages B and C read, by what messages call it, and `more`; the pictures last, those of these splits' trials.
+
+    judged: whether the picture classifier is read.
+    """
+    eeg, splits = (under_root(cfg.root_path, path) for path in (cfg.eeg_signals_path, cfg.splits_path))
+    models = under_root(cfg.root_path, cfg.pretrain_gm_path) / "models"
+    files = {"EEG": eeg, "splits": splits, "config15.yaml": models / "config15.yaml"} | more
+    files |= {f"manifest {path.stem}.json": path.with_suffix(".json") for path in (eeg, splits)}
+    for suffix in (".ckpt", ".safetensors"):  # the latter is preferred
+        if (models / f"v1-5-pruned{suffix}").is_file():
+            files["Stable Diffusion"] = models / f"v1-5-pruned{suffix}"
+    for name, value in [("CLIP", cfg.clip), ("classifier", cfg.classifier)][: 1 + judged]:
+        files |= {f"{name} {path.name}": path for path in files_of_model(file_or_name(cfg.root_path, value))}
+    yield files
+    if eeg.is_file() and splits.is_file() and read_manifest(eeg.with_suffix(".json")).get("image_known", True):
+        about, root = open_trial_file(eeg).about, under_root(cfg.root_path, cfg.imagenet_path)
+        rows, _ = read_splits(splits, about["trials"]["subject"], cfg.subject, str(eeg))
+        images = sorted({about["trials"]["image"][i] for part in parts for i in rows[part]})
+        yield {f"picture {name}": image_path(root, name) for name in (about["images"][i] for i in images)}
+
+
+def evaluation_files(cfg: GenerateConfig) -> Iterator[dict[str, Path]]:
+    """What stage C reads besides the checkpoint, by what messages call it."""
+    return files_read(cfg, ("train", "test"), True, {})
+
+
+def files_of_model(where: Path | str) -> list[Path]:
+    """What a CLIP or a classifier is read from: a folder, a file, or what is at hand of a name."""
+    if where == "vit_h_14":
+        return sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("vit_h_14_swag-*.pth"))
+    if isinstance(where, str) and where.startswith(OPEN_CLIP):
+        return [Path(part) for part in where.split(":")[2:]]
+    if isinstance(where, str):
+        where = next((path.parent for path in clip_files(where) if "/" in where), Path())
+    return [where] if where.is_file() else [path for path in files_of(where) if path.suffix in READ]
 
 
 def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[..., System], findings: Findings) -> Inputs:

@@ -1,15 +1,62 @@
 """What identifies a file: its sha256, and a fingerprint that tells in milliseconds whether it is still the same."""
 
+import contextlib
 import hashlib
+import json
+import os
+import time
 from pathlib import Path
 
+from runtime.errors import UserError
+from runtime.plain import checked, read_json
+
 BLOCK, BLOCKS = 1 << 16, 256  # a fingerprint reads 16 MB at most; a file up to that size is read whole
+SETTLED = 2_000_000_000  # ns; a file that changed later may change again within one tick of its disk's clock
+
+
+class _Known:
+    """What is known of files that were hashed."""
+
+    here: dict[tuple, str] = {}  # in this process, by path and status: a change of content cannot hide its time there
+    kept: Path | None = None  # a JSON file in which those of large files outlive the process
+    writes = False
+
+
+def remember_in(path: Path, writes: bool = True) -> None:
+    """From now on, know the sha256 of large files by their fingerprint from this JSON file, and add what is new."""
+    _Known.kept, _Known.writes = path, writes
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's content."""
+    """Hex digest of a file's content, which is read once, as long as nobody changes the file."""
+    path, status = os.path.abspath(path), os.stat(path)
+    key = path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if key not in _Known.here or time.time_ns() - status.st_ctime_ns < SETTLED:
+        large = _Known.kept and status.st_size > BLOCK * BLOCKS
+        _Known.here[key] = _remembered(path, _Known.kept) if large else _hashed(path)
+    return _Known.here[key]
+
+
+def _hashed(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remembered(path: str, memory: Path) -> str:
+    """A large file's sha256, by its fingerprint where an earlier run has hashed it."""
+    seen, known = fingerprint(path), {}
+    with contextlib.suppress(UserError):  # missing or damaged: the file is hashed again
+        known = checked(dict[str, dict[str, int | str]], read_json(memory, "memory of hashes"), str(memory))
+    before = known.get(path, {})
+    if before == seen | {"sha256": str(before.get("sha256"))}:
+        return before["sha256"]
+    digest = _hashed(path)
+    if _Known.writes and fingerprint(path) == seen:
+        from runtime import checkpoints  # it loads torch
+
+        with contextlib.suppress(UserError):  # not writable: the next run hashes it again
+            checkpoints.write_text(memory, json.dumps(known | {path: seen | {"sha256": digest}}, indent=1))
+    return digest
 
 
 def fingerprint(path: str | Path, blocks: int = BLOCKS) -> dict[str, int | str]:

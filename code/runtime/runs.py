@@ -8,25 +8,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from runtime import checkpoints, digests, lock, ranks
+from runtime import checkpoints, digests, lock, ranks, wandb_log
 from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.memory import MemoryPlan
 from runtime.paths import nearest_folder, under_root
 from runtime.plain import check_extent, checked, read_json, read_yaml
+from runtime.sources import RECORD, Files, Sources
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and whether it had finished when opened."""
+    """A run's folder, whether it had finished when opened, and what it reads."""
 
     folder: Path
     finished: bool
+    sources: Sources | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -59,7 +62,7 @@ def begun(folder: Path, config: dict) -> bool:
     Raises:
         UserError: the folder holds a run of another config, or files of no run at all.
     """
-    if (before := saved_config(folder)) is None or not _in(folder, "config.yaml"):
+    if (before := saved_config(folder)) is None or not _in(folder, "config.yaml", RECORD):
         return False  # new, or never begun: its data were missing, say
     before = {k: v for k, v in LATER.items() if k in config} | before
     differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
@@ -102,21 +105,27 @@ def _finished(folder: Path) -> bool:
     return record.exists()
 
 
-def open_run(folder: Path, config: dict, overwrite: bool = False) -> Run:
-    """Open or make a run folder that belongs to exactly this `config`, saved as config.yaml, and hold its lock.
+def open_run(folder: Path, config: dict, overwrite: bool = False, sources: Sources | None = None) -> Run:
+    """Open or make a run folder of exactly this `config`, saved as config.yaml, and these `sources`, and hold its lock.
 
     Raises:
-        UserError: as `begun`; another process is at work in it; with `overwrite` it is a link or no run's.
+        UserError: as `begun` and `Sources.compare`; another process is at work in it; with `overwrite` it is a link or
+            no run's.
     """
     # first without the lock: nothing is written into what is refused
     there = saved_config(folder) is not None if overwrite else begun(folder, config)
-    if there and not overwrite and _finished(folder):
-        return Run(folder, finished=True)
+    if there and not overwrite:
+        if sources:
+            sources.compare()
+        if _finished(folder):
+            return Run(folder, finished=True)
     lock.hold(folder)
     if overwrite and there:
         _move_aside(folder)
     if not begun(folder, config):
         checkpoints.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    elif sources and not there:  # another process was quicker
+        sources.compare()
     return Run(folder, _finished(folder))
 
 
@@ -133,16 +142,20 @@ def _move_aside(folder: Path) -> None:
     lock.hold(folder)
 
 
-def open_for_all(cfg: Any, folder: Path, config: dict) -> Run:
+def open_for_all(cfg: Any, folder: Path, config: dict, files: Files) -> Run:
     """`open_run` by the first of all processes, which must have the same settings `cfg` and see the same folder.
+
+    files: of `cfg`, what the run reads, as `Sources` takes it.
 
     Raises:
         UserError: as `open_run`, or the processes differ.
     """
     ranks.agree(asdict(cfg) | config)  # the latter holds what precision=auto means here, and hashes of files
-    run = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite))
-    ranks.agree({f"whether {run.folder} is there": run.folder.is_dir()})
-    return run
+    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", ranks.lead())
+    sources = Sources(folder, partial(files, cfg))
+    finished = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite, sources).finished)
+    ranks.agree({f"whether {folder} is there": folder.is_dir()})
+    return Run(folder, finished, sources)
 
 
 def check_hand_on(target: Path, run: Run) -> None:
@@ -184,7 +197,8 @@ def train_stage(
     letter: str,
     kind: str,
     check: Callable[[Any], None],
-    open_inputs: Callable[[Any, Findings], Any],
+    open_inputs: Callable[..., Any],
+    files: Files,
     train: Callable[[Any, Run, Any], Trained | None],
 ) -> None:
     """A training stage from its settings to the checkpoint it hands on; once, however many processes there are.
@@ -195,7 +209,9 @@ def train_stage(
         cfg: the stage's dataclass.
         kind: folder below results/ and pretrains/.
         check: refuses settings that make no sense.
-        open_inputs: opens all that the stage reads, one finding each; its `plan` is the MemoryPlan.
+        open_inputs: opens all that the stage reads, one finding each; its `plan` is the MemoryPlan. Takes what to do
+            before anything large is read.
+        files: all that the stage reads, by what messages call it, as `Sources` takes it.
         train: (cfg, run, inputs) -> what it hands on; None on other processes than the first.
 
     Raises:
@@ -205,33 +221,42 @@ def train_stage(
     findings.open("settings", lambda: check(cfg), lambda _: "understood")
     if cfg.dry_run:
         plan = open_inputs(cfg, findings).plan
-        findings.open("run folder", lambda: look_at_folder(cfg, kind, run_config(cfg), plan), str)
+        findings.open("run folder", lambda: look_at_folder(cfg, kind, run_config(cfg), plan, files), str)
         sys.exit(findings.report(letter))
     target = under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth")
-    run = open_for_all(cfg, under_root(cfg.root_path, f"results/{kind}/{cfg.name}"), run_config(cfg))
+    run = open_for_all(cfg, under_root(cfg.root_path, f"results/{kind}/{cfg.name}"), run_config(cfg), files)
     if run.finished:
         print(f"{run.folder} is finished; its checkpoint is {target}")
         return
     with ranks.together():
         check_hand_on(target, run)
-    if trained := train(cfg, run, open_inputs(cfg, findings)):
+        if cfg.wandb and ranks.lead():
+            wandb_log.start(run.folder)
+    if trained := train(cfg, run, open_inputs(cfg, findings, run.sources.note)):
         checkpoints.save(run.checkpoint, trained.content)
         seconds = round(time.time() - started, 1)
         run.finish(seconds=seconds, sha256=hand_on(run, target), **trained.facts)
         print(f"{trained.summary}\nstage {letter} done in {seconds:.0f} s -> {target}")
+        wandb_log.call("teardown")
 
 
-def look_at_folder(cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | None) -> str:
+def look_at_folder(
+    cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | None, files: Files | None = None
+) -> str:
     """Whether a run may begin or go on in results/<kind>/<name>, in words; writes nothing.
 
     config: as `open_run`'s; None: not known yet, so that only the disk is looked at. plan: of training, if it trains.
+    files: as `open_for_all`'s.
 
     Raises:
-        UserError: as `begun` and `check_hand_on`, or the disk cannot be written or is too small for the checkpoints.
+        UserError: as `begun`, `Sources.compare` and `check_hand_on`, or the disk cannot be written or is too small for
+            the checkpoints.
     """
     folder = under_root(cfg.root_path, f"results/{kind}/{cfg.name}")
     there, run = saved_config(folder) is not None, Run(folder, _finished(folder))
     goes_on = config is not None and not cfg.overwrite and begun(folder, config)
+    if goes_on and files:
+        Sources(folder, partial(files, cfg)).compare()
     check_hand_on(under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth"), run)
     above = nearest_folder(folder)
     try:

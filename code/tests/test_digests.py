@@ -1,9 +1,11 @@
-"""A fingerprint notices a file that was changed in place and given its old time back."""
+"""A fingerprint notices a file that was changed in place and given its old time back; by it hashes are remembered."""
 
+import json
 import os
 
 import pytest
 
+from runtime import digests
 from runtime.digests import BLOCK, BLOCKS, fingerprint
 
 
@@ -36,3 +38,37 @@ def test_both_ends_of_a_large_file_are_read(tmp_path):
 def test_an_empty_file(tmp_path):
     (tmp_path / "f").touch()
     assert fingerprint(tmp_path / "f")["size"] == 0
+
+
+def test_a_large_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    path, memory, hashed, whole = tmp_path / "large", tmp_path / "cache/hashes.json", [], digests._hashed
+    monkeypatch.setattr(digests, "_hashed", lambda path: hashed.append(path) or whole(path))
+    monkeypatch.setattr(digests, "BLOCK", 64)  # of 256 blocks: a file above 16 kB is large
+    monkeypatch.setattr(digests._Known, "kept", None)
+    monkeypatch.setattr(digests._Known, "writes", False)
+    path.write_bytes(bytes(100_000))
+    digests.remember_in(memory)
+
+    def sha256() -> int:
+        digests._Known.here.clear()  # as in another process
+        assert digests.sha256(path) == whole(path)
+        return len(hashed)
+
+    assert [sha256(), sha256()] == [1, 1] and memory.is_file()
+    status = path.stat()
+    path.write_bytes(b"1" + bytes(99_999))
+    assert sha256() == 2, "another time of change"
+    path.write_bytes(b"2" + bytes(99_999))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert sha256() == 3, "the same size and time of change"
+    for damage in ("{", "[1]", '{"large": 3}', json_of(path, {"sha256": 5})):
+        memory.write_text(damage)
+        assert sha256() == len(hashed)
+    memory.unlink()
+    memory.parent.rmdir()
+    memory.parent.write_text("no folder")
+    assert sha256() == len(hashed)
+
+
+def json_of(path, more) -> str:
+    return json.dumps({str(path): digests.fingerprint(path) | more})
