@@ -8,8 +8,10 @@ import operator
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
+
+from omegaconf import OmegaConf
 
 from runtime.errors import UserError
 from runtime.paths import NAMES, check_name
@@ -24,13 +26,12 @@ Controls = Literal["none", "basic", "all"]
 # bounds of a number, as keywords of `setting`: how they are said, and what must hold of (value, bound)
 BOUNDS = {"least": ("at least", operator.ge), "above": ("more than", operator.gt), "below": ("below", operator.lt)}
 BOUNDS |= {"most": ("at most", operator.le)}
-BOOLEANS = dict.fromkeys(("true", "yes", "y", "on", "1"), True) | dict.fromkeys(("false", "no", "n", "off", "0"), False)
 # how a value is written, between which sizes a number other than 0 lies, and how that is said
 WRITTEN = {
     int: (r"[+-]?\d{1,19}", 1, 2**63 - 1, "a value of type int within 64 bits"),
     float: (r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", 1e-12, 1e12, "a value of type float, 0 or 1e-12 to 1e12"),
     str: (r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*", 0, 0, "text in UTF-8 without control characters"),
-    bool: ("(?i)" + "|".join(BOOLEANS), 0, 0, "a value of type bool"),
+    bool: ("(?i)true|yes|y|on|1|false|no|n|off|0", 0, 0, "a value of type bool"),
 }
 
 
@@ -223,37 +224,45 @@ def from_cli(cls: type[T], argv: Sequence[str] | None = None) -> T:
         UserError: an unknown name (the nearest is named) or preset, a missing, wrong-typed or senseless value.
     """
     given = _arguments(cls, sys.argv[1:] if argv is None else argv)
-    values = {f.name: f.default for f in fields(cls)}
+    config = OmegaConf.structured(cls)
     if presets := presets_of(cls):
         chosen = given.get("preset", "paper").split(",")
         for preset in chosen:
             if preset not in presets:
                 raise UserError(f"preset={short(preset)}: no such preset; there are {', '.join(presets)}")
-            values |= presets[preset]
-        values["name"] = "-".join(chosen)
+            config.merge_with(presets[preset])
+        config.name = "-".join(chosen)
         if not given.get("name"):
             given.pop("name", None)
-    values |= {name: _parsed(name, cls.__dataclass_fields__[name].type, text) for name, text in given.items()}
+    texts = {name: text for name, text in given.items() if _written(cls, name, text) is str}
+    config.merge_with({name: text for name, text in given.items() if name not in texts})
+    cfg = replace(OmegaConf.to_object(config), **texts)  # a text is itself, whatever OmegaConf would read in it
     for f in fields(cls):
-        bounds = f.metadata["bounds"]
-        if not all(BOUNDS[word][1](values[f.name], bound) for word, bound in bounds.items()):
+        value, bounds = getattr(cfg, f.name), f.metadata["bounds"]
+        _, least, most, words = WRITTEN.get(f.type, ("", 0, 0, ""))
+        if most and value and not least <= abs(value) <= most:
+            raise UserError(f"{f.name}={short(value)}: expected {words} (see --help)")
+        if not all(BOUNDS[word][1](value, bound) for word, bound in bounds.items()):
             expected = " and ".join(f"{BOUNDS[word][0]} {bound:.10g}" for word, bound in bounds.items())
-            raise UserError(f"{f.name}={values[f.name]}: expected {expected}")
-    if values.get("name"):
-        check_name(values["name"])
-    return cls(**values)
+            raise UserError(f"{f.name}={value}: expected {expected}")
+    if getattr(cfg, "name", ""):
+        check_name(cfg.name)
+    return cfg
 
 
-def _parsed(name: str, kind: Any, text: str) -> Any:
-    """The value that a word of the command line stands for; nothing in it refers to anything. Raises UserError."""
+def _written(cls: type, name: str, text: str) -> Any:
+    """The type of a setting, if `text` is written as its values are, so that nothing in it refers to anything else.
+
+    Raises:
+        UserError: it is not.
+    """
+    kind = cls.__dataclass_fields__[name].type
     choices = get_args(kind)
-    pattern, least, most, words = WRITTEN.get(kind, ("|".join(map(re.escape, choices)), 0, 0, " or ".join(choices)))
-    if re.fullmatch(pattern, text):
-        value = BOOLEANS[text.lower()] if kind is bool else text if choices else kind(text)
-        if kind not in (int, float) or value == 0 or least <= abs(value) <= most:
-            return value
-    shown = text if len(text) < 100 and text.isprintable() else short(text)
-    raise UserError(f"{name}={shown}: expected {words} (see --help)")
+    pattern, _, _, words = WRITTEN.get(kind, ("|".join(map(re.escape, choices)), 0, 0, " or ".join(choices)))
+    if not re.fullmatch(pattern, text):
+        shown = text if len(text) < 100 and text.isprintable() else short(text)
+        raise UserError(f"{name}={shown}: expected {words} (see --help)")
+    return kind
 
 
 def presets_of(cls: type) -> dict[str, dict[str, Any]]:

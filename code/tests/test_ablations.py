@@ -262,7 +262,7 @@ def test_bad_settings_are_refused_before_anything_runs(root, monkeypatch, words,
         ("title: Made-up models", "titel: Made-up models", "Key 'titel' not in 'Table'"),
         ("title: Made-up models", "", "missing mandatory value: title"),
         (TABLE, "- a list", "is no table"),
-        (TABLE, "title: [", "is no table"),
+        (TABLE, "title: [", "cannot be read as a table of ablations"),
     ],
 )
 def test_a_wrong_table_is_refused(root, monkeypatch, old, new, said):

@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
 from runtime.errors import UserError
 from runtime.paths import under_root
+from runtime.plain import read_yaml
 
 HERE = Path(__file__).parent
 CODE = HERE.parents[1]
@@ -83,8 +83,10 @@ def read_table(table: str, preset: str) -> Table:
     """The YAML file `table`, or that of this name beside this file, for a preset. Raises UserError."""
     path = Path(table) if table.endswith((".yaml", ".yml")) else HERE / f"{table}.yaml"
     try:
-        content: Table = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), OmegaConf.load(path)))
-    except (OSError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        content: Table = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(Table), read_yaml(path, "table of ablations"))
+        )
+    except (TypeError, OmegaConfBaseException) as error:
         why = " ".join(str(error).split())
         raise UserError(f"table={table}: is no table ({why}); see {HERE / 'ablations.yaml'}") from error
     if content.reference not in content.rows:
