@@ -242,7 +242,7 @@ def test_a_row_whose_data_are_missing_says_so_and_runs_nothing(root, monkeypatch
         (["workers=0"], "workers=0: expected at least 1"),
         (["controls=some"], "controls=some: expected none or basic or all"),
         (["preset=paper"], "table.yaml is for miniature"),
-        (["table=absent"], "table=absent"),
+        (["table=absent"], "absent.yaml: no such file; expected a table of ablations"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_runs(root, monkeypatch, words, said):
