@@ -7,6 +7,7 @@ of both recordings is compared at that lag. Marker times are no evidence: one st
 Shapes: C channels, T samples at RATE, N landmarks.
 """
 
+import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-RATE = 40  # Hz of the signals that are compared
+RATE = 64  # Hz of the signals that are compared
 BANDS = ((2.0, 8.0), (8.0, 16.0))  # Hz, compared apart: a copy may be filtered to either
 WINDOW = 4 * RATE  # samples that are correlated at once
 ALIKE, ENOUGH = 0.8, 24.0  # correlation of windows, and in how many seconds of them, that make one session of two
@@ -52,8 +53,10 @@ def trace(data: np.ndarray, sfreq: float, names: Sequence[str]) -> Trace:
     # fp1 of "EEG Fp1-REF": without what formats add to a channel's name
     plain = [re.sub(r"^eeg[ ._-]*|[ ._-]*(ref|le|avg)$", "", name.strip().lower()) for name in names]
     chosen = sorted(range(len(names)), key=lambda i: zlib.crc32(plain[i].encode()))[:CHANNELS]
-    seconds, fade = data.shape[1] / sfreq, tukey(data.shape[1], min(0.125, 512 / data.shape[1]))
-    rows = np.stack([_band((data[i] - data[i].mean()) * fade, seconds, BANDS[0][0], BANDS[-1][1]) for i in chosen])
+    n, seconds = data.shape[1], math.ceil(data.shape[1] / sfreq)  # whole seconds are whole samples at both rates
+    fade, padding = tukey(n, min(0.125, 512 / n)), (0, round(seconds * sfreq) - n)  # an FFT joins the two ends
+    faded = (np.pad((data[i] - data[i].mean()) * fade, padding) for i in chosen)
+    rows = np.stack([_band(row, seconds, BANDS[0][0], BANDS[-1][1]) for row in faded])
     centred, labels = rows - np.median(rows, axis=0), [plain[i] for i in chosen]
     spread = np.median(np.abs(centred), axis=0)
     signals = [(label, "as recorded", row) for label, row in zip(labels, rows, strict=True)]
@@ -71,17 +74,16 @@ def trace(data: np.ndarray, sfreq: float, names: Sequence[str]) -> Trace:
     return kept
 
 
-def _band(row: np.ndarray, seconds: float, low: float, high: float, white: bool = False) -> np.ndarray:
+def _band(row: np.ndarray, seconds: int, low: float, high: float, white: bool = False) -> np.ndarray:
     """`row` between two frequencies, at RATE; `white`: less the shape of its spectrum, smoothed over 1 Hz."""
     from scipy.ndimage import uniform_filter1d
 
-    n = max(1, round(seconds * RATE))
-    spectrum = np.fft.rfft(row)[: n // 2 + 1]
+    spectrum = np.fft.rfft(row)[: seconds * RATE // 2 + 1]
     frequency = np.arange(len(spectrum)) / seconds
     if white:
-        power = uniform_filter1d(np.abs(spectrum) ** 2, max(1, round(seconds)))
+        power = uniform_filter1d(np.abs(spectrum) ** 2, seconds)
         spectrum = spectrum / np.sqrt(np.maximum(power, 1e-300))
-    return np.fft.irfft(np.where((frequency >= low) & (frequency < high), spectrum, 0), n)
+    return np.fft.irfft(np.where((frequency >= low) & (frequency < high), spectrum, 0), seconds * RATE)
 
 
 def sessions(traces: Sequence[Trace]) -> tuple[list[Match], np.ndarray]:
