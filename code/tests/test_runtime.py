@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runtime import checkpoints, digests
-from runtime.draws import StepBatches, randn
+from runtime.draws import StepBatches, randn, steps_per_epoch
 from runtime.errors import UserError, cli
 from runtime.runs import check_hand_on, hand_on, open_run
 
@@ -54,6 +54,12 @@ def test_each_epoch_visits_each_item_once_and_starting_late_changes_nothing():
         assert sorted(torch.cat([b.index for b in epoch]).tolist()) == list(range(10))
     late = list(StepBatches(10, 3, 0, 5, 8))
     assert all(torch.equal(a.index, b.index) and a.step == b.step for a, b in zip(batches[5:], late, strict=True))
+
+
+def test_a_step_of_more_batches_than_an_epoch_is_refused():
+    assert [steps_per_epoch(23, 5), steps_per_epoch(23, 5, 2), steps_per_epoch(23, 5, 5)] == [5, 3, 1]
+    with pytest.raises(UserError, match="6: an epoch holds 5 batches"):
+        steps_per_epoch(23, 5, 6)
 
 
 def test_unreadable_checkpoints_are_named(tmp_path):
