@@ -42,7 +42,9 @@ def _order_p(label: np.ndarray, recording: np.ndarray, n_perm: int = 3000) -> tu
             values.append((sums**2 / np.maximum(sizes, 1)).sum(1))
         return values
 
-    parts = [statistics(random.permuted(np.tile(label, (100, 1)), axis=1)) for _ in range(n_perm // 100)]
+    rows = min(100, 1 + 1_000_000 // len(label))  # orders at once: they fit in the processor's cache, and in memory
+    counts = (min(rows, n_perm - start) for start in range(0, n_perm, rows))
+    parts = [statistics(random.permuted(np.tile(label, (count, 1)), axis=1)) for count in counts]
     nulls, observed = [np.concatenate(part) for part in zip(*parts, strict=True)], statistics(label[None])
     p = [permutation_p(value[0], null) for value, null in zip(observed, nulls, strict=True)]
     least_p = permutation_p(statistics(np.sort(label)[None])[0][0], nulls[0])

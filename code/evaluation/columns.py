@@ -90,6 +90,9 @@ def read_trials(folder: str | Path) -> dict[str, Any]:
         raise broken(path, "holds a position twice, so one trial would count twice")
     if (label < 0).any() and (label >= 0).any():
         raise broken(path, f"label of trial {(label < 0).argmax()} is unknown, those of others are not")
+    for part in zip(*set(zip(label.tolist(), trials["class_index"].tolist(), strict=True)), strict=True):
+        if len(known := [kind for kind in part if kind >= 0]) > len(set(known)):
+            raise broken(path, "label and class_index tell of different classes")
     return trials
 
 

@@ -162,9 +162,9 @@ def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, d
             raise broken(path, f"holds {shown}, which this version does not know: another one wrote it")
         if len(array) != n:
             raise broken(path, f"{key} has {len(array)} rows, trials.csv {n}")
-        if array.dtype not in (np.float32, np.float64) or not array.size or not np.isfinite(array).all():
-            found = f"{key} of {array.dtype} {array.shape} is in half precision, integer, empty or not finite"
-            raise broken(path, f"{found}; expected float32 or float64")
+        kind = f"of {array.dtype}" if array.dtype not in (np.float32, np.float64) else "" if array.size else "empty"
+        if kind or not np.isfinite(array).all():
+            raise broken(path, f"{key} is {kind or 'not finite'}, expected finite numbers of float32 or float64")
         if run == "baseline" and not 0 <= array.min() <= array.max() <= 1:
             raise broken(path, f"{key} holds {array.min():g} to {array.max():g}, expected shares of 0 to 1")
         axes = {f"width of {field}": array.shape[-1]} if array.ndim > 1 else {}
@@ -180,12 +180,12 @@ def _check_together(folder: Path, truth: Truth, real: Mapping[str, np.ndarray]) 
     """Raises UserError where trials.csv, the arrays of truths and of the real run, and pictures are not of one run."""
     arrays, trials, first = folder / "arrays.safetensors", folder / "trials.csv", picture_path(folder / "samples", 0, 0)
     known, index = truth.image is not None, truth.class_index
-    lost = [key for key in PICTURE_FIELDS if known and key in real and getattr(truth, key) is None]
+    alone = [key for key in PICTURE_FIELDS if known and (key in real) != (getattr(truth, key) is not None)]
     images, classes = len(set(truth.image)) if known else 0, real["logits"].shape[2] if "logits" in real else np.inf
     compared = {real[key].shape[2] for key in real if key.startswith("alike_")} - {images}
     for wrong, file, problem in (
         (not known and first.exists(), arrays, f"holds no array of the truths, but {first} is there"),
-        (lost, arrays, f"holds real.{lost and lost[0]}, but not the same of the truths"),
+        (alone, arrays, f"holds {alone and alone[0]} of the pictures or of the truths alone, expected of both"),
         (known and "" in truth.image, trials, "a trial has no image, but its truth is there"),
         (compared, arrays, f"compares pictures with {compared} images, trials.csv names {images}"),
         (index.max() >= classes, trials, f"holds class_index {index.max()}, but real.logits has {classes} classes"),

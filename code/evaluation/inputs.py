@@ -24,6 +24,7 @@ from runtime.devices import about_device, pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.paths import all_there, file_or_name, under_root
+from runtime.plain import read_json
 from runtime.runs import run_config
 from runtime.sampling import Sampling
 from runtime.system import About, EEGInput
@@ -267,12 +268,17 @@ def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test")
 
 
 def same_trials(folder: Path, test: Trials) -> dict:
-    """What the folder's record of its trials says, or should. Raises UserError where its pictures are of other trials:
-    files or the manifest changed since."""
-    record = folder / "begun.json"
+    """What the folder's record of its trials says, or should. Raises UserError where its pictures are of other trials,
+    files or the manifest changed since, or its record cannot be read."""
+    record, hint = folder / "begun.json", "take another name=, or overwrite=true"
     now = {"names": test.names, "eeg_sha256": hashlib.sha256(test.eeg.numpy().tobytes()).hexdigest()}
-    if record.is_file() and json.loads(record.read_text()) != now:
-        raise UserError(f"{folder}: was begun with other trials; take another name=, or overwrite=true")
+    try:
+        same = not record.exists() or read_json(record, "record of trials") == now
+    except UserError as error:
+        unknown = f"cannot be read, so nothing tells which trials the pictures in {folder} are of"
+        raise UserError(f"{record}: {unknown}; {hint}") from error
+    if not same:
+        raise UserError(f"{folder}: was begun with other trials; {hint}")
     return now
 
 
