@@ -61,9 +61,7 @@ class Batch(NamedTuple):
 def steps_per_epoch(n_items: int, batch_size: int, accumulate: int = 1) -> int:
     """Optimizer steps in one pass over the data; the last, smaller batch counts. Raises UserError: too many for one."""
     if accumulate > (batches := -(-n_items // batch_size)):
-        raise UserError(
-            f"accum_iter= or accumulate_grad= {accumulate}: an epoch holds {batches} batches; lower it to that"
-        )
+        raise UserError(f"accum_iter= or accumulate_grad= {accumulate}: an epoch holds {batches} batches; lower it")
     return -(-n_items // (batch_size * accumulate))
 
 
