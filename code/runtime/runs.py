@@ -61,7 +61,7 @@ def begun(folder: Path, config: dict) -> bool:
         UserError: the folder holds a run of another config, or files of no run at all.
     """
     saved = folder / "config.yaml"
-    if not folder.exists() or all(path.name in (saved.name, RECORD) for path in folder.iterdir()):
+    if not folder.exists() or all(path.name in (saved.name, RECORD, "wandb") for path in folder.iterdir()):
         return False  # new, or never begun: its data were missing, say
     if not saved.exists():
         raise UserError(f"{folder}: is not empty and holds no config.yaml: choose another name=, or overwrite=true")
@@ -104,11 +104,15 @@ def open_for_all(cfg: Any, folder: Path, config: dict, files: Files) -> Run:
         UserError: as `open_run`, or the processes differ.
     """
     ranks.agree(asdict(cfg) | config)  # the latter holds what precision=auto means here, and hashes of files
-    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", ranks.lead())
-    sources = Sources(folder, partial(files, cfg))
+    sources = _sources(cfg, folder, files)
     finished = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite, sources).finished)
     ranks.agree({f"whether {folder} is there": folder.is_dir()})
     return Run(folder, finished, sources)
+
+
+def _sources(cfg: Any, folder: Path, files: Files) -> Sources:
+    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", ranks.lead())
+    return Sources(folder, partial(files, cfg))
 
 
 def check_hand_on(target: Path, run: Run) -> None:
@@ -208,7 +212,7 @@ def look_at_folder(
     run = Run(folder, (folder / "finished.json").exists())
     goes_on = config is not None and not cfg.overwrite and begun(folder, config)
     if goes_on and files:
-        Sources(folder, partial(files, cfg)).compare()
+        _sources(cfg, folder, files).compare()
     check_hand_on(under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth"), run)
     above = next(path for path in (folder, *folder.parents) if path.exists())
     try:
