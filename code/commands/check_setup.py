@@ -223,7 +223,9 @@ def check(stage: str, cfg: Any, asked: SetupConfig) -> Opened:
     if plan and plan.total > room and not told:
         advice = f"{smaller(cfg, plan, room)} (estimate)"
         findings.add("memory", NOTE, f"{plan.total / 1e9:.1f} GB will not fit in {room / 1e9:.1f} GB; {advice}")
-    findings.open("run folder", lambda: look_at_folder(cfg, STAGES[stage].folder, opened.config, plan), str)
+    files = {"a": training_inputs.pretraining_files, "b": training_inputs.finetuning_files}
+    place = STAGES[stage].folder, opened.config, plan, files.get(stage, stage_c.evaluation_files)
+    findings.open("run folder", lambda: look_at_folder(cfg, *place), str)
     if opened.time and asked.plan and findings.ready and not any(f.state == LATER for f in findings.findings):
         opened.hours = opened.time()
     return opened

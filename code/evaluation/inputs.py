@@ -157,11 +157,12 @@ def files_of_model(where: Path | str) -> list[Path]:
     """What a CLIP or a classifier is read from: a folder, a file, or what is at hand of a name."""
     if where == "vit_h_14":
         return sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("vit_h_14_swag-*.pth"))
-    if isinstance(where, str) and where.startswith(OPEN_CLIP):
-        return [Path(part) for part in where.split(":")[2:]]
-    if isinstance(where, str):
-        where = next((path.parent for path in clip_files(where) if "/" in where), Path())
-    return [where] if where.is_file() else [path for path in files_of(where) if path.suffix in READ]
+    if isinstance(where, Path):
+        return [where] if where.is_file() else [path for path in files_of(where) if path.suffix in READ]
+    try:
+        return [Path(file) for file in where.split(":")[2:]] if where.startswith(OPEN_CLIP) else clip_files(where)
+    except ValueError:  # no name that the hub could know, as the loader will say
+        return []
 
 
 def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[..., System], findings: Findings) -> Inputs:

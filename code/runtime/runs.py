@@ -62,7 +62,7 @@ def begun(folder: Path, config: dict) -> bool:
     Raises:
         UserError: the folder holds a run of another config, or files of no run at all.
     """
-    if (before := saved_config(folder)) is None or not _in(folder, "config.yaml", RECORD):
+    if (before := saved_config(folder)) is None or not _in(folder, "config.yaml", RECORD, "wandb"):
         return False  # new, or never begun: its data were missing, say
     before = {k: v for k, v in LATER.items() if k in config} | before
     differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
@@ -151,11 +151,15 @@ def open_for_all(cfg: Any, folder: Path, config: dict, files: Files) -> Run:
         UserError: as `open_run`, or the processes differ.
     """
     ranks.agree(asdict(cfg) | config)  # the latter holds what precision=auto means here, and hashes of files
-    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", ranks.lead())
-    sources = Sources(folder, partial(files, cfg))
+    sources = _sources(cfg, folder, files)
     finished = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite, sources).finished)
     ranks.agree({f"whether {folder} is there": folder.is_dir()})
     return Run(folder, finished, sources)
+
+
+def _sources(cfg: Any, folder: Path, files: Files) -> Sources:
+    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", ranks.lead())
+    return Sources(folder, partial(files, cfg))
 
 
 def check_hand_on(target: Path, run: Run) -> None:
@@ -256,7 +260,7 @@ def look_at_folder(
     there, run = saved_config(folder) is not None, Run(folder, _finished(folder))
     goes_on = config is not None and not cfg.overwrite and begun(folder, config)
     if goes_on and files:
-        Sources(folder, partial(files, cfg)).compare()
+        _sources(cfg, folder, files).compare()
     check_hand_on(under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth"), run)
     above = nearest_folder(folder)
     try:
