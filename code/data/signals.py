@@ -17,8 +17,34 @@ from runtime.plain import checked, read_json, short
 
 LONGEST_HEADER = 10_000  # bytes, numpy's own limit, which it looks at when it has read them
 MANY_CHANNELS = 10  # times as many as samples: then these are the channels
-Rate = Annotated[float, Interval(ge=1, le=1e5)]  # Hz
-Range = Annotated[list[Annotated[int, Interval(ge=0, le=1 << 40)]], Len(2, 2)]
+OTHER_UNIT = 300  # times larger or smaller than what is usual
+Rate = Annotated[float, Interval(ge=1, le=1e5)] | None  # Hz
+Range = Annotated[list[Annotated[int, Interval(ge=0, le=1 << 40)]], Len(2, 2)]  # samples
+Band = Annotated[list[float], Len(2, 2)] | str | None  # Hz
+
+
+class Entry(TypedDict, total=False):
+    """One recording of a stage A folder, in its manifest."""
+
+    file: str
+    sfreq: Rate
+
+
+class Control(TypedDict, total=False):
+    """What was done to the trials of a control, in their manifest."""
+
+    about: str
+    design: Annotated[list[str], Len(2, 2)]
+
+
+# every key of a JSON file beside EEG that the code reads; others are kept as they are
+KEYS = {
+    "sfreq": Rate, "ch_names": list[str] | None, "band": Band, "window": Range, "length_limits": Range,
+    "image_known": bool, "simulated": bool, "standardised": bool | str, "unit": str | None, "control": Control,
+    "excludes_test": bool | str | None, "class_names": dict[str, str], "about": str, "description": str,
+    "recordings": list[Entry], "settings": dict[str, Any],
+}  # fmt: skip
+Manifest = TypedDict("Manifest", KEYS, total=False)
 
 
 def fit_length(eeg: np.ndarray, n_times: int) -> np.ndarray:
@@ -57,39 +83,11 @@ def check_signal(low: np.ndarray, high: np.ndarray, where: str) -> None:
             raise UserError(f"{where}{at}: channel {channel} {problem}; repair it or leave it out (run.py prepare_eeg)")
 
 
-class Entry(TypedDict, total=False):
-    """One recording of a stage A folder, as its manifest tells."""
-
-    file: str
-    sfreq: Rate | None
-
-
-class Control(TypedDict, total=False):
-    """What was done to the trials of a control."""
-
-    about: str
-    design: Annotated[list[str], Len(2, 2)]
-
-
-class Manifest(TypedDict, total=False):
-    """Every key that the code reads of a JSON file beside EEG; others are kept as they are."""
-
-    sfreq: Rate | None
-    ch_names: list[str] | None
-    band: Annotated[list[float], Len(2, 2)] | str | None  # Hz
-    window: Range  # samples of a trial, the end excluded
-    length_limits: Range  # of a trial, in samples, both included
-    image_known: bool
-    simulated: bool
-    standardised: bool | str
-    unit: str | None
-    excludes_test: bool | str | None
-    class_names: dict[str, str]
-    description: str
-    about: str
-    control: Control
-    recordings: list[Entry]
-    settings: dict[str, Any]
+def odd_one(sizes: np.ndarray) -> tuple[float, int | None]:
+    """The usual size (median) of those that are no zero or NaN, and the first one that is of another unit, if any."""
+    usual = float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 0.0
+    odd = np.flatnonzero((sizes > 0) & ((sizes > OTHER_UNIT * usual) | (sizes * OTHER_UNIT < usual)))
+    return usual, int(odd[0]) if len(odd) else None
 
 
 def read_manifest(path: Path) -> dict:
@@ -102,8 +100,8 @@ def read_manifest(path: Path) -> dict:
     if not os.path.lexists(path):
         return {}
     content = checked(Manifest, read_json(path, "manifest"), str(path))
-    for key in content.keys() - Manifest.__annotations__.keys():
-        if near := difflib.get_close_matches(key.lower(), Manifest.__annotations__, 1, 0.75):
+    for key in content.keys() - KEYS.keys():
+        if near := difflib.get_close_matches(key.lower(), KEYS, 1, 0.75):
             raise UserError(f"{path}: has the key {short(key)}; is {near[0]} meant? rename it")
     for key in ("window", "length_limits"):
         first, last = content.get(key, (0, 1))
@@ -137,10 +135,11 @@ def layout(path: Path) -> tuple:
         array = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=LONGEST_HEADER)
         return array.dtype, "r", array.offset, array.shape, "F" if array.flags.fnc else "C"
     except Exception as error:  # numpy reads headers as Python text, and fails in any way; an archive is no array
-        raise UserError(f"{path}: is not a readable .npy array ({' '.join(str(error).split())[:200]})") from error
+        said = "is not a readable .npy array (cut off, damaged, an archive, or of objects)"
+        raise UserError(f"{path}: {said}; write it again with numpy.save") from error
 
 
-@lru_cache(maxsize=128)  # each holds a file open, and a large corpus has more files than a process may open
+@lru_cache(maxsize=512)  # each holds a file open, and a large corpus has more files than a process may open
 def mapped(path: Path) -> np.ndarray:
     """The array of a file. Raises UserError where it cannot be read."""
     try:

@@ -12,6 +12,7 @@ index whole, each trial when it is read, arrays of more than 16 MB by blocks spr
 Shapes: N trials, C electrodes, L samples of one trial, T samples of a window.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -24,11 +25,11 @@ from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import torch
-from annotated_types import Interval, MinLen
+from annotated_types import Interval, MaxLen, MinLen
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from data.signals import write_manifest
+from data.signals import odd_one, write_manifest
 from data.stimuli import image_path
 from runtime import checkpoints, digests
 from runtime.errors import UserError
@@ -39,7 +40,7 @@ OPTIONAL = ("onset", "recording")
 FACTS = ("label", "image", "subject", *OPTIONAL)
 LONGEST_GAP = 100  # seconds, the median, between trials of a recording; more are milliseconds
 CACHE_BLOCKS = 32  # of a cached array that are compared at each opening: 2 MB, a tenth of what an opening takes
-OTHER_UNIT, OFFSET, PEAK = 300, 100, 1e6  # times what is usual in the file: spread, mean and peak of one trial
+OFFSET, PEAK = 100, 1e6  # times the spread that is usual in the file: mean and peak of one trial
 
 
 class Trial(TypedDict):
@@ -58,7 +59,7 @@ class Content(TypedDict):
 
     dataset: Annotated[list[Any], MinLen(1)]  # of Trial, each checked under its number
     labels: Annotated[list[str | int], MinLen(1)]
-    images: Annotated[list[Any], MinLen(1)]
+    images: Annotated[list[Annotated[str, MaxLen(200)]], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def open_trial_file(path: str | Path, cache: str | Path | None = None) -> TrialF
 
 def _open(path: Path, samples: Path) -> TrialFile:
     """The file by its cache: `samples`, and what describes them beside it."""
-    seen, about = digests.fingerprint(path), _read_index(samples)
+    seen, about = digests.fingerprint(path), _described(samples)
     if about.get("seen") != seen:
         digest = digests.sha256(path)
         try:
@@ -123,9 +124,7 @@ def _open(path: Path, samples: Path) -> TrialFile:
                 about = _convert(path, samples)
             if digests.fingerprint(path) != seen:
                 raise UserError(f"{path}: changed while it was read; give the same command again when it is whole")
-            about |= {"format": FORMAT, "sha256": digest, "seen": seen}
-            text = json.dumps(about)
-            checkpoints.write_text(samples.with_suffix(".json"), f"{text}\n{_digest(text.encode())}")
+            about = _describe(samples, about | {"sha256": digest, "seen": seen})
         except UserError as error:
             if not isinstance(error.__cause__, OSError):  # then it is about the EEG
                 raise
@@ -157,8 +156,8 @@ def cached_windows(
     path = file.samples.with_name(f"{file.samples.name.removesuffix('.trials.npy')}.windows-{key}.npy")
     if (windows := _mapped(path, shape)) is None:
         try:
-            seen = _write_array(path, shape, rows())
-            checkpoints.write_text(path.with_suffix(".json"), json.dumps(seen))
+            _write_array(path, shape, rows())
+            _describe(path, {})
             windows = _mapped(path, shape)
         except UserError as error:
             if not isinstance(error.__cause__, OSError):  # then it is about the EEG
@@ -169,11 +168,8 @@ def cached_windows(
     return np.stack([np.asarray(row, "<f4") for row in rows()]) if windows is None else windows
 
 
-def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> dict:
-    """A float32 .npy file of this shape, written part after part, in place of what killed writers left of it.
-
-    Returns what `_content` says of it.
-    """
+def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """A float32 .npy file of this shape, written part after part, in place of what killed writers left of it."""
     checkpoints.sweep(path)
 
     def write(file) -> None:
@@ -182,7 +178,6 @@ def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]
             file.write(np.ascontiguousarray(part, dtype="<f4"))
 
     checkpoints.replace_atomically(path, write)
-    return _content(path)
 
 
 def _content(path: Path) -> dict:
@@ -190,33 +185,33 @@ def _content(path: Path) -> dict:
     return {key: value for key, value in digests.fingerprint(path, CACHE_BLOCKS).items() if key != "mtime_ns"}
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """An array that an earlier run left, or None where it is missing or damaged, of which a line tells."""
-    if not path.is_file():
-        return None
-    try:
-        if json.loads(path.with_suffix(".json").read_bytes()) == _content(path):
-            return np.load(path, mmap_mode="c").reshape(shape)
-    except (OSError, ValueError):
-        pass
-    print(f"note: {path} is damaged or of an earlier version: it is made again")
-    return None
+def _describe(path: Path, about: dict) -> dict:
+    """Write, and give back, what `_described` reads: JSON that begins with the digest of the rest."""
+    about = about | {"format": FORMAT, "content": _content(path)}
+    rest = f", {json.dumps(about)[1:]}"
+    checkpoints.write_text(path.with_suffix(".json"), f'{{"digest": "{_digest(rest.encode())}"{rest}')
+    return about
 
 
-def _read_index(samples: Path) -> dict:
-    """What the cache says of itself; nothing where it is missing or damaged, of which a line tells."""
-    index = samples.with_suffix(".json")
-    if not index.is_file():
+def _described(path: Path) -> dict:
+    """What was written beside an array of the cache; {} where either is missing, damaged or older: a line tells."""
+    if not (index := path.with_suffix(".json")).is_file():
         return {}
     try:
-        text, digest = index.read_bytes().rsplit(b"\n", 1)
-        about = json.loads(text) if _digest(text) == digest.decode() else {}
-        if about.get("format") == FORMAT and about["samples"] == _content(samples):
+        text = index.read_bytes()
+        about = json.loads(text)
+        if about.pop("digest") == _digest(text[text.index(b",") :]) and about["content"] == _content(path):
             return about
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
-    print(f"note: {samples} is damaged or of an earlier version: it is made again")
+    print(f"note: {path} is damaged or of an earlier version: it is made again")
     return {}
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """An array that an earlier run left, or None where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        return np.load(path, mmap_mode="c").reshape(shape) if _described(path) else None
 
 
 def _convert(path: Path, samples: Path) -> dict:
@@ -248,10 +243,10 @@ def _convert(path: Path, samples: Path) -> dict:
     for earlier in [samples.with_suffix(".json"), *samples.parent.glob(f"{stem}.windows-*")]:
         if earlier.is_file():
             earlier.unlink(missing_ok=True)
-    seen = _write_array(samples, (total,), read())
+    _write_array(samples, (total,), read())
     size, seconds = f"{4 * total / 1e9:.2f} GB", time.time() - started
     print(f"{path}: {len(trials)} trials converted once into {samples} ({size}) in {seconds:.1f} s")
-    return {"labels": content["labels"], "images": content["images"], "trials": columns, "samples": seen}
+    return {"labels": content["labels"], "images": content["images"], "trials": columns}
 
 
 def _samples_of(trial: dict, where: str) -> np.ndarray:
@@ -330,18 +325,12 @@ def _check_sizes(path: Path, spread: np.ndarray, mean: np.ndarray, peak: np.ndar
     Raises:
         UserError: names the trial; constant ones, which have no unit, are named when they are used.
     """
-    if not (spread > 0).any():
-        return
-    usual, level = np.median(spread[spread > 0]), np.nanmedian(mean)
-    for wrong, words in (
-        ((spread > 0) & (np.maximum(spread / usual, usual / np.maximum(spread, 1e-300)) > OTHER_UNIT), "another unit?"),
-        (mean > OFFSET * (level + usual), "a constant (DC) that the others have not?"),
-        (peak > PEAK * usual, "damaged?"),
-    ):
-        if wrong.any():
-            i = int(wrong.argmax())
+    (usual, odd), level = odd_one(spread), np.median(mean[mean >= 0]) if (mean >= 0).any() else 0
+    suspects = {"another unit?": [] if odd is None else [odd]}
+    suspects["a constant (DC) beside it?"] = np.flatnonzero(mean > OFFSET * (level + usual))
+    suspects["damaged?"] = np.flatnonzero(peak > PEAK * usual)
+    for words, found in suspects.items():
+        for i in found if usual else ():
             said = f"spread {spread[i]:.3g}, mean {mean[i]:.3g} and largest value {peak[i]:.3g}"
-            raise UserError(
-                f"{path}: trial {i} has {said}, where the file's trials have spread {usual:.3g} and mean {level:.3g}: "
-                f"{words} make it as the others are, or leave it out"
-            )
+            others = f"all trials spread {usual:.3g} and mean {level:.3g} (median)"
+            raise UserError(f"{path}: trial {i} has {said}, {others}: {words} make it as the others, or leave it out")

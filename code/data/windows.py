@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.signals import Span, fit_channels, fit_length, layout, mapped, read_manifest, read_span, spans_of
+from data.signals import Span, fit_channels, fit_length, layout, mapped, odd_one, read_manifest, read_span, spans_of
 from runtime import draws
 from runtime.errors import UserError
 
-OTHER_UNIT = 300  # times larger or smaller than what is usual
 SMALLEST = 1e-3  # median size of samples, scaled; of standardised EEG it is about 1, of volts 1e-5
 
 
@@ -46,31 +45,23 @@ class EEGWindows:
         self.info |= read_manifest(self.folder / "manifest.json")
         self.n_recordings = len(files)
         recordings, sizes = zip(*map(spans_of, files), strict=True)
-        self._check_units(files, np.array(sizes))
-        self._check_channels([read_span(spans[0]).shape for spans in recordings])
+        self._check_corpus(files, np.array(sizes), [layout(path)[3][-2:] for path in files])
         self.train, self.held_out = self._hold_out(list(recordings), held_out)
         self.last = np.cumsum([self._n_windows(span) for span in self.train])
 
-    def _check_units(self, files: list[Path], sizes: np.ndarray) -> None:
-        """Refuse a recording of another unit than the others, and volts; sizes: median size of each one's samples."""
-        if not sizes.any():
-            return
-        usual = float(np.median(sizes[sizes > 0]))
-        for path, size in zip(files, sizes, strict=True):
-            if size and not 1 / OTHER_UNIT < size / usual < OTHER_UNIT:
-                raise UserError(
-                    f"{path}: its samples are of size {size:.2g} (median), in all recordings {usual:.2g}: of another "
-                    "unit? give all the same"
-                )
-        advice = f"eeg_scale={10 ** -round(math.log10(usual)):g} would make it about 1"
-        if usual * self.scale < SMALLEST:
-            raise UserError(f"{self.folder}: samples are of size {usual:.2g} (median): in volts? {advice}")
-        if usual * self.scale > 1 / SMALLEST:
-            print(f"note: {self.folder}: samples are of size {usual:.2g} (median): not standardised? {advice}")
-
-    def _check_channels(self, shapes: list[tuple[int, int]]) -> None:
-        """Refuse names of other channels than there are; tell of recordings that may lie the other way round."""
-        counts, names = {n for n, _ in shapes}, self.info["ch_names"]
+    def _check_corpus(self, files: list[Path], sizes: np.ndarray, shapes: list[tuple[int, int]]) -> None:
+        """Refuse a unit that is no EEG's, and names of other channels; sizes: median size of each file's samples."""
+        (usual, odd), names = odd_one(sizes), self.info["ch_names"]
+        if odd is not None:
+            beside = f"samples of size {sizes[odd]:.2g} (median), all recordings {usual:.2g}"
+            raise UserError(f"{files[odd]}: has {beside}: of another unit? give all in one")
+        if usual and not SMALLEST < usual * self.scale < 1 / SMALLEST:
+            advice = f"set eeg_scale={10 ** -round(math.log10(usual)):g} to make it about 1"
+            said = f"{self.folder}: samples are of size {usual:.2g} (median): in volts, or not standardised? {advice}"
+            if usual * self.scale <= SMALLEST:
+                raise UserError(said)
+            print(f"note: {said}")
+        counts = {n_chans for n_chans, _ in shapes}
         if names and len(counts) == 1 and len(names) not in counts:
             raise UserError(f"{self.folder}/manifest.json: ch_names has {len(names)} names for {counts.pop()} channels")
         if wide := [shape for shape in shapes if shape[0] > shape[1]]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import glob
 import os
 import pickle
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +93,13 @@ def read_plain(path: str | Path, what: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a {what}")
     try:
-        with _no_collection():
-            found = pickles.survey(path)
-            known = {part[1] for part in torch.serialization.get_safe_globals() if isinstance(part, tuple)}
-            if foreign := sorted(found.calls - pickles.CALLED - known):
-                raise pickles.Refused(f"holds {foreign[0]}, {NEVER}")
-            if found.zipped and (record := _damaged_record(path, *digests.fingerprint(path).values())):
-                raise pickles.Refused(f"is damaged: the checksum of its part {record} is another; copy it again")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=found.zipped or None)
+        found = pickles.survey(path)
+        known = {part[1] for part in torch.serialization.get_safe_globals() if isinstance(part, tuple)}
+        if foreign := sorted(found.calls - pickles.CALLED - known):
+            raise pickles.Refused(f"holds {foreign[0]}, {NEVER}")
+        if found.zipped and (record := pickles.damaged_record(path, *digests.fingerprint(path).values())):
+            raise pickles.Refused(f"is damaged: the checksum of its part {record} is another; copy it again")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=found.zipped or None)
     except pickles.Refused as error:
         raise UserError(f"{path}: {error}; expected a {what}") from error
     except pickle.UnpicklingError as error:
@@ -115,24 +112,6 @@ def read_plain(path: str | Path, what: str) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected the dict of a {what}")
     return content
-
-
-@lru_cache(maxsize=64)
-def _damaged_record(path: Path, *_: int | str) -> str | None:
-    """`pickles.damaged_record`, once for each fingerprint."""
-    return pickles.damaged_record(path)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """A million small objects that all stay: to look through them again and again takes as long as to make them."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def load(path: str | Path, formats: tuple[str, ...], what: str) -> dict:

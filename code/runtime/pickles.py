@@ -9,6 +9,7 @@ with the size, at that moment, of what it is given, and keys are texts and numbe
 import io
 import pickletools
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -68,22 +69,30 @@ def survey(path: str | Path) -> Survey:
     """
     size = Path(path).stat().st_size
     limit, longest = FREE + size // BYTES_A_STEP, min(LARGEST, SHORT + size // 4)
-    with open(path, "rb") as file:
-        head = file.read(2 + len(OLD_TORCH))
-        if head.startswith(b"PK\x03\x04"):
-            return _survey(_pickle_of_zip(file, longest), limit)._replace(zipped=True)
-        if head[2:] != OLD_TORCH:
-            raise Refused("cannot be read as a torch file (truncated or another kind)")
-        # protocol, system, content and the storages' keys: a pickle each; numbers follow
-        content = io.BytesIO(file.read(longest))
-        strings, classes, calls, *_ = zip(*(_survey(content, limit) for _ in range(4)), strict=True)
-    return Survey(*(set().union(*sets) for sets in (strings, classes, calls)), content.tell(), False)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(2 + len(OLD_TORCH))
+            if zipped := head.startswith(b"PK\x03\x04"):
+                content, n_pickles = _pickle_of_zip(file, longest), 1
+            elif head[2:] == OLD_TORCH:  # protocol, system, content and the storages' keys follow, a pickle each
+                content, n_pickles = io.BytesIO(file.read(longest)), 4
+            else:
+                raise Refused("cannot be read as a torch file (truncated or another kind)")
+        found = [_survey(content, limit) for _ in range(n_pickles)]
+    except Refused:
+        raise
+    except Exception as error:  # on a damaged file pickletools and the readers of zip files fail in any way
+        if "unknown" in str(error):  # a byte that is no opcode; other complaints are about a missing rest
+            raise Refused(f"cannot be read: {error}") from error
+        raise EOFError(str(error)) from error
+    return Survey(*(set().union(*sets) for sets in zip(*found, strict=True)), content.tell(), zipped)
 
 
-def damaged_record(path: str | Path) -> str | None:
+@lru_cache(maxsize=64)
+def damaged_record(path: str | Path, *seen: int | str) -> str | None:
     """The first record of a zipped torch file whose CRC-32 is not that of its content; None: all are whole.
 
-    Reads the whole file. Files of the format before torch 1.6 hold no checksum.
+    Reads the whole file, once for each fingerprint (`seen`). Files of the format before torch 1.6 hold no checksum.
     """
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()
@@ -91,67 +100,52 @@ def damaged_record(path: str | Path) -> str | None:
 
 def _pickle_of_zip(file: BinaryIO, longest: int) -> BinaryIO:
     """The pickle in a torch zip file, the very one that torch will read."""
-    try:
-        archive = zipfile.ZipFile(file)
-        records = {record.filename: record for record in archive.infolist()}
-        name = next((name for name in records if name.endswith("/data.pkl")), None)
-        if name is None:
-            raise Refused("is a zip file, but none of torch's")
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
-            raise Refused("is compressed inside, which torch never does; it might unpack to any size")
-        if len(records) < len(archive.infolist()) or records[name].file_size > longest:
-            raise Refused(f"names a record twice, or has a pickle of more than {longest} bytes")
-        content = archive.read(name)
-        file.seek(0)
-        if torch._C.PyTorchFileReader(file).get_record("data.pkl") != content:
-            raise Refused("is a zip file that two readers read differently")
-    except Refused:
-        raise
-    except Exception as error:  # on a damaged zip file both readers fail in any way
-        raise EOFError(str(error)) from error
+    archive = zipfile.ZipFile(file)
+    records = {record.filename: record for record in archive.infolist()}
+    pickled = next((record for name, record in records.items() if name.endswith("/data.pkl")), None)
+    stored = all(record.compress_type == zipfile.ZIP_STORED for record in records.values())
+    if pickled is None or not stored or len(records) < len(archive.infolist()) or pickled.file_size > longest:
+        unlike = f"a record is compressed or named twice, or data.pkl is missing or longer than {longest} bytes"
+        raise Refused(f"is no zip file as torch writes it: {unlike}")
+    content = archive.read(pickled)
+    file.seek(0)
+    if torch._C.PyTorchFileReader(file).get_record("data.pkl") != content:
+        raise Refused("is a zip file that two readers read differently")
     return io.BytesIO(content)
 
 
-def _survey(content: BinaryIO, limit: int) -> Survey:
-    """Of the pickle that begins here. Raises Refused and EOFError as `survey`."""
-    found, begin = Survey(set(), set(), set(), 0, False), content.tell()
+def _survey(content: BinaryIO, limit: int) -> tuple[set[str], set[str], set[str]]:
+    """Strings, classes and calls of the pickle that begins here; any exception where it is damaged."""
+    strings, classes, calls = set(), set(), set()
     stack: list[_Value] = []
     marks: list[int] = []
     memo: dict[int, _Value] = {}
     number, steps = _Value(), 0
-    try:
-        for opcode, argument, _ in pickletools.genops(content):
+    for opcode, argument, _ in pickletools.genops(content):
+        name, steps = opcode.name, steps + 1
+        if name in PUTS:
+            memo[argument] = stack[-1]
             steps += 1
-            name = opcode.name
-            if name in PUTS:
-                memo[argument] = stack[-1]
-                steps += 1
-            elif name in GETS:
-                stack.append(memo[argument])
-            elif name == "MARK":
-                marks.append(len(stack))
-                steps += CONTAINER
-            elif isinstance(argument, str):
-                named = argument.replace(" ", ".") if name == "GLOBAL" else argument
-                (found.classes if name == "GLOBAL" else found.strings).add(named)
-                stack.append(_Value(1 + len(named) // 64, None, named))
-            elif opcode.stack_before:
-                steps += _take(opcode, stack, marks, found.calls)
-            elif opcode.stack_after:
-                if isinstance(argument, int) and not -LARGEST_INTEGER <= argument < LARGEST_INTEGER:
-                    raise Refused(f"holds {short(argument)}, more than any setting or index can be")
-                plain = name in ATOMS or argument is not None
-                stack.append(number if plain else _Value(1, [] if name == "EMPTY_TUPLE" else None))
-                steps += 0 if plain else CONTAINER
-            if steps > limit:
-                raise Refused("holds far more, written out, than its bytes: copies of copies")
-    except (IndexError, KeyError) as error:
-        raise EOFError("its pickle takes values that are not there") from error
-    except ValueError as error:
-        if isinstance(error, Refused) or "unknown" in str(error):  # a byte that is no opcode
-            raise
-        raise EOFError(str(error)) from error  # all other complaints of pickletools are about a missing rest
-    return found._replace(n_bytes=content.tell() - begin)
+        elif name in GETS:
+            stack.append(memo[argument])
+        elif name == "MARK":
+            marks.append(len(stack))
+            steps += CONTAINER
+        elif isinstance(argument, str):
+            named = argument.replace(" ", ".") if name == "GLOBAL" else argument
+            (classes if name == "GLOBAL" else strings).add(named)
+            stack.append(_Value(1 + len(named) // 64, None, named))
+        elif opcode.stack_before:
+            steps += _take(opcode, stack, marks, calls)
+        elif opcode.stack_after:
+            if isinstance(argument, int) and not -LARGEST_INTEGER <= argument < LARGEST_INTEGER:
+                raise Refused(f"holds {short(argument)}, more than any setting or index can be")
+            plain = name in ATOMS or argument is not None
+            stack.append(number if plain else _Value(1, [] if name == "EMPTY_TUPLE" else None))
+            steps += 0 if plain else CONTAINER
+        if steps > limit:
+            raise Refused("holds far more, written out, than its bytes: copies of copies")
+    return strings, classes, calls
 
 
 def _take(opcode: pickletools.OpcodeInfo, stack: list[_Value], marks: list[int], calls: set[str]) -> int:
@@ -172,9 +166,8 @@ def _take(opcode: pickletools.OpcodeInfo, stack: list[_Value], marks: list[int],
     cost = taken[-1].cost()
     if opcode.name != "BINPERSID":
         called, given = taken[0].text or "what another call gives", taken[1].parts
-        if given is None or (
-            given if called == EMPTY else called == ENCODE and [part.text for part in given[1:]] != ["latin1"]
-        ):
+        fine = not given if called == EMPTY else called != ENCODE or [part.text for part in given[1:]] == ["latin1"]
+        if given is None or not fine:
             raise Refused(f"calls {called} with what torch never gives it")
         calls.add(called)
     stack.append(_Value(cost, []))

@@ -59,8 +59,8 @@ BOMBS = {
     + b"h\x00h\x01X\x06\0\0\0latin1\x86R" * MANY,
     "gigabytes by one call": b"c__builtin__\nbytearray\n" + integer(10**11) + b"\x85R",
     "an empty tensor of gigabytes": b"ctorch\nTensor\n" + integer(10**11) + b"\x85R",
-    "a million dicts": b"](" + b"}" * 10**6 + b"e",
-    "a million lists in lists": b"]" * 10**6 + b"a" * (10**6 - 1),
+    "many dicts": b"](" + b"}" * 400_000 + b"e",
+    "many lists in lists": b"]" * 400_000 + b"a" * 399_999,
     "a list in itself": b"}" + text("a") + b"]q\x00h\x00as",
     "an integer of 250 bytes": b"}" + text("a") + integer(256**250) + b"s",
     "values that are not there": b"}h\x07s",
@@ -132,7 +132,7 @@ def test_a_zip_with_two_contents_is_refused(tmp_path):
     path = write(tmp_path / "file.pth", b"}", True)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("archive/data.pkl", b"\x80\x02]q\x00.")
-    with pytest.raises(UserError, match="names a record twice"):
+    with pytest.raises(UserError, match="compressed or named twice"):
         checkpoints.read_plain(path, "thing")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/version", "3\n")

@@ -256,7 +256,7 @@ def test_eeg_without_readable_numbers_is_named(tmp_path, eeg, words):
         ({"dataset": [TRIAL | {"onset": "x"}]}, "trial 0: onset is 'x', expected a valid number"),
         ({"dataset": [TRIAL | {"label": torch.tensor(1)}]}, r"trial 0: label is tensor\(1\), expected a valid integer"),
         ({"labels": [torch.tensor(1)]}, r"labels.0 is tensor\(1\), expected a valid string"),
-        ({"images": [7]}, "image name 7 is not a plain"),
+        ({"images": [7]}, "images.0 is 7, expected a valid string"),
     ],
 )
 def test_other_content_is_named(tmp_path, content, words):
