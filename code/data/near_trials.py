@@ -1,6 +1,24 @@
 """Trials of two splits that hold the same EEG: equal to the last bit, alike, or overlapping in time.
 
-FIGURES
+What was trained on is remembered, not read. The same EEG stands in two splits where a recording was exported twice,
+under two names or from two steps of cleaning, and is then seldom equal in every bit. Likeness is the correlation of two
+trials at the best shift, of phases weighted by amplitudes to the power 1/4: this whitens both trials, and must, as EEG
+is slow and common to all channels, so that different trials plainly correlate by 0.9. It is read from a sketch: first
+difference in time, channels' mean removed (from three on), each channel at unit variance, at most 8 channels or random
+mixtures, Hann window, the lowest 48 frequencies, the mean over trials removed. Phase differences between frequencies,
+which a shift leaves as they are, give each trial its nearest by one matrix product; of that pair alone likeness is
+computed. Sketches of all trials of a file are made once (12,000 of 128 channels: 7 s) and kept beside it; comparing
+them takes a second and opens no EEG.
+
+Largest likeness of different trials: 0.28 and 0.32 in the demo's two designs, 0.50 in 1,150 face and house trials of
+one person, 0.77 in 5,736 windows of 24 people with all blinks (Muse, 4 channels). Copies have 0.97 or more in 16 bits,
+another unit, with an added constant, shifted by 4 samples, re-referenced, or of turned polarity; nine in ten have 0.91
+or more after a filter of 0.5-30 Hz without phase shift (they were of 1-40 or 5-95 Hz), or with channel gains that vary
+by 30 %; white noise of 3 % of their deviation leaves 1.00 with 128 channels, and 0.86 or more of four in five with 4
+channels and blinks. ALIKE lies between; it need not see every copy, as a small share of them is leaking.
+Not seen: shifts by more than 1/32 of the window, unless onsets tell of them; filters that turn phases much; channels
+in another order or number; time reversed; much noise; sums of trials. Trials of fewer than FEWEST channels x
+frequencies, so any of one channel, are compared bit by bit and by onset alone.
 
 Shapes: N trials, C electrodes, L samples of one trial, S and K as SKETCH.
 """
@@ -13,7 +31,7 @@ from data.trials_file import TrialFile, cached_windows
 
 SKETCH = 8, 48  # channels or mixtures of them, frequencies
 FEWEST = 80  # of both together: one channel of 0.7 s, whatever its trial, is like others by chance
-ALIKE = 0.8
+ALIKE = 0.85
 LEAKING = 0.001  # share of the test trials above which the design is called leaking
 APART = 3  # from so many frequencies apart, those of a Hann window are independent
 
@@ -111,18 +129,14 @@ class SameEEG:
         return nearest, likeness
 
 
-def is_leaking(found: dict) -> bool:
-    """Whether so many trials hold EEG of others that nothing may be claimed of them; found: as of `between`."""
-    return found["repeated"] > LEAKING * found["trials"]
-
-
 def about_same_eeg(found: dict, part: str, others: str) -> str:
     """What `between` found, in one sentence, and what to do about it."""
     in_time = "unknown" if found["overlapping"] is None else found["overlapping"]
     ways = f"equal {found['identical']}, correlated by {ALIKE} or more {found['alike']}, overlapping in time {in_time}"
     said = f"{found['repeated']} of {found['trials']} {part} trials hold EEG of a {others} trial ({ways})"
-    if not found["repeated"]:
+    said = ", for example ".join([said, *filter(None, [" and ".join(found["examples"])])])
+    if not found["repeated"] or part != "test":
         return f"{said}."
-    share = f"{found['repeated'] / found['trials']:.1%}, above {LEAKING:.1%} of the test trials the design is leaking"
+    share = f"{found['repeated'] / found['trials']:.1%}, and above {LEAKING:.1%} the design is leaking"
     advice = "leave out what is there twice, or keep each recording in one split (make_splits by=recording)"
-    return f"{said}: {share}; {', '.join(found['examples'])}{'; ' * bool(found['examples'])}{advice}, and train again."
+    return f"{said}: {share}; {advice}, and train again."

@@ -20,7 +20,14 @@ SPLITS = ("train", "val", "test")
 NOT_VERIFIED = "order of the file, not verified"  # what is said wherever it stands in for time
 PAIRS = (("train", "val"), ("val", "test"), ("train", "test"))
 LAYOUT = "the layout is {'splits': [{'train': [0, 1], 'val': [2], 'test': [3]}]}, positions of trials from 0"
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Parts = TypedDict("Parts", dict.fromkeys(SPLITS, list[int]))  # positions of trials
+
+
+class SplitsFile(TypedDict):
+    """Of its splits, the first is used."""
+
+    splits: Annotated[list[dict], MinLen(1)]
 
 
 class MadeBy(TypedDict):
@@ -49,32 +56,30 @@ def read_splits(path: Path, subjects: Sequence[int], subject: int, signals: str)
         UserError: no trial of that subject, missing file or key, splits that overlap, or an index out of range (the
             published loader lets one that equals the length pass, and then fails).
     """
-    order, index_space = trials_of(subject, subjects, signals), f"the list of subject {subject}"
+    rows, index_space = trials_of(subject, subjects, signals), f"the list of subject {subject}"
     if path.stem.endswith("_all") or subject == 0:
-        order, index_space = range(len(subjects)), "the whole file"
+        rows, index_space = range(len(subjects)), "the whole file"
     content = checkpoints.read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
-    first = checked(Annotated[list[dict], MinLen(1)], content.get("splits"), f"{path}: 'splits'", LAYOUT)[0]
-    parts = {name: _listed(first[name], len(order)) for name in SPLITS if name in first}
+    first = checked(SplitsFile, content, str(path), LAYOUT)["splits"][0]
+    parts = {name: _listed(first[name], len(rows)) for name in SPLITS if name in first}
     parts = {k: [_listed(i, 1) for i in v] if isinstance(v, list | tuple) else v for k, v in parts.items()}
     parts = checked(Parts, parts, f"{path}: splits[0]", LAYOUT)
     for name, part in parts.items():
         if len(set(part)) < len(part):
             raise UserError(f"{path}: split '{name}' names a trial twice")
-        if wrong := [i for i in part if not 0 <= i < len(order)]:
-            raise UserError(
-                f"{path}: '{name}' has index {short(wrong[0])}; {index_space} has {len(order)} trials, from 0"
-            )
+        if bad := [i for i in part if not 0 <= i < len(rows)]:
+            raise UserError(f"{path}: '{name}' has index {short(bad[0])}; {index_space} has {len(rows)} trials, from 0")
     for a, b in PAIRS:
         if both := set(parts[a]) & set(parts[b]):
             raise UserError(f"{path}: splits '{a}' and '{b}' overlap in {len(both)} trials, for example {min(both)}")
-    placed = {name: [order[i] for i in part] for name, part in parts.items()}
+    placed = {name: [rows[i] for i in part] for name, part in parts.items()}
     return {name: [i for i in part if subject in (0, subjects[i])] for name, part in placed.items()}, index_space
 
 
 def _listed(value: Any, most: int) -> Any:
-    """A tensor's numbers, where they are `most` at most; of anything else, itself."""
-    dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-    return value.tolist() if dense and value.numel() <= most else value
+    """A tensor's whole numbers, where they are `most` at most; of anything else, itself."""
+    whole = isinstance(value, Tensor) and value.dtype in WHOLE and value.layout == torch.strided
+    return value.tolist() if whole and value.device.type == "cpu" and value.numel() <= most else value
 
 
 def runs_in_time(trials: dict[str, list]) -> list[list[int]]:

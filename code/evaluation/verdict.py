@@ -7,7 +7,7 @@ trained on is remembered, not read: where more test trials than near_trials.LEAK
 "leaking" and nothing is claimed.
 """
 
-from data.near_trials import about_same_eeg, is_leaking
+from data.near_trials import LEAKING, about_same_eeg
 from evaluation.statistics import ALPHA, EEG_CONTROLS
 
 
@@ -58,7 +58,7 @@ def verdict(
     """
     (kind, why), split = design, split or {}
     repeated, same_eeg = split.get("shared", {}).get("train/test", {}).get("pictures", 0), _same_eeg(split)
-    leaking, ordered = is_leaking(same_eeg), repeated and kind != "random"
+    leaking, ordered = same_eeg["repeated"] > LEAKING * same_eeg["trials"], repeated and kind != "random"
     class_above, reasons = False, ["No classifier scored the pictures, so nothing is claimed about their classes."]
     if score is not None:
         class_above, reasons = _class_reasons(score, scores, controls)

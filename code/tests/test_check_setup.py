@@ -126,7 +126,7 @@ FAULTS = {
     "page as EEG": ("b", write(EEG, HTML), [EEG, "HTML page"]),
     "splits of another file": ("b", foreign_splits, [SPLITS, "index 11964", "24 trials"]),
     "empty splits": ("b", write(SPLITS, ""), [SPLITS, "empty file"]),
-    "EEG in the place of splits": ("b", copy(EEG, SPLITS), [SPLITS, "lacks the key 'splits'"]),
+    "EEG in the place of splits": ("b", copy(EEG, SPLITS), [SPLITS, "lacks splits; found 'dataset'"]),
     "weights not in models/": ("b", move(BASE, "pretrains/v1-5-pruned.safetensors"), ["models: no Stable Diffusion",
         "pretrains/v1-5-pruned.safetensors (Stable Diffusion 1.x) may be it", "stable-diffusion-v1-5/stable-diff"]),
     "config.yaml": ("b", move("pretrains/models/config15.yaml", "pretrains/models/config.yaml"),

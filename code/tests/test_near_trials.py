@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import signal
 
-from data.near_trials import ALIKE, FEWEST, LEAKING, SKETCH, SameEEG, about_same_eeg, is_leaking, sketch
+from data.near_trials import ALIKE, FEWEST, LEAKING, SKETCH, SameEEG, sketch
 from data.splits import describe_splits
 from data.trials_file import open_trial_file
 from dataset import FILE_DEFAULTS, open_trials
@@ -32,7 +32,7 @@ def write(folder, eeg, **columns):
     """A file of trials and its splits: 2 of 4 train, 1 validates, 1 is tested, one after the other."""
     known = {"image": range(len(eeg)), "label": [i % 8 for i in range(len(eeg))], "subject": [4] * len(eeg)} | columns
     rows = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
-    trials = [{"eeg": torch.tensor(x, dtype=torch.float32)} | row for x, row in zip(eeg, rows, strict=True)]
+    trials = [{"eeg": torch.tensor(np.array(x, np.float32))} | row for x, row in zip(eeg, rows, strict=True)]
     labels, images = [f"n{k}" for k in range(8)], [f"n0_{i}" for i in range(len(eeg))]
     torch.save({"dataset": trials, "labels": labels, "images": images}, folder / "eeg.pth")
     q = len(eeg) // 4
@@ -49,8 +49,8 @@ def same_eeg(folder, eeg, **columns) -> SameEEG:
     return SameEEG(open_trial_file(path), FILE_DEFAULTS | json.loads(path.with_suffix(".json").read_text()))
 
 
-def filtered(eeg):
-    return signal.sosfiltfilt(signal.butter(4, (0.5, 30), "bandpass", fs=RATE, output="sos"), eeg)
+def filtered(eeg, rate=RATE):
+    return signal.sosfiltfilt(signal.butter(4, (0.5, 30), "bandpass", fs=rate, output="sos"), eeg)
 
 
 def sixteen_bits(eeg):
@@ -70,7 +70,7 @@ WAYS = {
     "polarity": np.negative,
     "noise": lambda eeg: eeg + 0.03 * eeg.std() * np.random.default_rng(7).standard_normal(eeg.shape),
     "gains": lambda eeg: eeg * np.random.default_rng(8).uniform(0.8, 1.25, (C, 1)),
-    "all": lambda eeg: sixteen_bits(filtered(np.roll(eeg, 1, 2) - 0.5 * eeg[:, :1]) + 3),
+    "all": lambda eeg: sixteen_bits(np.roll(eeg, 1, 2) - 0.5 * eeg[:, :1] + 3),
 }
 
 
@@ -177,26 +177,31 @@ def leaky_noise(seed: int, share: float) -> tuple[np.ndarray, list[int]]:
     return eeg, label.tolist()
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
-def test_noise_whose_test_trials_are_copies_is_leaking_and_says_nothing(tmp_path, share, capsys):
-    eeg, label = leaky_noise(11, share)
+def read(folder, seed: int, share: float) -> tuple[dict, dict, dict]:
+    """What a linear decoder of such noise is said to show, what without looking at copies, and what splits share."""
+    eeg, label = leaky_noise(seed, share)
     onset, tape = [2.0 * i for i in range(N)], ["a"] * N
-    trials = open_trials(
-        *write(tmp_path, eeg, label=label, onset=onset, recording=tape), splits=("train", "test"), n_chans=C, n_times=L
-    )
-    train, test = trials["train"], trials["test"]
-    own, n = test.label.numpy(), len(test)
-    p = lda_probabilities(train.eeg.numpy(), train.label.numpy(), test.eeg.numpy(), 8, lambda x: time_bins(x, 16))
-    hit = (p.argmax(1) == own).astype(float)
-    items = {name: ItemScores(np.roll(hit, k)[None] * (k == 0), np.full(n, 1 / 8), 1 / 8, np.arange(n))
-             for k, name in enumerate(("real", *EEG_CONTROLS))}  # fmt: skip
-    scores, controls = score_table({"a": items.pop("real")}, {k: {"a": v} for k, v in items.items()}, "trial")
+    paths = write(folder, eeg, label=label, onset=onset, recording=tape)
+    train, test = open_trials(*paths, splits=("train", "test"), n_chans=C, n_times=L).values()
+    given = train.eeg.numpy(), train.label.numpy(), test.eeg.numpy()
+    hit = lda_probabilities(*given, 8, lambda x: time_bins(x, 16)).argmax(1) == test.label.numpy()
+    items = {
+        name: ItemScores(0.0 * hit[None], np.full(len(hit), 1 / 8), 1 / 8, np.arange(len(hit))) for name in EEG_CONTROLS
+    }
+    real = {"a": ItemScores(1.0 * hit[None], np.full(len(hit), 1 / 8), 1 / 8, np.arange(len(hit)))}
+    tables = score_table(real, {name: {"a": item} for name, item in items.items()}, "trial")
     facts = test.info["split"]
-    found = verdict("a", scores, controls, design_from(label, onset, tape), 1e-4, facts)
+    trusting = verdict("a", *tables, ("random", "so"), 1e-4)
+    return verdict("a", *tables, design_from(label, onset, tape), 1e-4, facts), trusting, facts
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_noise_whose_test_trials_are_copies_is_leaking_and_says_nothing(tmp_path, share):
+    found, trusting, facts = read(tmp_path, 11, share)
     copies = facts["same_eeg"]["test"]
     assert copies["repeated"] == copies["alike"] == round(share * N // 4) and copies["identical"] == 0
     if share:
-        assert verdict("a", scores, controls, ("random", "so"), 1e-4)["class"] == "supported", "memory looks like it"
+        assert trusting["class"] == "supported", "memory looks like reading"
         assert (found["class"], found["instance"], found["design"]) == ("nothing", "nothing", "leaking")
         (said,) = (reason for reason in found["reasons"] if "hold EEG" in reason)
         assert said in describe_splits(facts)
@@ -208,7 +213,46 @@ def test_noise_whose_test_trials_are_copies_is_leaking_and_says_nothing(tmp_path
         assert "0 of 40 test trials hold EEG" in describe_splits(facts)
 
 
-def test_the_share_decides():
-    found = {"trials": 2000, "repeated": 2, "identical": 2, "alike": 2, "overlapping": None, "examples": ["x", "y"]}
-    assert not is_leaking(found) and is_leaking(found | {"repeated": 3}) and is_leaking(found | {"trials": 100})
-    assert "unknown" in about_same_eeg(found, "test", "training")
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(920_000, 920_020))
+def test_noise_says_nothing_in_twenty_of_twenty(tmp_path, seed):
+    for share in (1.0, 0.5, 0.1, 0.0):
+        (folder := tmp_path / str(share)).mkdir()
+        found, trusting, _ = read(folder, seed, share)
+        assert (found["design"] == "leaking") == (share > 0)
+        assert found["class"] == "nothing" and (trusting["class"] == "supported" or share < 0.5)
+
+
+def largest(found: SameEEG) -> float:
+    """The largest likeness of different trials, over four halvings of all."""
+    halves = [np.random.default_rng(seed).permutation(len(found.vectors)).tolist() for seed in range(4)]
+    return max(found.nearest(half[::2], half[1::2])[1].max() for half in halves)
+
+
+def muse(folder) -> list[np.ndarray]:
+    """All 0.7 s of each second of the recordings in a folder, 1 to 40 Hz, nothing rejected."""
+    band, cut = signal.butter(4, (1, 40), "bandpass", fs=256, output="sos"), []
+    for path in sorted(folder.rglob("*.csv.gz")):
+        eeg = signal.sosfiltfilt(band, np.loadtxt(path, delimiter=",", skiprows=1, usecols=range(1, 5)).T)
+        cut += [eeg[:, start : start + 180] for start in range(0, eeg.shape[1] - 180, 256)]
+    return cut
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["random", "block", "N170/subject1", "cueing"])
+def test_margins_on_whole_sets_of_trials(tmp_path, request, name):
+    """Prints the table of docs/block_design.md."""
+    if name in ("random", "block"):
+        trials = simulate_experiment([4], 40, name, signal=float(name == "random"))["dataset"]
+        eeg, rate = [trial["eeg"][:, 20:460].numpy() for trial in trials if trial["eeg"].shape[1] >= 460], 1000
+    else:
+        eeg, rate = muse(request.getfixturevalue("shared_data") / "neurotechx-muse" / name), 256
+    found, least = largest(same_eeg(tmp_path, eeg[: len(eeg) // 4 * 4])), {}
+    some = np.stack([eeg[i] for i in np.random.default_rng(0).permutation(len(eeg))[:200]])
+    for way in ("16 bits, another unit", "four samples", "filter", "noise"):
+        copied = filtered(some, rate) if way == "filter" else WAYS[way](some)
+        copies = same_eeg(tmp_path, np.concatenate([some, copied]))
+        least[way] = np.quantile(copies.nearest([*range(200)], [*range(200, 400)])[1], 0.2)
+    cells = [f"{name}: {len(eeg)} trials", f"different ones {found:.2f}", *(f"{w} {v:.2f}" for w, v in least.items())]
+    print("\n" + "; ".join(cells))
+    assert found < ALIKE and min(least.values()) >= ALIKE
