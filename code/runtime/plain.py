@@ -122,11 +122,12 @@ def _inside(value: Any) -> list | None:
     return list(value) if isinstance(value, list | tuple | set | frozenset) else None
 
 
-def read_json(path: str | Path, what: str) -> Any:
+def read_json(path: str | Path, what: str, hint: str = "write it anew as JSON") -> Any:
     """The content of a JSON file, whatever its type (then `checked`).
 
     Args:
         what: name of the wanted file in error messages, for example "manifest".
+        hint: what to do with one that cannot be read.
 
     Raises:
         UserError: missing, no plain file, too large, not UTF-8, no JSON, or nested deeper than Python reads.
@@ -141,7 +142,7 @@ def read_json(path: str | Path, what: str) -> Any:
         content = json.loads(path.read_bytes())
         json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be written anywhere
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a {what} ({_first_line(error)}); write it anew as JSON") from error
+        raise UserError(f"{path}: cannot be read as a {what} ({_first_line(error)}); {hint}") from error
     return content
 
 
