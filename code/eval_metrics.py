@@ -17,7 +17,7 @@ from evaluation.folder import is_bare
 from evaluation.n_way import n_way_accuracy
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
-from evaluation.run_record import read_run
+from evaluation.plain_files import read_run
 from evaluation.scores import write_metrics
 from runtime.devices import pick_device
 from runtime.errors import UserError, cli

@@ -30,10 +30,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from evaluation.columns import broken, read_trials
+from evaluation.plain_files import read_trials, refuse
 from runtime.errors import UserError
 from runtime.pictures import read_picture
-from runtime.plain import short
 
 PICTURE_FIELDS = ("logits", "features", "clip", "fid")  # of pictures and of truths
 DIMENSIONS = dict.fromkeys(PICTURE_FIELDS, 3) | {"embedding": 2, "lda": 2, "lda_power": 2}  # of a run's arrays
@@ -116,7 +115,7 @@ def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str
     pixels, converted = [], []
     for name, i in wanted.items():
         if name not in names:
-            raise broken(folder / name, f"picture of trial {i} is missing")
+            refuse(folder / name, (True, f"picture of trial {i} is missing"))
         picture, mode = read_picture(folder / name)
         pixels.append(picture)
         converted += [f"{name}, {mode}"] if mode != "RGB" else []
@@ -147,7 +146,8 @@ def _stored(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16
-        raise broken(path, f"is truncated, no safetensors file, or in half precision ({error!r})") from error
+        problem = f"is truncated, no safetensors file, or in half precision ({error!r})"
+        raise UserError(f"{path}: {problem}; run the evaluation again") from error
 
 
 def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, dict[str, np.ndarray]]:
@@ -157,41 +157,40 @@ def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, d
     for key, array in arrays.items():
         run, _, field = key.partition(".")
         dimensions = DIMENSIONS.get(field, 3 if field.startswith("alike_") else -1) - (run == "truth")
-        if array.ndim != (1 if run == "baseline" else dimensions) or not KEY.fullmatch(key):
-            shown = f"{short(key)[1:-1]} of shape {array.shape}"
-            raise broken(path, f"holds {shown}, which this version does not know: another one wrote it")
-        if len(array) != n:
-            raise broken(path, f"{key} has {len(array)} rows, trials.csv {n}")
-        kind = f"of {array.dtype}" if array.dtype not in (np.float32, np.float64) else "" if array.size else "empty"
-        if kind or not np.isfinite(array).all():
-            raise broken(path, f"{key} is {kind or 'not finite'}, expected finite numbers of float32 or float64")
-        if run == "baseline" and not 0 <= array.min() <= array.max() <= 1:
-            raise broken(path, f"{key} holds {array.min():g} to {array.max():g}, expected shares of 0 to 1")
-        axes = {f"width of {field}": array.shape[-1]} if array.ndim > 1 else {}
-        for what, size in (axes | ({f"pictures a trial of {run}": array.shape[1]} if array.ndim > 2 else {})).items():
-            wanted, first = sizes.setdefault(what, (size, key))
-            if size != wanted:
-                raise broken(path, f"{key} is of shape {array.shape}, but {first} has {wanted} as {what}")
+        known = array.ndim == (1 if run == "baseline" else dimensions) and KEY.fullmatch(key)
+        refuse(
+            path,
+            (not known, f"holds {key[:99]!r} of shape {array.shape}, which this version does not know"),
+            (array.shape[:1] != (n,), f"{key} is of shape {array.shape}, trials.csv has {n} rows"),
+            (array.dtype not in (np.float32, np.float64), f"{key} is of {array.dtype}, expected float32 or float64"),
+            (not array.size or not np.isfinite(array).all(), f"{key} is empty or not finite"),
+            (run == "baseline" and ((array < 0) | (array > 1)).any(), f"{key} holds what is no share of 0 to 1"),
+        )
+        for what, axis, least in ((f"width of {field}", -1, 2), (f"pictures a trial of {run}", 1, 3)):
+            size, first = sizes.setdefault(what, (array.shape[axis], key)) if array.ndim >= least else (0, "")
+            refuse(path, (first and array.shape[axis] != size, f"{key} has not the {what} of {first}, {size}"))
         parts.setdefault(run, {})[field] = array
     return parts
 
 
 def _check_together(folder: Path, truth: Truth, real: Mapping[str, np.ndarray]) -> None:
     """Raises UserError where trials.csv, the arrays of truths and of the real run, and pictures are not of one run."""
-    arrays, trials, first = folder / "arrays.safetensors", folder / "trials.csv", picture_path(folder / "samples", 0, 0)
+    arrays, first = folder / "arrays.safetensors", picture_path(folder / "samples", 0, 0)
     known, index = truth.image is not None, truth.class_index
     alone = [key for key in PICTURE_FIELDS if known and (key in real) != (getattr(truth, key) is not None)]
     images, classes = len(set(truth.image)) if known else 0, real["logits"].shape[2] if "logits" in real else np.inf
     compared = {real[key].shape[2] for key in real if key.startswith("alike_")} - {images}
-    for wrong, file, problem in (
-        (not known and first.exists(), arrays, f"holds no array of the truths, but {first} is there"),
-        (alone, arrays, f"holds {alone and alone[0]} of the pictures or of the truths alone, expected of both"),
-        (known and "" in truth.image, trials, "a trial has no image, but its truth is there"),
-        (compared, arrays, f"compares pictures with {compared} images, trials.csv names {images}"),
-        (index.max() >= classes, trials, f"holds class_index {index.max()}, but real.logits has {classes} classes"),
-    ):
-        if wrong:
-            raise broken(file, problem)
+    refuse(
+        arrays,
+        (not known and first.exists(), f"holds no array of the truths, but {first} is there"),
+        (alone, f"holds {alone and alone[0]} of the pictures or of the truths alone, expected of both"),
+        (compared, f"compares pictures with {compared} images, trials.csv names {images}"),
+    )
+    refuse(
+        folder / "trials.csv",
+        (known and "" in truth.image, "a trial has no image, but its truth is there"),
+        (index.max() >= classes, f"holds class_index {index.max()}, but real.logits has {classes} classes"),
+    )
 
 
 def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None) -> Contents:
@@ -241,8 +240,8 @@ def with_pixels(outcome: Outcome, truth: Truth) -> tuple[Outcome, list[str]]:
         return outcome, []
     samples = count_samples(outcome.folder)
     arrays = (outcome.logits, outcome.features, outcome.clip, outcome.fid, *outcome.alike.values())
-    if told := {array.shape[1] for array in arrays if array is not None} - {samples}:
-        raise broken(outcome.folder, f"holds {samples} pictures a trial, arrays.safetensors tells of {told.pop()}")
+    told = {array.shape[1] for array in arrays if array is not None}
+    refuse(outcome.folder, (told - {samples}, f"holds {samples} pictures a trial, arrays.safetensors tells of {told}"))
     pixels, notes = pictures(outcome.folder, len(truth.label), range(1, samples + 1))
     if pixels.shape[2:] != truth.pixels.shape[1:]:
         raise UserError(

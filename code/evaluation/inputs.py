@@ -273,12 +273,7 @@ def same_trials(folder: Path, test: Trials) -> dict:
     files or the manifest changed since, or its record cannot be read."""
     record, hint = folder / "begun.json", "take another name=, or overwrite=true"
     now = {"names": test.names, "eeg_sha256": hashlib.sha256(test.eeg.numpy().tobytes()).hexdigest()}
-    try:
-        same = not record.exists() or read_json(record, "record of trials") == now
-    except UserError as error:
-        unknown = f"cannot be read, so nothing tells which trials the pictures in {folder} are of"
-        raise UserError(f"{record}: {unknown}; {hint}") from error
-    if not same:
+    if record.exists() and read_json(record, "record of the trials that its folder is of", hint) != now:
         raise UserError(f"{folder}: was begun with other trials; {hint}")
     return now
 

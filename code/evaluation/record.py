@@ -21,8 +21,8 @@ from torch import Tensor
 from dataset import Trials
 from evaluation.baselines import Baselines, clock
 from evaluation.block_design import design_from
-from evaluation.columns import write_columns
 from evaluation.inputs import Inputs, identity
+from evaluation.plain_files import write_columns
 from evaluation.sampling import Sampled
 from evaluation.scores import write_metrics
 from runtime import checkpoints

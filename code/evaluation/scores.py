@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.block_design import design_of
-from evaluation.columns import recordings, write_item_scores
 from evaluation.features import never_looked
 from evaluation.fid import distances, set_scores, too_few, turn_distances
 from evaluation.folder import PAIRS, Contents, Outcome, Truth, read_folder, with_pixels
 from evaluation.n_way import check_ways, expected, expected_own
+from evaluation.plain_files import recordings, write_item_scores
 from evaluation.similarity import cosine, likeness
 from evaluation.statistics import ItemScores, baseline_table, score_table, subject_table, within_class, within_class_p
 from evaluation.verdict import verdict

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from evaluation.columns import TRIAL_COLUMNS
 from evaluation.folder import Outcome, Truth
+from evaluation.plain_files import TRIAL_COLUMNS
 from evaluation.scores import write_metrics
 
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from commands.ablation.table import Job, Row
-from evaluation.columns import read_item_scores, read_trials
 from evaluation.page.tables import read_metrics
 from evaluation.page.text import band, points
+from evaluation.plain_files import read_item_scores, read_trials
 from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
 from runtime.errors import UserError
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.columns import read_item_scores, read_trials
 from evaluation.folder import count_samples, run_folder
 from evaluation.page.tables import read_metrics, scores, words
 from evaluation.page.templates import macro, render
+from evaluation.plain_files import read_item_scores, read_trials
 from runtime.checkpoints import write_bytes, write_text
 from runtime.errors import UserError
 from runtime.pictures import load_image
@@ -133,7 +133,10 @@ def write_page(folder: str | Path, limit: int = LIMIT) -> Path:
         return Trial(i, names[i], rank[i] if rank else None, pictures, seen, others)
 
     items = [macro("trial", trial(i, samples, controls)) for i in shown]
-    few = {head: [trial(i, samples[:4], []) for i in part] for head, part in _extremes(rank, len(names), 4).items()}
+    few = {
+        head: [trial(i, samples[:4], []) for i in part]
+        for head, part in _extremes(rank, len(names), min(4, MOST // 3)).items()
+    }
     gallery = {"known": known, "ranked": bool(rank), "trials": len(names), "pictures": len(samples) + len(controls)}
     gallery |= {"shown": len(shown), "heads": list(some)}
     both = {"metrics": metrics, "name": metrics["run"].get("name", folder.name), "gallery": gallery}

@@ -10,9 +10,8 @@ import numpy as np
 from annotated_types import Ge, Le, Len
 from typing_extensions import TypedDict
 
-from evaluation.columns import recordings
 from evaluation.page.text import band, counted, percent, row_name, score_name, seconds, signals, uncontrolled, words
-from evaluation.run_record import Run, read_record
+from evaluation.plain_files import Run, read_record, recordings
 from evaluation.statistics import entry
 from runtime.errors import UserError
 from runtime.plain import checked, visible
