@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.near_trials import SameEEG
-from data.signals import check_signal, fit_channels, fit_length, read_manifest
+from data.signals import check_names, check_signal, fit_channels, fit_length, read_manifest
 from data.splits import check_splits, read_splits
 from data.trials_file import TrialFile, cached_windows, open_trial_file
 from data.windows import EEGWindows
@@ -69,6 +69,7 @@ def open_trials(
     path, splits_path = Path(eeg_signals_path), Path(splits_path)
     file = open_trial_file(path, cache)
     info = FILE_DEFAULTS | UNKNOWN | read_manifest(path.with_suffix(".json"))
+    check_names(info["ch_names"], file.about["trials"]["shape"][0][0], str(path.with_suffix(".json")))
     parts, index_space = read_splits(splits_path, file.about["trials"]["subject"], subject, str(path))
     info["split"] = check_splits(splits_path, SameEEG(file, info), parts, index_space)
     info["split"]["eeg_sha256"] = file.about["sha256"]

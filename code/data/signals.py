@@ -110,6 +110,12 @@ def read_manifest(path: Path) -> dict:
     return content
 
 
+def check_names(names: list[str] | None, n_chans: int, where: str) -> None:
+    """Raise UserError where channels are named, and not as many as there are."""
+    if names and len(names) != n_chans:
+        raise UserError(f"{where}: ch_names has {len(names)} names for {n_chans} channels")
+
+
 def write_manifest(path: Path, content: dict) -> None:
     """The JSON object that `read_manifest` reads."""
     checkpoints.write_text(path, json.dumps(content, indent=1))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.signals import Span, fit_channels, fit_length, layout, mapped, odd_one, read_manifest, read_span, spans_of
+from data import signals
+from data.signals import Span, fit_channels, fit_length, read_manifest, read_span, spans_of
 from runtime import draws
 from runtime.errors import UserError
 
@@ -39,19 +40,19 @@ class EEGWindows:
         if not files:
             missing = "no .npy file in this folder or below it" if self.folder.is_dir() else "no such folder"
             raise UserError(f"{folder}: {missing}; it should hold recordings as .npy files (see datasets/README.md)")
-        for cached in (mapped, layout):
+        for cached in (signals.mapped, signals.layout):
             cached.cache_clear()  # files of the same name may have been rewritten since
         self.info = dict.fromkeys(("sfreq", "ch_names", "band", "excludes_test"))
         self.info |= read_manifest(self.folder / "manifest.json")
         self.n_recordings = len(files)
         recordings, sizes = zip(*map(spans_of, files), strict=True)
-        self._check_corpus(files, np.array(sizes), [layout(path)[3][-2:] for path in files])
+        self._check_corpus(files, np.array(sizes), [signals.layout(path)[3][-2:] for path in files])
         self.train, self.held_out = self._hold_out(list(recordings), held_out)
         self.last = np.cumsum([self._n_windows(span) for span in self.train])
 
     def _check_corpus(self, files: list[Path], sizes: np.ndarray, shapes: list[tuple[int, int]]) -> None:
         """Refuse a unit that is no EEG's, and names of other channels; sizes: median size of each file's samples."""
-        (usual, odd), names = odd_one(sizes), self.info["ch_names"]
+        usual, odd = signals.odd_one(sizes)
         if odd is not None:
             beside = f"samples of size {sizes[odd]:.2g} (median), all recordings {usual:.2g}"
             raise UserError(f"{files[odd]}: has {beside}: of another unit? give all in one")
@@ -61,9 +62,8 @@ class EEGWindows:
             if usual * self.scale <= SMALLEST:
                 raise UserError(said)
             print(f"note: {said}")
-        counts = {n_chans for n_chans, _ in shapes}
-        if names and len(counts) == 1 and len(names) not in counts:
-            raise UserError(f"{self.folder}/manifest.json: ch_names has {len(names)} names for {counts.pop()} channels")
+        if len(counts := {n_chans for n_chans, _ in shapes}) == 1:
+            signals.check_names(self.info["ch_names"], counts.pop(), f"{self.folder}/manifest.json")
         if wide := [shape for shape in shapes if shape[0] > shape[1]]:
             print(f"note: {len(wide)} recordings have more channels than samples, first {wide[0]}: transposed?")
 

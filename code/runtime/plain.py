@@ -25,6 +25,7 @@ LARGEST_YAML, MOST_PARTS, LONGEST_VALUE, DEEPEST = 2 << 20, 100_000, 10_000, 20
 LARGEST_INTEGER = 1 << 63
 # Of a terminal, of HTML, and of the direction of writing: they can make a text say what it does not hold
 CONTROL = re.compile("[\0-\b\v-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+OF_UNIONS = ("str", "int", "constrained-int", "constrained-float")  # what pydantic adds to a place in one
 PARTS_A_BYTE = 8  # values that a byte of a file may stand for; without shared containers it is less than one
 
 
@@ -71,7 +72,7 @@ def checked(kind: type[T], value: Any, where: str, hint: str = "") -> T:
         return value
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("str", "int")) or "the whole"  # of a union
+    place = ".".join(str(part) for part in first["loc"] if part not in OF_UNIONS) or "the whole"
     message = first["msg"].replace("Input should be", "expected")
     ending = f"; {hint}" if hint else ""
     if first["type"] == "missing":
