@@ -74,7 +74,7 @@ class SameEEG:
     def __init__(self, file: TrialFile, info: dict) -> None:
         (begin, end), self.trials = info["window"], file.about["trials"]
         lengths = [len(range(length)[begin:end]) for _, length in self.trials["shape"]]
-        self.n_times = max(lengths)
+        self.n_times = max([1, *lengths])
         self.seconds = (self.n_times - 1) / info["sfreq"]  # onsets nearer than that overlap by a sample at least
         made = cached_windows(
             file, ["same EEG", begin, end], (len(lengths), 2 * SKETCH[0] * SKETCH[1]),
