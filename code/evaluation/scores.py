@@ -116,8 +116,8 @@ def left_out(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
         notes.append(f"Two-way, distance and retrieval scores are left out: {much}.")
     elif truth.clip is None:
         notes.append("CLIP scores are left out: no CLIP has seen the truths.")
-    elif real.embedding is not None and not retrieves(real, truth):
-        notes.append("Retrieval by EEG is left out: the EEG's embedding is not in the space of this CLIP.")
+    elif not retrieves(real, truth):
+        notes.append("Retrieval by EEG is left out: no embedding of the EEG is in the space of this CLIP.")
     few = [] if real.fid is None else too_few(real.fid[..., 0].size, images)
     return notes + never_looked(real, root) + few
 

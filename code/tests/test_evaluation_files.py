@@ -358,4 +358,5 @@ def test_an_embedding_of_another_space_is_left_out_by_name(tmp_path):
     outcome, truth = make_arrays()
     other = outcome._replace(embedding=outcome.embedding[:, :5])
     assert not [name for name in item_scores(other, truth) if name.startswith("retrieval")]
-    assert "not in the space of this CLIP" in left_out(truth, other, tmp_path)[0]
+    for run in (other, outcome._replace(embedding=None)):
+        assert "no embedding of the EEG is in the space of this CLIP" in left_out(truth, run, tmp_path)[0]
