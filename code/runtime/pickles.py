@@ -27,7 +27,7 @@ GETS, PUTS = {"GET", "BINGET", "LONG_BINGET"}, {"PUT", "BINPUT", "LONG_BINPUT"}
 GROWING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 CALLING = {"REDUCE", "NEWOBJ", "BINPERSID"}
 ATOMS = {"NONE", "NEWTRUE", "NEWFALSE"}
-EMPTY, ENCODE = "collections.OrderedDict", "_codecs.encode"  # called with nothing; with text and latin1
+EMPTY, ENCODE = "collections.OrderedDict", "_codecs.encode"  # called with nothing or pairs; with text and latin1
 REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
 # all that files of tensors and plain values call
 CALLED = {EMPTY, ENCODE, "torch.Size", "torch.device", *(f"torch._utils.{name}" for name in REBUILD)}
@@ -50,10 +50,17 @@ class Refused(ValueError):
 class _Value:
     """A value that the pickle would make: `size` parts; what it is made of (None: a text or number, or a container)."""
 
-    __slots__ = ("parts", "size", "text")
+    __slots__ = ("keyed", "pairs", "parts", "size", "text")
 
     def __init__(self, size: int = 1, parts: list | None = None, text: str = ""):
         self.size, self.parts, self.text = size, parts, text
+        self.keyed, self.pairs = False, True  # of a list: begins with what may be a key; holds nothing but pairs
+
+    def is_pair(self) -> bool:
+        """Whether it is a list or tuple of two, the first of which may be a key."""
+        if self.parts is None:
+            return self.size == 3 and self.keyed
+        return len(self.parts) == 2 and self.parts[0].parts is None
 
     def cost(self) -> int:
         """Of copying it, or reading all that it holds."""
@@ -158,7 +165,11 @@ def _take(opcode: pickletools.OpcodeInfo, stack: list[_Value], marks: list[int],
     if grows:
         if opcode.name.startswith("SETITEM") and any(key.parts is not None for key in taken[::2]):
             raise Refused("holds a dict with keys that are neither text nor numbers")
-        stack[-1].size += len(taken)
+        grown = stack[-1]
+        if opcode.name.startswith("APPEND"):
+            grown.keyed = taken[0].parts is None if taken and grown.size == 1 else grown.keyed
+            grown.pairs &= all(value.is_pair() for value in taken)
+        grown.size += len(taken)
         return taken[0].cost() if opcode.name == "BUILD" else 0
     if opcode.name not in CALLING:  # a tuple
         stack.append(_Value(1 + len(taken), taken))

@@ -23,7 +23,7 @@ import data.trials_file as trial_cache
 import stageA1_eeg_pretrain as stage_a
 from data.trials_file import open_trial_file
 from dc_ldm import weights
-from runtime import checkpoints, digests, ranks
+from runtime import checkpoints, ranks, runs
 from runtime.errors import UserError
 from runtime.pictures import load_image
 from vision import cache as image_cache
@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_in_training_loses_nothing(tmp_path, monkeypatch, c
         before_each(patch, torch, "save", full)
         stopped = command()
     assert checkpoints.load(last, ("resume-1",), "resume point")["step"] == 3
-    for (code, said), what in ((refused, "reconstruction.png: .* File too large"), (stopped, "last.pth: .* No space")):
+    for (code, said), what in ((refused, "last.pth: .* File too large"), (stopped, "last.pth: .* No space")):
         error = said.splitlines()[-1]  # below the bar
         assert code == 2 and re.match(f"error: .*{what}.*: make room", error) and said.count("error: ") == 1, said
     assert command()[0] == 0 and (tmp_path / "pretrains/eeg_pretrain/miniature.pth").is_file()
@@ -236,7 +236,7 @@ def test_a_signal_before_or_after_training_is_one_sentence_and_the_same_command_
     tmp_path, monkeypatch, command, number, status
 ):
     handler = signal.getsignal(number)  # a run in the background may ignore SIGINT
-    for place, name in ((stage_a, "steps_per_epoch"), (digests, "sha256")):  # before training; before the hand-on
+    for place, name in ((stage_a, "steps_per_epoch"), (runs, "hand_on")):  # before training; before the hand-on
         with monkeypatch.context() as patch:
             before_each(patch, place, name, lambda call: os.kill(os.getpid(), number))
             code, said = command()
