@@ -207,6 +207,9 @@ def test_units_of_a_corpus(tmp_path, capsys):
     np.save(tmp_path / "r2.npy", np.random.default_rng(1).standard_normal((3, 300)).astype(np.float32))
     with pytest.raises(UserError, match="r2.npy: has samples of size .*another unit"):
         windows(tmp_path)
+    windows(corpus(tmp_path))
+    np.save(tmp_path / "r2.npy", np.load(tmp_path / "r2.npy") + np.float32(4200))  # coupled by DC
+    windows(tmp_path)
 
 
 def test_arrays_that_lie_the_other_way_round(tmp_path, capsys):
