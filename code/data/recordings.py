@@ -217,7 +217,7 @@ def _check_edf(path: Path, width: int) -> list[int]:
         raise UserError(f"{path}: holds {held:.6g} data records, {records} by its header; export it again, whole")
     if held != expected:
         print(f"note: {path}: holds {held:.6g} data records, {records} by its header: {whole} whole ones are read")
-    is_signal = ["Annotations" not in str(label) for label in np.frombuffer(table, "S16", n)]
+    is_signal = [label.strip()[1:] != b"DF Annotations" for label in np.frombuffer(table, "S16", n)]  # EDF or BDF
     scaled = ((low != high) & (least < most))[is_signal]
     if not (seconds > 0 and scaled.any()):
         raise UserError(f"{path}: its header gives records no length, or signals no range; export it again")
