@@ -56,7 +56,9 @@ def open_trials(
     eeg_signals_path: str | Path, splits_path: str | Path, subject: int = 4, splits: Sequence[str] = ("train", "val"),
     n_chans: int = 128, n_times: int = 512, scale: float = 1.0, cache: str | Path | None = None,
 ) -> dict[str, Trials]:  # fmt: skip
-    """The asked splits of a file laid out as eeg_5_95_std.pth (spec 1.1, 1.2, 3.2); no other EEG is read.
+    """The asked splits of a file laid out as eeg_5_95_std.pth (spec 1.1, 1.2, 3.2).
+
+    EEG of the other splits is read for likeness alone (`near_trials`).
 
     Window, length limits and rate come from a JSON manifest of the same stem, or are FILE_DEFAULTS.
     `subject` 0 keeps everybody. Split indices count in the subject's own trials, as published, but in the

@@ -106,7 +106,7 @@ class FinetuningInputs:
     """What stage B trains on; in a dry run None where it does not open. Stable Diffusion and CLIP are loaded later."""
 
     stage_a: StageA | None
-    trials: dict[str, Trials] | None  # "train" and "val"; the test split stays closed
+    trials: dict[str, Trials] | None  # "train" and "val"; the test split is read for likeness alone
     judge: Judge | None  # of select=n_way
     plan: MemoryPlan | None
 

@@ -4,12 +4,10 @@ Without markers: `<out>/eeg_train/<recording>.npy` and its manifest.json. With m
 `<out>/fold<k>/` (eeg.pth, eeg.json, splits_all.pth), which leaves recording k out for the test;
 `<out>/imageNet_images`; and `<out>/train_stems.txt`, the photographs that training may see.
 `<out>/prepared.json` says what was done to each file. Nothing stands at `<out>` before all of it does: it is written to
-a folder of a random name beside it, and renamed.
+`.<out>.prepare_eeg/part` beside it, by one process at a time, and renamed.
 """
 
 import contextlib
-import fcntl
-import glob
 import math
 import os
 import secrets
@@ -28,11 +26,10 @@ from data import recordings
 from data.recordings import Recording
 from data.signals import write_manifest
 from data.trials_file import write_trial_file
-from runtime import checkpoints, digests, plain
+from runtime import checkpoints, digests, lock, plain
 from runtime.errors import UserError
 from runtime.runs import run_config
 
-MARK = ".prepare_eeg"  # the file by which a folder is known to be of this command, and nobody else's
 LONGEST = 200  # bytes of a folder's name; file systems take 255, and work folders are called by more
 
 
@@ -194,15 +191,19 @@ def out_folder(cfg: PrepareConfig) -> Path:
     return out
 
 
+def holds_something(out: Path) -> bool:
+    return out.exists() and any(out.iterdir())
+
+
 def already_there(out: Path, settings: dict, overwrite: bool) -> bool:
-    """Whether `out` holds just this, and is to stay.
+    """Whether `out` holds just this, and is to stay; an empty folder counts as none.
 
     Raises:
         UserError: it holds something else that may not be moved aside.
     """
-    if not out.exists():
+    if not holds_something(out):
         return False
-    record = plain.read_json(out / "prepared.json", "record of this command, which may replace nothing else: a")
+    record = plain.read_json(out / "prepared.json", "record of prepare_eeg")
     plain.checked(Prepared, record, str(out / "prepared.json"), "choose another out=")
     if not overwrite and record["settings"] != settings:
         raise UserError(f"{out}: is there already, made otherwise; choose another out=, or overwrite=true")
@@ -211,22 +212,26 @@ def already_there(out: Path, settings: dict, overwrite: bool) -> bool:
 
 @contextlib.contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, to be filled and renamed; removed where that does not come to be.
+    """A new folder near `out`, to be filled and renamed; removed where that does not come to be.
 
-    Folders that killed runs have left there, those that carry our mark and that no process has locked, are removed.
+    What a killed run has left there is removed.
+
+    Raises:
+        UserError: another process is at work on `out`.
     """
-    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    part.mkdir(parents=True)
-    with open(part / MARK, "x") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.part/{MARK}"):
-            with contextlib.suppress(OSError), open(left) as other:
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left.parent)
-        try:
-            yield part
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    work = out.with_name(f".{out.name}.prepare_eeg")
+    part = work / "part"
+    lock.hold(work)
+    try:
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir()
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        lock.release(work)
+        with contextlib.suppress(OSError):  # the next process is at work there
+            work.rmdir()
 
 
 def main() -> None:
@@ -238,17 +243,17 @@ def main() -> None:
         out, paths = out_folder(cfg), recordings.find_recordings(cfg.recordings)
         files = {str(path.relative_to(cfg.recordings)): digests.fingerprint(path)["sampled"] for path in paths}
         settings = run_config(cfg) | {"files": files}
-        if already_there(out, settings, cfg.overwrite):
-            print(f"{out}: already prepared with these settings")
-            return
         with work_folder(out) as part:
+            if already_there(out, settings, cfg.overwrite):
+                print(f"{out}: already prepared with these settings")
+                return
             cleaned = cleaned_recordings(cfg, paths, copies)
             report = (write_trials if cfg.markers else write_windows)(cfg, cleaned, copies, part)
             for copy in copies:
                 print(f"{copy['file']}: left out, the same {copy['same']} as {copy['copy_of']}: {copy['why']}")
             record = {"settings": settings, "recordings": report, "copies_left_out": copies}
             write_manifest(part / "prepared.json", record)
-            if out.exists() and not already_there(out, settings, cfg.overwrite):
+            if holds_something(out) and not already_there(out, settings, cfg.overwrite):
                 aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}.{secrets.token_hex(2)}")
                 print(f"moved the earlier folder to {out.rename(aside)}")
             part.rename(out)

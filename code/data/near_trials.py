@@ -68,26 +68,29 @@ class SameEEG:
     """Finds trials of a file that hold EEG of other trials.
 
     Args:
-        info: what the stages read of the file's manifest: `window` in samples, `sfreq` in Hz.
+        info: what the stages read of the file's manifest: `window` in samples, `sfreq` in Hz (None: unknown).
     """
 
     def __init__(self, file: TrialFile, info: dict) -> None:
         (begin, end), self.trials = info["window"], file.about["trials"]
         lengths = [len(range(length)[begin:end]) for _, length in self.trials["shape"]]
         self.n_times = max([1, *lengths])
-        self.seconds = (self.n_times - 1) / info["sfreq"]  # onsets nearer than that overlap by a sample at least
+        rate = info["sfreq"]
+        self.seconds = rate and (self.n_times - 1) / rate  # onsets nearer than that overlap by a sample at least
         made = cached_windows(
             file, ["same EEG", begin, end], (len(lengths), 2 * SKETCH[0] * SKETCH[1]),
             lambda: (sketch(file.eeg(i)[:, begin:end], self.n_times).view("<f4").ravel() for i in range(len(lengths))),
         )  # fmt: skip
         spectra = np.ascontiguousarray(made).view(np.complex64).reshape(-1, *SKETCH)
         whitened = _unit(spectra / np.maximum(np.abs(spectra), np.float32(1e-20)) ** np.float32(0.75))
-        self.vectors = _unit(whitened - whitened.mean(0))
+        self.vectors, known = np.zeros_like(whitened), whitened.any((1, 2))
+        if known.any():  # less the mean, those without a sketch would all be alike
+            self.vectors[known] = _unit(whitened[known] - whitened[known].mean(0))
 
     def between(self, first: Sequence[int], second: Sequence[int]) -> dict:
         """How many of the trials `second` hold EEG of one of `first`: plain values, of each way and together.
 
-        "overlapping" is None where an onset is unknown; "examples" says of two trials what they repeat.
+        "overlapping" is None where an onset or the rate is unknown; "examples" says of two trials what they repeat.
         """
         digest, overlapping = self.trials["digest"], self.overlapping(first, second)
         known = {digest[i]: i for i in first}
@@ -102,7 +105,7 @@ class SameEEG:
     def overlapping(self, first: Sequence[int], second: Sequence[int]) -> dict[int, int] | None:
         """Trials of `second` that begin within a window of one of `first` in their recording, and which that is."""
         onset, tape, ours, found = self.trials["onset"], recordings_of(self.trials), set(first), {}
-        if None in onset:
+        if None in onset or self.seconds is None:
             return None
         order = sorted([*first, *second], key=lambda i: (tape[i], onset[i]))
         for run in (order, order[::-1]):

@@ -96,12 +96,14 @@ def read_recording(path: Path, folder: Path) -> Recording:
     Raises:
         UserError: unreadable, cut, not finite, no EEG channel left, gaps in time.
     """
-    raw = _read_csv(path) if path.name.lower().endswith((".csv", ".csv.gz")) else _read_mne(path)
+    is_table = path.name.lower().endswith((".csv", ".csv.gz"))
+    raw, no_range = (_read_csv(path), []) if is_table else _read_mne(path)
     if not 1 <= raw.info["sfreq"] <= 100_000:
         raise UserError(
             f"{path}: was sampled at {raw.info['sfreq']:g} Hz; are its times milliseconds? They should be s"
         )
-    data, dropped = raw.get_data(), {name: "marked bad in the file" for name in raw.info["bads"]}
+    data, dropped = raw.get_data(), dict.fromkeys(raw.info["bads"], "marked bad in the file")
+    dropped |= dict.fromkeys(no_range, "no range in the header")
     if not np.isfinite(data).all():
         channel, sample = np.argwhere(~np.isfinite(data))[0]
         raise UserError(f"{path}: channel {raw.ch_names[channel]} is NaN or infinite at sample {sample}; cut it there")
@@ -155,12 +157,12 @@ def _read_csv(path: Path) -> "mne.io.BaseRaw":
     return raw.set_annotations(mne.Annotations(rows / sfreq, 0.0, texts))
 
 
-def _read_mne(path: Path) -> "mne.io.BaseRaw":
+def _read_mne(path: Path) -> "tuple[mne.io.BaseRaw, list[str]]":
+    """A recording, and those of its channels that have no range."""
     import mne
 
     suffix = path.suffix.lower()
-    if suffix in (".edf", ".bdf"):
-        _check_edf(path, 3 if suffix == ".bdf" else 2)
+    no_range = _check_edf(path, 3 if suffix == ".bdf" else 2) if suffix in (".edf", ".bdf") else []
     if suffix == ".vhdr":
         header = path.read_text("latin-1")
         _check_inside(path, re.findall(r"^[ \t]*(?:DataFile|MarkerFile)[ \t]*=[ \t]*(.+)", header, re.I | re.M))
@@ -179,7 +181,7 @@ def _read_mne(path: Path) -> "mne.io.BaseRaw":
         raise
     except Exception as error:  # on a broken file its parsers fail in any way, AttributeError included
         raise UserError(f"{path}: cannot be read as a continuous recording ({error})") from error
-    return raw
+    return raw, [raw.ch_names[i] for i in no_range]
 
 
 def _check_inside(path: Path, names: Iterable[str | Path]) -> None:
@@ -192,8 +194,14 @@ def _check_inside(path: Path, names: Iterable[str | Path]) -> None:
             raise UserError(f"{path}: names {other} as a part of it, which is no plain file")
 
 
-def _check_edf(path: Path, width: int) -> None:
-    """Refuse an EDF (`width` 2 bytes a sample) or BDF (3) whose header promises other data than the file holds."""
+def _check_edf(path: Path, width: int) -> list[int]:
+    """Which channels of an EDF (`width` 2 bytes a sample) or BDF (3) have no range, by their places.
+
+    A last data record that is cut, which MNE passes over, is named in a line.
+
+    Raises:
+        UserError: the header promises other data than the file holds, or none that can be scaled.
+    """
     try:
         with open(path, "rb") as file:
             head, table = file.read(256), file.read(1 << 20).replace(b",", b".")
@@ -203,11 +211,17 @@ def _check_edf(path: Path, width: int) -> None:
         held = (path.stat().st_size - begin) / int(width * samples)
     except (ValueError, ArithmeticError) as error:
         raise UserError(f"{path}: its header is not one of an EDF or BDF file ({error})") from error
-    if records != -1 and not 0 < records == held:  # -1: not yet known when the header was written
+    whole = math.floor(held)
+    expected = whole if records == -1 else records  # -1: not yet known when the header was written
+    if whole < 1 or expected - whole not in (0, 1):
         raise UserError(f"{path}: holds {held:.6g} data records, {records} by its header; export it again, whole")
-    scaled = (low != high) & (least < most) | ["Annotations" in str(label) for label in np.frombuffer(table, "S16", n)]
-    if not (seconds > 0 and scaled.all()):
+    if held != expected:
+        print(f"note: {path}: holds {held:.6g} data records, {records} by its header: {whole} whole ones are read")
+    is_signal = [label.strip()[1:] != b"DF Annotations" for label in np.frombuffer(table, "S16", n)]  # EDF or BDF
+    scaled = ((low != high) & (least < most))[is_signal]
+    if not (seconds > 0 and scaled.any()):
         raise UserError(f"{path}: its header gives records no length, or signals no range; export it again")
+    return np.flatnonzero(~scaled).tolist()
 
 
 def without_copies(
@@ -216,7 +230,7 @@ def without_copies(
     """Read one recording after the other, but of those that hold one session (data.likeness) only one.
 
     That is the one with most markers `wanted`, then the longest, then the one of most channels. All are read before
-    the first is given, and those used once more, so that no more than one is held in memory.
+    the first is given, and those used once more: one is held in memory, and of all their traces (`likeness.trace`).
 
     Appends to `report`, for each left out, {"file", "copy_of": the one used, "why"}; "same" is "session" or, of a
     further file of the one used, "recording".

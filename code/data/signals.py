@@ -40,11 +40,13 @@ class Control(TypedDict, total=False):
 # every key of a JSON file beside EEG that the code reads; others are kept as they are
 KEYS = {
     "sfreq": Rate, "ch_names": list[str] | None, "band": Band, "window": Range, "length_limits": Range,
-    "image_known": bool, "simulated": bool, "standardised": bool | str, "unit": str | None, "control": Control,
+    "image_known": bool, "simulated": bool, "standardised": bool | str, "unit": str | None, "control": Control | None,
     "excludes_test": bool | str | None, "class_names": dict[str, str], "about": str, "description": str,
     "recordings": list[Entry], "settings": dict[str, Any],
 }  # fmt: skip
 Manifest = TypedDict("Manifest", KEYS, total=False)
+# keys that change what is read, and so may not be missed for their spelling
+DECISIVE = ("sfreq", "window", "length_limits", "ch_names", "image_known", "excludes_test", "simulated")
 
 
 def fit_length(eeg: np.ndarray, n_times: int) -> np.ndarray:
@@ -95,13 +97,14 @@ def read_manifest(path: Path) -> dict:
 
     Raises:
         UserError: the file is there and not a JSON object, a value is of another type or out of its bounds, or a key
-            is nearly one that is known.
+            is nearly one of DECISIVE that is not there.
     """
     if not os.path.lexists(path):
         return {}
     content = checked(Manifest, read_json(path, "manifest"), str(path))
     for key in content.keys() - KEYS.keys():
-        if near := difflib.get_close_matches(key.lower(), KEYS, 1, 0.75):
+        near = difflib.get_close_matches(key.lower(), DECISIVE, 1, 0.75)
+        if near and near[0] not in content:
             raise UserError(f"{path}: has the key {short(key)}; is {near[0]} meant? rename it")
     for key in ("window", "length_limits"):
         first, last = content.get(key, (0, 1))
@@ -161,7 +164,10 @@ def read_span(span: Span) -> np.ndarray:
 
 
 def spans_of(path: Path) -> tuple[list[Span], float]:
-    """The checked segments of one file, and the median size of its samples (of some of them)."""
+    """The checked segments of one file, and the median distance of its samples (of some) from their channel's median.
+
+    So a constant beside the EEG, as headsets coupled by DC record it, is no other unit.
+    """
     array = mapped(path)
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise UserError(f"{path}: has shape {array.shape}; expected (channels, samples), or segments of that shape")
@@ -172,4 +178,5 @@ def spans_of(path: Path) -> tuple[list[Span], float]:
     check_signal(array.min(-1), array.max(-1), str(path))
     rows = range(len(array)) if array.ndim == 3 else [None]
     some = array[..., :: 1 + array.shape[-1] // 64].astype(np.float64)
+    some -= np.median(some, axis=-1, keepdims=True)
     return [Span(path, row, 0, array.shape[-1]) for row in rows], float(np.median(np.abs(some)))

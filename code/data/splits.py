@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from data.near_trials import SameEEG, about_same_eeg, recordings_of
+from data.trials_file import NUMPY
 from runtime import checkpoints, digests
 from runtime.errors import UserError
 from runtime.plain import checked, read_json, short
@@ -59,7 +60,8 @@ def read_splits(path: Path, subjects: Sequence[int], subject: int, signals: str)
     rows, index_space = trials_of(subject, subjects, signals), f"the list of subject {subject}"
     if path.stem.endswith("_all") or subject == 0:
         rows, index_space = range(len(subjects)), "the whole file"
-    content = checkpoints.read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
+    with torch.serialization.safe_globals(NUMPY):
+        content = checkpoints.read_plain(path, "splits file (layout of block_splits_by_image_single.pth)")
     first = checked(SplitsFile, content, str(path), LAYOUT)["splits"][0]
     parts = {name: _listed(first[name], len(rows)) for name in SPLITS if name in first}
     parts = {k: [_listed(i, 1) for i in v] if isinstance(v, list | tuple) else v for k, v in parts.items()}

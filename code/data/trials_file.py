@@ -7,7 +7,7 @@ taken for the same one; otherwise its sha256 decides, which costs seconds.
 
 Damage: records of a zipped torch file carry a CRC-32, which is compared at conversion; the format before torch 1.6
 carries none, and there only values that cannot be EEG are seen. What the cache holds is compared with digests: the
-index whole, each trial when it is read, arrays of more than 16 MB by blocks spread over them when they are opened.
+index whole, each trial when it is read, arrays of more than 2 MB by blocks spread over them when they are opened.
 
 Shapes: N trials, C electrodes, L samples of one trial, T samples of a window.
 """
@@ -282,8 +282,7 @@ def _check(path: Path, content: dict) -> None:
     """Raise UserError for facts of another type or out of range, and for times that cannot be seconds."""
     checked(Content, content, str(path), "see docs/data_formats.md")
     trials, limits = content["dataset"], {"label": len(content["labels"]), "image": len(content["images"])}
-    latest: dict[tuple, float] = {}  # onset of the trial before in each recording
-    gaps = []
+    times: dict[tuple, list[float]] = {}  # onsets of each recording, as the file has them
     for i, trial in enumerate(trials):
         where = f"{path}: trial {i}"
         eeg = checked(Trial, trial, where)["eeg"]
@@ -296,15 +295,15 @@ def _check(path: Path, content: dict) -> None:
             if not 0 <= trial[key] < limit:
                 raise UserError(f"{where} has {key} {trial[key]}; the file lists {limit} {key}s, from 0")
         if "onset" in trial:
-            tape = trial["subject"], trial.get("recording")
-            gaps.append(trial["onset"] - latest.get(tape, trial["onset"]))
-            latest[tape] = trial["onset"]
-            if gaps[-1] < 0 and "recording" not in trial:
+            tape = times.setdefault((trial["subject"], trial.get("recording")), [])
+            if tape and trial["onset"] < tape[-1] and "recording" not in trial:
                 raise UserError(f"{where}: onsets begin anew, but no trial names its 'recording'")
-    if gaps and np.median(gaps) > LONGEST_GAP:
+            tape.append(trial["onset"])
+    gaps = np.array([gap for tape in times.values() for gap in np.diff([min(tape), *sorted(tape)])])
+    if len(gaps) and np.median(gaps) > LONGEST_GAP:
         raise UserError(f"{path}: onsets lie {np.median(gaps):g} apart (median); are they in ms? give seconds")
-    if min(gaps, default=0) < 0:
-        print(f"note: {path}: onsets decrease within a recording, at {sum(gap < 0 for gap in gaps)} trials of the file")
+    if back := sum(int(np.sum(np.diff(tape) < 0)) for tape in times.values()):
+        print(f"note: {path}: onsets decrease within a recording, at {back} trials of the file")
     for name in content["images"]:
         image_path("", name)
 

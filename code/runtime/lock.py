@@ -51,7 +51,8 @@ def hold(folder: Path) -> None:
             part.unlink(missing_ok=True)
             failed.pop_all()  # the file stays open: by it the kernel knows the lock
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error}); make room, or choose another root_path=") from error
+        advice = "make room, or choose another root_path= or out="
+        raise UserError(f"{folder}: cannot be written ({error}); {advice}") from error
     _held[key] = file, threading.Event()
     threading.Thread(target=_beat, args=_held[key], daemon=True).start()
     atexit.register(release, folder.absolute())
@@ -125,5 +126,5 @@ def _refuse_held(path: Path, file: TextIO, now: float) -> None:
         process, host, since = (short(record.get(key, "?")) for key in ("process", "host", "since"))
         raise UserError(
             f"{path.parent}: process {process} on {host} is at work here since {since}; wait for it or choose another "
-            f"name= (if it surely ended, delete {path}; without a sign of life it counts for {GONE // 60} minutes)"
+            f"name= or out= (if it surely ended, delete {path}; without a sign of life it counts {GONE // 60} minutes)"
         )

@@ -6,6 +6,7 @@ Shapes: N pictures, S pictures of a trial, H x W pixels.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from runtime.errors import UserError, as_sentence
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # whose colours 8-bit RGB can tell
 MOST_PIXELS = 1 << 25  # 1 GB as float64, in which pictures are resized
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG; not 0 nor a restart, which pixels hold
 LEAST_SIDE, LONGEST = 4, 32  # pixels; times the shorter side
 
 
@@ -66,9 +68,18 @@ def _check_opened(image: Image.Image, path: str | Path) -> None:
     if image.mode not in MODES:
         raise UserError(f"{path}: holds {image.mode} pixels, which 8-bit RGB cannot tell; save it as RGB")
     # libjpeg fills what a scan lacks with grey, and PIL minds only if the file ends there, not if zeros follow
-    content = Path(path).read_bytes() if image.format in ("JPEG", "MPO") else b""
-    if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+    if image.format in ("JPEG", "MPO") and not _has_end(Path(path).read_bytes()):
         raise UserError(f"{path}: cannot be read as a whole picture (the JPEG's end is missing); copy it again")
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether a JPEG's segments lead to its end marker, whatever follows that (phones append a film) or is in them."""
+    at = 2
+    while found := MARKER.search(jpeg, at):
+        if found[1] in (b"\xd8", b"\xd9"):
+            return found[1] == b"\xd9"
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2])
+    return False
 
 
 def load_image(path: str | Path) -> Image.Image:

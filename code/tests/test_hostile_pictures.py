@@ -65,6 +65,8 @@ HOSTILE = {
     "transparent": encoded("PNG", Image.new("RGBA", (40, 48), (9, 9, 9, 254))),
     "transparent palette": encoded("GIF", Image.new("P", (40, 48)), transparency=0),
     "JPEG of zeros behind its middle": half_of_zeros(),
+    "JPEG of zeros, then a film": half_of_zeros() + b"\xff\xda film \xff\xd9"[:7],
+    "JPEG cut, then another": encoded("JPEG")[:700] + encoded("JPEG"),
     "JPEG cut": encoded("JPEG")[:700],
     "PNG cut": encoded("PNG")[:700],
     "no pixels": b"GIF89a\0\0\5\0\0\0\0;",
@@ -126,6 +128,11 @@ SOUND: dict[str, tuple[bytes, Callable[[np.ndarray], bool]]] = {
 } | {
     "progressive": (encoded("JPEG", progressive=True), lambda found: found.std() > 10),
     "behind its end": (encoded("JPEG") + bytes(100), lambda found: found.std() > 10),
+    "a film behind it": (encoded("JPEG") + b"\xff\xda film", lambda found: found.std() > 10),
+    "a thumbnail in it": (
+        encoded("JPEG", exif=b"Exif\0\0" + encoded("JPEG", GREY.resize((8, 8)))), lambda found: found.std() > 10
+    ),
+    "restarts": (encoded("JPEG", restart_marker_rows=1), lambda found: found.std() > 10),
     "grey": (encoded("PNG", GREY), lambda found: (found == np.asarray(GREY)[..., None]).all()),
     "opaque": (encoded("PNG", NOISE.convert("RGBA")), lambda found: (found == np.asarray(NOISE)).all()),
     "CMYK": (encoded("JPEG", Image.new("CMYK", (40, 48), (255, 0, 0, 0))), lambda found: (found[..., 0] < 10).all()),

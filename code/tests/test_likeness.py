@@ -1,5 +1,6 @@
 """One session is known under any file: exported, filtered, re-referenced, cut, resampled; two never pass for one."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_a_copy_is_its_session(how):
     matches, group = likeness.sessions([others[0], kept(data), COPIES[how](data), others[1]])
     assert [match[:2] for match in matches] == [(1, 2)] and len(set(group.tolist())) == 3 and group[1] == group[2]
     assert matches[0].correlation > 0.8 and matches[0].seconds >= 12 and abs(matches[0].lag) < 0.1
+
+
+def test_any_few_channels_of_many_are_their_session():
+    draw = np.random.default_rng(4)
+    many = [mixed @ session(seed) for seed in (1, 2) for mixed in [draw.standard_normal((64, 6))]]
+    names = [f"E{n}" for n in range(64)]
+    whole, other = (likeness.trace(data, SFREQ, names) for data in many)
+    by_rule = sorted(range(64), key=lambda n: zlib.crc32(names[n].lower().encode()))  # the last are not re-referenced
+    for chosen in (by_rule[-3:], [0, 1, 2]):
+        few = likeness.trace(many[0][chosen], SFREQ, [names[n] for n in chosen])
+        assert [match[:2] for match in likeness.sessions([other, whole, few])[0]] == [(1, 2)]
 
 
 @pytest.mark.parametrize("cut", CUTS)

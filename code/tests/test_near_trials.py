@@ -151,6 +151,16 @@ def test_what_cannot_be_compared_is_compared_bit_by_bit(tmp_path):
     for odd in (np.full((3, 400), np.nan), np.zeros((3, 400)), np.ones((3, 1)), np.ones((0, 9)), 1e30 * eeg[0]):
         assert not sketch(odd.astype(np.float32), 400).any()
     assert SKETCH[1] < FEWEST
+    eeg = eeg_like(8, 5)
+    eeg[0], eeg[4], eeg[[1, 5]] = 1, 2, np.nan
+    found = same_eeg(tmp_path, eeg).between([0, 1, 2, 3], [4, 5, 6, 7])
+    assert found["alike"] == 0, "constant or broken trials, which have no sketch, are not alike"
+
+
+def test_without_a_rate_overlap_is_unknown(tmp_path):
+    path, _ = write(tmp_path, eeg_like(4, 2), label=[0] * 4, onset=[0.0, 1.0, 1.1, 3.0], recording=["a"] * 4)
+    found = SameEEG(open_trial_file(path), {"window": [0, L], "sfreq": None})
+    assert found.between([0, 1], [2, 3])["overlapping"] is None
 
 
 def test_lengths_may_differ(tmp_path):

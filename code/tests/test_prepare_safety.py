@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from test_lock import child, end
 
 from commands import prepare_eeg
 from data import recordings
@@ -61,19 +62,16 @@ def test_what_is_not_its_own_is_refused_and_untouched(place, monkeypatch, out, o
 
 
 def test_leftovers_are_cleared_only_where_they_are_its_own(place, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-    for name in (".out.12345678.part", "out.part", ".out.part", ".out.aaaaaaaa.part", ".out.bbbbbbbb.part"):
-        (place / name).mkdir()
+    (place / ".out.prepare_eeg/part/eeg_train").mkdir(parents=True)  # of a run that was killed
+    mine = ["out.part", ".out.part", ".out.prepare_eeg"]
+    for name in mine:
+        (place / name).mkdir(exist_ok=True)
         (place / name / "thesis.txt").write_text("mine")
-    for name in ("aaaaaaaa", "bbbbbbbb"):  # of a run that was killed, and of one that is at work
-        (place / f".out.{name}.part" / prepare_eeg.MARK).touch()
-    with open(place / ".out.bbbbbbbb.part" / prepare_eeg.MARK) as mark:
-        fcntl.flock(mark, fcntl.LOCK_EX)
-        prepare(monkeypatch)
-    assert sorted(path.name for path in place.glob("*.part")) == [".out.12345678.part", ".out.bbbbbbbb.part"] + [
-        ".out.part",
-        "out.part",
-    ]
+    prepare(monkeypatch)
+    assert {path.relative_to(place).as_posix() for path in place.rglob("*") if "out." in str(path)} == {
+        *mine,
+        *(f"{name}/thesis.txt" for name in mine),
+    }
     assert (place / "out/prepared.json").exists()
     prepare(monkeypatch, overwrite="true")
     prepare(monkeypatch, overwrite="true")
@@ -114,10 +112,34 @@ def test_killed_at_any_instant_the_same_command_works_again(place, monkeypatch, 
         else:
             assert after[path] == held
     prepare(monkeypatch, overwrite=overwrite)
-    assert (place / "out/prepared.json").exists() and not list(place.glob(".out.*.part"))
+    assert (place / "out/prepared.json").exists() and not list(place.glob(".out.*"))
 
 
-def test_of_two_at_once_the_second_ends_with_a_sentence(place, monkeypatch):
+def test_of_two_at_once_the_second_ends_before_any_work(place, monkeypatch):
+    def work(say):
+        monkeypatch.setattr(prepare_eeg.np, "save", lambda *_: (say("saves"), signal.pause()))
+        prepare(monkeypatch)
+
+    pid, said = child(work)
+    try:
+        assert os.read(said, 99) == b"saves"
+        before = content(place)
+        monkeypatch.setattr(prepare_eeg.recordings, "read_recording", None)
+        for overwrite in ("false", "true"):
+            with pytest.raises(UserError, match=f"process {pid} on .* is at work here since .*out="):
+                prepare(monkeypatch, overwrite=overwrite)
+        assert content(place) == before
+    finally:
+        end(pid)
+
+
+def test_an_empty_folder_is_filled(place, monkeypatch, capsys):
+    (place / "out").mkdir()
+    prepare(monkeypatch)
+    assert (place / "out/prepared.json").exists() and "moved" not in capsys.readouterr().out
+
+
+def test_what_another_put_there_meanwhile_stays(place, monkeypatch):
     write = prepare_eeg.write_manifest
 
     def overtaken(path, record):
@@ -159,12 +181,14 @@ def test_senseless_settings_are_one_sentence(place, monkeypatch, setting, value)
     assert not list(place.glob("*out*"))
 
 
-def edf(records=10, held=10, seconds="1", low=-200, high=200, least=-32768, most=32767, bdf=False):
+def edf(records=10, held=10, seconds="1", low=-200, high=200, one=None, least=-32768, most=32767, bdf=False):
     """An EDF file of two channels, 64 samples a record; its header says what it is told."""
     fields = [("Fp1", 16), ("", 80), ("uV", 8), (low, 8), (high, 8), (least, 8), (most, 8), ("", 80), (64, 8), ("", 32)]
     head = [("0", 8), ("X", 80), ("X", 80), ("01.01.26", 8), ("00.00.00", 8), (768, 8), ("", 44), (records, 8)]
     head = b"".join(str(text).encode().ljust(n) for text, n in [*head, (seconds, 8), (2, 4)])
     signals = b"".join(str(text).encode().ljust(n) * 2 for text, n in fields).replace(b"Fp1", b"Fp2", 1)
+    if one is not None:  # the first channel's maximum
+        signals = signals.replace(str(high).encode().ljust(8), str(one).encode().ljust(8), 1)
     data = np.random.default_rng(0).integers(-3000, 3000, round(held * 128)).astype("<i2").tobytes()
     return (b"\xffBIOSEMI" + head[8:] if bdf else head) + signals + data
 
@@ -175,9 +199,22 @@ def test_a_whole_edf_is_read(tmp_path, records):
     assert recordings.read_recording(tmp_path / "x.edf", tmp_path).raw.n_times == 640
 
 
+@pytest.mark.parametrize(("held", "whole"), [(9.5, 9), (9, 9), (10.25, 10)])
+def test_an_edf_without_its_last_record_is_read_and_named(tmp_path, capsys, held, whole):
+    (tmp_path / "x.edf").write_bytes(edf(held=held))
+    assert recordings.read_recording(tmp_path / "x.edf", tmp_path).raw.n_times == 64 * whole
+    assert f"holds {held} data records, 10 by its header: {whole} whole" in capsys.readouterr().out
+
+
+def test_a_channel_without_a_range_is_dropped(tmp_path):
+    (tmp_path / "x.edf").write_bytes(edf(one=-200))
+    found = recordings.read_recording(tmp_path / "x.edf", tmp_path)
+    assert found.raw.ch_names == ["Fp1"] and found.dropped == {"Fp2": "no range in the header"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"held": 4.5}, "holds 4.5 data records, 10 by its header"), ({"records": 99999999}, "99999999 by its header")]
+    [({"held": 8.5}, "holds 8.5 data records, 10 by its header"), ({"records": 99999999}, "99999999 by its header")]
     + [({"records": -7}, "-7 by"), ({"records": 0}, "0 by"), ({"records": 7}, "holds 10 data records, 7 by")]
     + [({"seconds": "0"}, "no length"), ({"seconds": "nan"}, "no length"), ({"low": 0, "high": 0}, "no range")]
     + [({"least": 0, "most": 0}, "no range"), ({"least": 9, "most": -9}, "no range"), ({"low": "nan"}, "NaN")]

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,6 +182,8 @@ def test_indices_are_whole_numbers_and_named_once(tmp_path, content, said):
 def test_indices_may_be_tensors(tmp_path):
     path = tmp_path / "splits.pth"
     torch.save({"splits": [GOOD | {"train": torch.tensor([0, 1]), "val": (2,), "test": list(torch.tensor([4]))}]}, path)
+    assert read_splits(path, [1] * 6, 1, "eeg.pth")[0] == {"train": [0, 1], "val": [2], "test": [4]}
+    torch.save({"splits": [{"train": list(np.arange(2)), "val": [np.int32(2)], "test": [np.int64(4)]}]}, path)
     assert read_splits(path, [1] * 6, 1, "eeg.pth")[0] == {"train": [0, 1], "val": [2], "test": [4]}
 
 

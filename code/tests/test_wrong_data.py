@@ -65,6 +65,8 @@ def test_times_that_cannot_be_seconds(tmp_path, capsys):
         open_trial_file(write(tmp_path / "eeg.pth", made, True))
     open_trial_file(write(tmp_path / "eeg.pth", six(onset=1.0), True))
     assert "onsets decrease within a recording, at 1 trials" in capsys.readouterr().out
+    mixed = [trial | {"onset": (0.0, 500.0)[i % 2] + i, "recording": "a"} for i, trial in enumerate(trials())]
+    open_trial_file(write(tmp_path / "eeg.pth", mixed, True))  # seconds, in no order
 
 
 @pytest.mark.parametrize("labels", [[["a"], ["b"]], [None, None], [True, False]])
@@ -161,6 +163,10 @@ def test_manifests_may_say_more(tmp_path):
         "ch_names": None,
         "band": "5_95",
         "length_limits": [9, 9],
+        "length_limit": "as published",  # beside the key that is read
+        "recording": "sub-01",
+        "units": "uV",
+        "control": None,
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert read_manifest(tmp_path / "a.json") == content and read_manifest(tmp_path / "none.json") == {}
@@ -201,6 +207,9 @@ def test_units_of_a_corpus(tmp_path, capsys):
     np.save(tmp_path / "r2.npy", np.random.default_rng(1).standard_normal((3, 300)).astype(np.float32))
     with pytest.raises(UserError, match="r2.npy: has samples of size .*another unit"):
         windows(tmp_path)
+    windows(corpus(tmp_path))
+    np.save(tmp_path / "r2.npy", np.load(tmp_path / "r2.npy") + np.float32(4200))  # coupled by DC
+    windows(tmp_path)
 
 
 def test_arrays_that_lie_the_other_way_round(tmp_path, capsys):
