@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_up_eval import make_arrays, make_folder
+from made_up_eval import CLEAN, make_arrays, make_folder
 from safetensors.numpy import load_file, save_file
 
 import evaluation.folder as folder_module
@@ -25,6 +25,7 @@ from evaluation.scores import item_scores, left_out, write_metrics
 from runtime.errors import UserError
 
 N = 12
+SAME = CLEAN["same_eeg"]["test"] | {"trials": 8}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,11 @@ def test_arrays_and_pictures_must_be_of_as_many_trials_and_samples(copy):
         ({"n_way": True}, "run.n_way is True"),
         ({"n_way": -5}, "run.n_way is -5, expected greater"),
         ({"design": "x"}, "run.design is 'x', expected a valid list"),
-        ({"design": ["sorted", "x"]}, "run.design is 'sorted', expected one of random, block, leaking, unknown"),
+        ({"design": ["sorted", "x"]}, "run.design is 'sorted', expected one of random, block, unknown"),
+        ({"design": ["leaking", "x"]}, "run.design is 'leaking', expected one of"),
+        ({"split": {"shared": {"train/test": {"pictures": "many"}}}}, "run.split.shared.train/test.pictures is 'many'"),
+        ({"split": {"same_eeg": {"test": SAME | {"repeated": 9}}}}, "run.split.same_eeg repeats more trials than"),
+        ({"split": {"same_eeg": {"test": {"trials": 1}}}}, "lacks run.split.same_eeg.test."),
         ({"split": [1]}, r"run.split is \[1\]"),
         ({"split": {"shared": {"train/test": 1}}}, "run.split.shared.train/test is 1"),
         ({"control": "x"}, "run.control is 'x'"),
