@@ -177,7 +177,9 @@ def _take(opcode: pickletools.OpcodeInfo, stack: list[_Value], marks: list[int],
     cost = taken[-1].cost()
     if opcode.name != "BINPERSID":
         called, given = taken[0].text or "what another call gives", taken[1].parts
-        fine = not given if called == EMPTY else called != ENCODE or [part.text for part in given[1:]] == ["latin1"]
+        fine = called != ENCODE or [part.text for part in given[1:]] == ["latin1"]
+        if called == EMPTY:  # Python 2 wrote an OrderedDict as the list of its pairs
+            fine = not given or (len(given) == 1 and given[0].parts is None and given[0].pairs)
         if given is None or not fine:
             raise Refused(f"calls {called} with what torch never gives it")
         calls.add(called)

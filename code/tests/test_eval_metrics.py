@@ -331,7 +331,7 @@ def test_repeated_images_of_several_recordings_make_these_the_unit(folder, tmp_p
         (lambda f: (f / "samples/test3-1.png").write_bytes(b"\x89PNG"), "test3-1.png: cannot be read"),
         (lambda f: Image.new("RGB", (9, 9)).save(f / "samples/test3-1.png"), "test3-1.png: .* pixels"),
         (lambda f: change(f, "real.logits", lambda a: a[:-1]), "real.logits is of shape .47, .* has 48 rows"),
-        (lambda f: change(f, "real.logits", lambda a: a.astype(np.float16)), "is of float16"),
+        (lambda f: change(f, "real.logits", lambda a: a.astype(np.float16)), "is of torch.float16"),
         (lambda f: change(f, "real.logits", lambda a: a * np.nan), "not finite"),
         (lambda f: change(f, "real.logits", lambda a: a[:, 0]), "'real.logits' of shape .48, 10., which"),
         (lambda f: change(f, "real.votes", lambda _: np.ones(48)), "'real.votes' of shape .* does not know"),

@@ -33,9 +33,12 @@ def doubled(first: bytes, wrap: bytes) -> bytes:
 
 
 ENTRIES = b"}q\x01(" + b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(MANY)) + b"u"
+PAIRS = b"](" + b"".join(b"](J" + struct.pack("<i", i) + b"Ne" for i in range(MANY)) + b"e"  # as Python 2 wrote them
 ITEMS = b"(" + b"K\x01" * MANY
 BOMBS = {
     "copies of one dict": b"](" + ORDERED + ENTRIES + b"h\x00h\x01\x85R" * MANY + b"e",
+    "copies of one list of pairs": b"](" + ORDERED + PAIRS + b"\x85q\x01R" + b"h\x00h\x01R" * MANY + b"e",
+    "a pair of pairs as a key": ORDERED + b"](](" + doubled(b"K\x01", b"\x86") + b"Neee\x85R",
     "states of one dict": b"](" + ORDERED + b")R" + ENTRIES + b"h\x00)Rh\x01b" * MANY + b"e",
     "one shape": b"](" + REBUILD + ITEMS + b"tq\x01" + b"h\x00(K\x00K\x00h\x01h\x01tR" * MANY + b"e",
     "one size": b"](" + SIZE + ITEMS + b"tq\x01" + b"h\x00h\x01\x85R" * MANY + b"e",
@@ -115,6 +118,12 @@ def test_honest_files_are_read(tmp_path, zipped):
     assert read.keys() == content.keys() and read["trials"] == content["trials"] and read["size"] == content["size"]
     assert torch.equal(read["weight"], module.weight) and read["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.95)
     assert read["largest"] == 2**63 - 1 and read["ordered"] == {"a": 1}
+
+
+def test_an_ordered_dict_as_python_2_wrote_it_is_read(tmp_path):
+    content = b"}" + text("a") + ORDERED + PAIRS + b"\x85Rs"
+    path = write(tmp_path / "old.pth", content, False)
+    assert list(checkpoints.read_plain(path, "file")["a"]) == [*range(MANY)]
 
 
 def test_any_damaged_record_is_named(tmp_path):

@@ -269,7 +269,10 @@ def test_what_changes_between_its_hash_and_its_reading_is_named(world, tmp_path,
     monkeypatch.setattr(eeg_ldm.weights, "load_base", load)
     with pytest.raises(UserError, match=r"meanwhile: CLIP model.safetensors \(changed\); give the same command"):
         run("B", root)
-    assert {path.name for path in (root / FOLDERS["B"]).iterdir()} == {"config.yaml"}
+    assert {path.name for path in (root / FOLDERS["B"]).iterdir()} == {
+        "config.yaml",
+        ".lock",
+    }  # which this process holds
 
 
 def test_a_dry_run_names_exchanged_data_too(copy, capsys):

@@ -326,7 +326,7 @@ def test_near_copies_of_training_trials_are_leaking_from_the_file_to_the_page(mo
     trials, random = [dict(trial) for trial in content["dataset"]], torch.Generator().manual_seed(9)
     for i in range(16, 20):
         copy = trials[i - 16]["eeg"].roll(1, 1) + 0.01 * torch.randn(8, 500, generator=random)
-        trials[i] |= {"eeg": (copy * 3000).round() * 1e-3, "label": trials[i - 16]["label"]}
+        trials[i] |= {"eeg": (copy * 3000).round() * 1e-5, "label": trials[i - 16]["label"]}
     checkpoints.save(datasets / "copies.pth", content | {"dataset": trials})
     (datasets / "copies.json").write_text(json.dumps({"simulated": True}))
     given = {"model_path": "pretrains/generation/tiny.pth", "eeg_signals_path": "datasets/copies.pth"}
