@@ -88,19 +88,20 @@ class SameEEG:
             self.vectors[known] = _unit(whitened[known] - whitened[known].mean(0))
 
     def between(self, first: Sequence[int], second: Sequence[int]) -> dict:
-        """How many of the trials `second` hold EEG of one of `first`: plain values, of each way and together.
+        """How many of the trials `second` hold EEG of one of `first`, as `among`: plain values, which `pairs` names.
 
-        "overlapping" is None where an onset or the rate is unknown; "examples" says of two trials what they repeat.
+        "overlapping" is None where an onset or the rate is unknown.
         """
         digest, overlapping = self.trials["digest"], self.overlapping(first, second)
         known = {digest[i]: i for i in first}
         same = {j: known[digest[j]] for j in second if digest[j] in known}
         near = zip(second, *self.nearest(first, second), strict=True)
         alike = {j: first[place] for j, place, likeness in near if likeness >= ALIKE}
-        pairs = alike | (overlapping or {}) | same
-        counts = {"trials": len(second), "identical": len(same), "alike": len(alike), "repeated": len(pairs)}
-        counts["overlapping"] = None if overlapping is None else len(overlapping)
-        return counts | {"examples": [f"trial {j} that of trial {pairs[j]}" for j in sorted(pairs)[:2]]}
+        ways = {"identical": same, "alike": alike, "overlapping": overlapping or {}}
+        pairs = sorted((alike | ways["overlapping"] | same).items())
+        told = [[j, i, [way for way, found in ways.items() if j in found]] for j, i in pairs]
+        found = {"overlapping": None if overlapping is None else 0, "pairs": told}
+        return found | among(found, second)
 
     def overlapping(self, first: Sequence[int], second: Sequence[int]) -> dict[int, int] | None:
         """Trials of `second` that begin within a window of one of `first` in their recording, and which that is."""
@@ -130,6 +131,16 @@ class SameEEG:
         shifts = np.exp(2j * np.pi * lags * np.arange(1, SKETCH[1] + 1))
         likeness = np.abs((cross.sum(1) @ shifts.T).real).max(1) / np.maximum(np.abs(cross).sum((1, 2)), 1e-20)
         return nearest, likeness
+
+
+def among(found: dict, trials: Sequence[int]) -> dict:
+    """What `between` found of some of the trials alone: counts of each way and together, and two examples."""
+    kept = set(trials)
+    pairs = [pair for pair in found["pairs"] if pair[0] in kept]
+    counts = {way: sum(way in ways for *_, ways in pairs) for way in ("identical", "alike", "overlapping")}
+    counts |= {"overlapping": None} if found["overlapping"] is None else {}
+    examples = [f"trial {j} that of trial {i}" for j, i, _ in pairs[:2]]
+    return {"trials": len(trials), "repeated": len(pairs), **counts, "examples": examples}
 
 
 def about_same_eeg(found: dict, part: str, others: str) -> str:

@@ -19,6 +19,7 @@ LONGEST_HEADER = 10_000  # bytes, numpy's own limit, which it looks at when it h
 MANY_CHANNELS = 10  # times as many as samples: then these are the channels
 OTHER_UNIT = 300  # times larger or smaller than what is usual
 Rate = Annotated[float, Interval(ge=1, le=1e5)] | None  # Hz
+ORDERS = ("random", "block", "unknown")  # how classes followed each other in time
 Range = Annotated[list[Annotated[int, Interval(ge=0, le=1 << 40)]], Len(2, 2)]  # samples
 Band = Annotated[list[float], Len(2, 2)] | str | None  # Hz
 
@@ -34,7 +35,7 @@ class Control(TypedDict, total=False):
     """What was done to the trials of a control, in their manifest."""
 
     about: str
-    design: Annotated[list[str], Len(2, 2)]
+    design: Annotated[list[str], Len(2, 2)]  # one of ORDERS, and why
 
 
 # every key of a JSON file beside EEG that the code reads; others are kept as they are
@@ -92,6 +93,12 @@ def odd_one(sizes: np.ndarray) -> tuple[float, int | None]:
     return usual, int(odd[0]) if len(odd) else None
 
 
+def check_design(design: list[str] | None, where: str) -> None:
+    """Raises UserError where what a file calls the order of its classes is no such word."""
+    if design and design[0] not in ORDERS:
+        raise UserError(f"{where} is {short(design[0])}, expected one of {', '.join(ORDERS)}")
+
+
 def read_manifest(path: Path) -> dict:
     """A JSON object beside the data, or {} where there is none.
 
@@ -106,6 +113,7 @@ def read_manifest(path: Path) -> dict:
         near = difflib.get_close_matches(key.lower(), DECISIVE, 1, 0.75)
         if near and near[0] not in content:
             raise UserError(f"{path}: has the key {short(key)}; is {near[0]} meant? rename it")
+    check_design(content.get("control", {}).get("design"), f"{path}: control.design")
     for key in ("window", "length_limits"):
         first, last = content.get(key, (0, 1))
         if first + (key == "window") > last:

@@ -246,6 +246,15 @@ def readable_trials(
     return kept, notes
 
 
+def untold(about: About, test: Trials) -> str:
+    """Why none can tell whether a system was trained on these trials; empty where one can."""
+    trained = about.training
+    if not {"positions", "split"} <= trained.keys():
+        return "does not say on which trials it was trained"
+    other = trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]
+    return "was trained on another file; whether it holds these trials is unknown" if other else ""
+
+
 def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test") -> list[str]:
     """Raises UserError where the system was trained or selected on trials now to be tested; notes on what is unknown.
 
@@ -255,10 +264,8 @@ def refuse_trained(test: Trials, about: About, paths: Paths, kind: str = "test")
     if trained.get("stage_a_sha256"):
         unsaid = "its manifest.json (excludes_test) does not say that it saw none"
         notes = [f"stage A and the test trials: {trained.get('stage_a_excludes_test') or unsaid}"]
-    if not {"positions", "split"} <= trained.keys():
-        return [*notes, f"{paths.model} does not say on which trials it was trained"]
-    if trained["split"]["eeg_sha256"] != test.info["split"]["eeg_sha256"]:
-        return [*notes, f"{paths.model} was trained on another file; whether it holds these {kind} trials is unknown"]
+    if why := untold(about, test):
+        return [*notes, f"{paths.model} {why}"]
     both = {i for part in trained["positions"].values() for i in part} & set(test.position.tolist())
     if both:
         raise UserError(

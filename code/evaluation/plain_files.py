@@ -14,6 +14,7 @@ import numpy as np
 from annotated_types import Ge, Len
 from typing_extensions import TypedDict
 
+from data.signals import Control, check_design
 from evaluation.statistics import ItemScores
 from runtime.checkpoints import write_text
 from runtime.errors import UserError
@@ -29,18 +30,18 @@ TEXT = re.compile(".{0,1000}", re.DOTALL), "at most 1000 characters", str, ""
 KINDS = dict.fromkeys(("trial", "position", "label", "class_index"), INTEGER) | dict.fromkeys(("onset", "gap"), FLOAT)
 KINDS |= dict.fromkeys(("subject", "class_name", "image", "recording"), TEXT)  # these and `seen_<k>` are read
 DEEPEST = 20  # levels of values in metrics.json
-DESIGNS = ("random", "block", "leaking", "unknown")  # what the verdict may call the order of classes
 
-Number, Control = Annotated[int, Ge(1)], TypedDict("Control", {"about": str}, total=False)
-Same = TypedDict("Same", dict.fromkeys(("trials", "identical", "alike", "repeated"), int) | {"examples": list[str]})
+Number, Count = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
+SAME = dict.fromkeys(("trials", "identical", "alike", "repeated"), Count) | {"overlapping": Count | None}
+Same = TypedDict("Same", SAME | {"examples": list[str]})  # of near_trials.among
 
 
 class Split(TypedDict, total=False):
     """What metrics.json says of the splits, as far as the verdict reads it."""
 
-    shared: dict[str, dict]
-    sizes: dict[str, int]
+    shared: dict[str, dict[str, int | None]]
     same_eeg: dict[str, Same]
+    untold: str
 
 
 class Run(TypedDict, total=False):
@@ -57,6 +58,10 @@ class Run(TypedDict, total=False):
     config: dict
     notes: list[str]
     commit: str | None
+
+
+class Record(TypedDict):
+    run: Run
 
 
 def refuse(path: Path, *problems: tuple[Any, str]) -> None:
@@ -85,10 +90,11 @@ def read_run(folder: str | Path) -> dict:
     path = Path(folder) / "metrics.json"
     if not path.exists():
         return {}
-    hint = "move this file away to score the folder without it, or run the evaluation again"
-    run = checked(TypedDict("Record", {"run": Run}), read_record(folder), str(path), hint)["run"]
-    design = (run.get("design") or DESIGNS)[0]
-    refuse(path, (design not in DESIGNS, f"run.design is {short(design)}, expected one of {', '.join(DESIGNS)}"))
+    run = checked(Record, read_record(folder), str(path), "run the evaluation again")["run"]
+    check_design(run.get("design"), f"{path}: run.design")
+    found = ((run.get("split") or {}).get("same_eeg") or {}).values()
+    if any(same["repeated"] > same["trials"] for same in found):
+        raise UserError(f"{path}: run.split.same_eeg repeats more trials than it has; run the evaluation again")
     return run
 
 

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from data.near_trials import among
 from dataset import Trials
 from evaluation.baselines import Baselines, clock
 from evaluation.block_design import design_from
-from evaluation.inputs import Inputs, identity
+from evaluation.inputs import Inputs, identity, untold
 from evaluation.plain_files import write_columns
 from evaluation.sampling import Sampled
 from evaluation.scores import write_metrics
@@ -113,9 +114,13 @@ def about_trials(trials: dict[str, Trials], opened_at: str) -> dict:
     onset = None if test.onset is None else time[order]
     known = ("simulated", "image_known", "left_out", "band", "control")
     opened = {"test": "pictures and scores", "train": "linear baseline and order of classes"}
-    split = {"scored": "test", "trials": len(test), "opened": opened, "opened_at": opened_at}
-    # of trials whose labels were shuffled, the order that was shown is known to whoever shuffled them
-    design = (test.info.get("control") or {}).get("design") or design_from(label.numpy()[order], onset, tape[order])
+    found = test.info["split"]["same_eeg"]
+    same_eeg = {"val": {k: v for k, v in found["val"].items() if k != "pairs"}}
+    same_eeg["test"] = among(found["test"], test.position.tolist())  # of those that are scored
+    split = {"scored": "test", "trials": len(test), "opened": opened, "opened_at": opened_at, "same_eeg": same_eeg}
+    # of trials whose labels were shuffled, and which say so, the order that was shown is known to whoever shuffled them
+    control = test.info.get("control") or {}
+    design = (control.get("about") and control.get("design")) or design_from(label.numpy()[order], onset, tape[order])
     facts = {"commit": commit(), "split": test.info["split"] | split, "design": list(design)}
     return {k: test.info.get(k) for k in known} | facts
 
@@ -146,7 +151,10 @@ def about_run(inputs: Inputs, sampled: Sampled, hashes: dict) -> dict:
         | ({"classifier": loaded(classifier.features, classifier.head)} if classifier else {}),
         "licences": dict(inputs.generator.about().licences),
     }
-    return about_trials(inputs.trials, inputs.opened_at) | machine(inputs.device) | facts
+    told = about_trials(inputs.trials, inputs.opened_at)
+    if why := untold(inputs.generator.about(), inputs.test):
+        told["split"]["untold"] = f"{inputs.generator.about().name} {why}"
+    return told | machine(inputs.device) | facts
 
 
 def score(folder: Path, inputs: Inputs, sampled: Sampled, baselines: Baselines, hashes: dict, started: float) -> dict:

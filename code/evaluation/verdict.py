@@ -3,12 +3,14 @@
 The verdict exists because this field's main data set shows all pictures of a class in one block: whatever changes
 slowly in the EEG (alpha, electrode gain, muscle) then names the class (Li et al. 2020; Siskind et al. 2025). So a
 class score from a block design, or from a design that cannot be read, is never called "supported" here. And what was
-trained on is remembered, not read: where more test trials than near_trials.LEAKING hold EEG of others, the design is
-"leaking" and nothing is claimed.
+trained on is remembered, not read: where more of the scored trials than near_trials.LEAKING hold EEG of others, the
+design is "leaking" and nothing is claimed; where nobody knows, it is "unknown" and nothing is called supported.
 """
 
 from data.near_trials import LEAKING, about_same_eeg
 from evaluation.statistics import ALPHA, EEG_CONTROLS
+
+UNTOLD = "nothing says what was trained on, or what training and test share"
 
 
 def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list[str]]:
@@ -29,16 +31,6 @@ def _class_reasons(score: str, scores: dict, controls: dict) -> tuple[bool, list
     return above, reasons
 
 
-def _same_eeg(split: dict) -> dict:
-    """Test trials that hold EEG of others; in a record from before likeness was looked at, those equal to the last bit.
-
-    Returns: as `near_trials.SameEEG.between`.
-    """
-    copies = split.get("shared", {}).get("train/test", {}).get("identical", 0)
-    equal = dict.fromkeys(("identical", "alike", "repeated"), copies) | {"overlapping": None, "examples": []}
-    return split.get("same_eeg", {}).get("test") or equal | {"trials": split.get("sizes", {}).get("test", copies)}
-
-
 def verdict(
     score: str | None, scores: dict, controls: dict, design: tuple[str, str], instance_p: float | None = None,
     split: dict | None = None, note: str | None = None,
@@ -50,21 +42,25 @@ def verdict(
         scores, controls: as `statistics.score_table` returns them.
         design: what `block_design.design_from` returned.
         instance_p: p of retrieval within classes, or None where images are unknown or no class has two.
-        split: what the splits share, as `splits.check_splits` records it; None: unknown.
+        split: what the splits share, as `splits.check_splits` records it, and `untold`: why none can tell whether the
+            scored trials were trained on.
         note: a sentence that ends the reasons.
 
     Returns:
         {"class": supported|explained_by_time|nothing, "instance": supported|nothing, "design", "score", "reasons"}.
     """
     (kind, why), split = design, split or {}
-    repeated, same_eeg = split.get("shared", {}).get("train/test", {}).get("pictures", 0), _same_eeg(split)
-    leaking, ordered = same_eeg["repeated"] > LEAKING * same_eeg["trials"], repeated and kind != "random"
+    shared, same_eeg = split.get("shared", {}).get("train/test"), split.get("same_eeg", {}).get("test")
+    untold = split.get("untold") or ("" if shared and same_eeg else UNTOLD)
+    repeated, leaking = (shared or {}).get("pictures"), False
+    ordered = repeated and kind != "random"
     class_above, reasons = False, ["No classifier scored the pictures, so nothing is claimed about their classes."]
     if score is not None:
         class_above, reasons = _class_reasons(score, scores, controls)
-    if same_eeg["repeated"]:
+    if same_eeg and same_eeg["repeated"]:
+        leaking = same_eeg["repeated"] > LEAKING * same_eeg["trials"]
         reasons.append(about_same_eeg(same_eeg, "test", "training or validation"))
-    about_class = "supported" if kind == "random" else "explained_by_time"
+    about_class = "supported" if kind == "random" and not untold else "explained_by_time"
     about_class = about_class if class_above and not leaking else "nothing"
     if about_class == "explained_by_time":
         reasons.append("In such a design slow change of the recording can name the class, so the score is no evidence.")
@@ -78,8 +74,9 @@ def verdict(
         )
     if ordered:
         reasons.append(f"Training and test share {repeated} pictures, whose order in time could name single images.")
-    order = f"Design leaking, so nothing is claimed; its order is {kind}" if leaking else f"Design {kind}"
+    beyond = "leaking, so nothing is claimed" if leaking else untold and f"unknown, as {untold}"
+    order = f"Design {beyond}; its order is {kind}" if beyond else f"Design {kind}"
     reasons += [f"{order}: {why}.", *([note] if note else [])]
-    instance = "supported" if instance_above and not leaking and not ordered else "nothing"
-    kind = "leaking" if leaking else kind
+    instance = "supported" if instance_above and not (leaking or untold or ordered) else "nothing"
+    kind = "leaking" if leaking else "unknown" if untold else kind
     return {"class": about_class, "instance": instance, "design": kind, "score": score, "reasons": reasons}

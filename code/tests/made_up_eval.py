@@ -11,6 +11,10 @@ from evaluation.folder import Outcome, Truth
 from evaluation.plain_files import TRIAL_COLUMNS
 from evaluation.scores import write_metrics
 
+# what splits share that share nothing
+CLEAN = dict.fromkeys(("trials", "identical", "alike", "overlapping", "repeated"), 0) | {"examples": []}
+CLEAN = {"shared": {"train/test": {"pictures": 0}}, "same_eeg": {"test": CLEAN}}
+
 
 def random(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
@@ -61,5 +65,5 @@ def make_folder(folder: Path, hit: float = 0.9, block: bool = False, n: int = 48
             names = [f"kind {k}" for k in real.logits[i].argmax(1)]
             row = [i, i, 4, label, f"n{label}", f"kind {label}", label, truth.image[i], float(onset[i]), "tape"]
             writer.writerow([*row, *names])
-    write_metrics(folder, {"name": "made up", "simulated": True, "image_known": True} | run)
+    write_metrics(folder, {"name": "made up", "simulated": True, "image_known": True, "split": CLEAN} | run)
     return folder

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_up_eval import make_arrays, make_folder
+from made_up_eval import CLEAN, make_arrays, make_folder
 from safetensors.numpy import load_file, save_file
 
+import evaluation.features as features_module
 import evaluation.folder as folder_module
 import evaluation.scores as scores_module
 from evaluation import statistics
@@ -25,6 +26,7 @@ from evaluation.scores import item_scores, left_out, write_metrics
 from runtime.errors import UserError
 
 N = 12
+SAME = CLEAN["same_eeg"]["test"] | {"trials": 8}
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +121,19 @@ def test_a_mark_at_the_beginning_and_more_columns_change_nothing(copy):
 
 
 WRONG_ARRAYS = {
-    "integers": ("real.logits", lambda a: a.astype(np.int32), "real.logits is of int32, expected float32 or float64"),
+    "integers": (
+        "real.logits",
+        lambda a: a.astype(np.int32),
+        "real.logits is of torch.int32, expected float32 or float64",
+    ),
     "more classes": ("gaussian_eeg.logits", lambda a: a[..., :3], "logits has not the width of logits of .*logits, "),
     "fewer samples": ("real.features", lambda a: a[:, :1], "has not the pictures a trial of real of real"),
     "3-D": ("real.embedding", lambda a: a[:, None], "'real.embedding' of shape .*, which this version does not know"),
     "0-D": ("real.embedding", lambda a: a.sum(), "'real.embedding' of shape "),
     "empty": ("real.logits", lambda a: a[..., :0], "real.logits is empty or not finite"),
     "other images": ("real.alike_x", lambda _: np.zeros((N, 2, 99), np.float32), "with .99. images, .* names 12"),
+    "a truth's embedding": ("truth.embedding", lambda _: np.zeros((N, 8), np.float32), "'truth.embedding' of shape"),
+    "a truth's likeness": ("truth.alike_x", lambda _: np.zeros((N, N), np.float32), "'truth.alike_x' of shape"),
     "no field": ("real", lambda _: np.zeros(N), "'real' of shape"),
     "markup": ("<b>.logits", lambda _: np.zeros((N, 1, 10)), "'<b>.logits' of shape"),
     "other folder": ("../../x.logits", lambda _: np.zeros((N, 1, 10)), "'../../x.logits' of shape"),
@@ -165,7 +173,11 @@ def test_arrays_and_pictures_must_be_of_as_many_trials_and_samples(copy):
         ({"n_way": True}, "run.n_way is True"),
         ({"n_way": -5}, "run.n_way is -5, expected greater"),
         ({"design": "x"}, "run.design is 'x', expected a valid list"),
-        ({"design": ["sorted", "x"]}, "run.design is 'sorted', expected one of random, block, leaking, unknown"),
+        ({"design": ["sorted", "x"]}, "run.design is 'sorted', expected one of random, block, unknown"),
+        ({"design": ["leaking", "x"]}, "run.design is 'leaking', expected one of"),
+        ({"split": {"shared": {"train/test": {"pictures": "many"}}}}, "run.split.shared.train/test.pictures is 'many'"),
+        ({"split": {"same_eeg": {"test": SAME | {"repeated": 9}}}}, "run.split.same_eeg repeats more trials than"),
+        ({"split": {"same_eeg": {"test": {"trials": 1}}}}, "lacks run.split.same_eeg.test."),
         ({"split": [1]}, r"run.split is \[1\]"),
         ({"split": {"shared": {"train/test": 1}}}, "run.split.shared.train/test is 1"),
         ({"control": "x"}, "run.control is 'x'"),
@@ -350,8 +362,36 @@ def test_pairs_beyond_the_limit_are_left_out_by_name(copy, monkeypatch):
     assert not [name for name in metrics["scores"] if "two_way" in name or "retrieval" in name]
     assert f"{N} trials and {N} images make more than {N * N - 1} pairs" in metrics["left_out"][0]
     assert metrics["verdict"]["instance"] != "supported"
-    with pytest.raises(UserError, match="holds 12 truths .* two-way scores need 2 to 12 trials"):
+    with pytest.raises(UserError, match="nothing can be scored. .* make more than 143 pairs"):
         write_metrics(copy / "samples", {})
+    arrays = {"real.logits": outcome.logits[:N], "truth.logits": truth.logits[:N]}
+    assert list(write_metrics(copy / "samples", {}, more=arrays)["scores"]) == ["10_way_top1"]
+
+
+def test_networks_look_at_more_pairs_than_the_limit_for_sets_alone(copy, monkeypatch):
+    def see(pictures):
+        return {name: pictures.flatten(1).float()[:, :2048].contiguous() for name in ("fid", "swav")}
+
+    weights = SimpleNamespace(
+        names=("fid", "swav"), left_out=lambda _: "left out", weights=lambda _: copy / "trials.csv", load=lambda *_: see
+    )
+    monkeypatch.setattr(features_module, "NETWORKS", [weights])
+    for module in (folder_module, scores_module, features_module):
+        monkeypatch.setattr(module, "PAIRS", N * N - 1)
+    for folder, runs in ((copy, 3), (copy / "samples", 1)):
+        more, _ = features_module.look(folder, "", "", "auto", copy, "cpu")
+        assert (
+            sorted(more)[-1] == "truth.fid" and len(more) == runs + 1 and {v.shape[-1] for v in more.values()} == {768}
+        )
+        monkeypatch.setattr("evaluation.fid.LEAST", {"fid": 99, "kid": 4})
+        assert "kid" in write_metrics(folder, {}, more=more)["scores"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\xff" * 40])
+def test_a_damaged_file_of_arrays_is_named_when_networks_looked(copy, content):
+    (copy / "arrays.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="arrays.safetensors: is truncated or no safetensors file .* run it again"):
+        features_module.keep(copy, {})
 
 
 def test_an_embedding_of_another_space_is_left_out_by_name(tmp_path):

@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from made_up_eval import CLEAN
 from scipy import signal
 
-from data.near_trials import ALIKE, FEWEST, LEAKING, SKETCH, SameEEG, sketch
+from data.near_trials import ALIKE, FEWEST, LEAKING, SKETCH, SameEEG, among, sketch
 from data.splits import describe_splits
 from data.trials_file import open_trial_file
 from dataset import FILE_DEFAULTS, open_trials
 from evaluation.baselines import lda_probabilities, time_bins
 from evaluation.block_design import design_from
+from evaluation.record import about_trials
 from evaluation.statistics import EEG_CONTROLS, ItemScores, score_table
 from evaluation.verdict import verdict
 from miniature.experiment import simulate_experiment
@@ -134,6 +136,10 @@ def test_overlap_in_time_is_counted_within_a_recording_alone(tmp_path):
     assert found.overlapping([0, 1, 2, 3], []) == {} and found.overlapping([], [4]) == {}
     between = found.between([0, 1, 2, 3], [4, 5, 6, 7])
     assert between["overlapping"] == between["repeated"] == 2 and between["alike"] == 0
+    assert between["pairs"] == [[4, 0, ["overlapping"]], [6, 1, ["overlapping"]]]
+    some = among(between, [5, 6])
+    assert (some["trials"], some["repeated"], some["overlapping"]) == (2, 1, 1)
+    assert some["examples"] == ["trial 6 that of trial 1"] and among(between, [5])["repeated"] == 0
     assert between["examples"] == ["trial 4 that of trial 0", "trial 6 that of trial 1"]
     found = same_eeg(tmp_path, eeg, onset=onset, recording=["a"] * 8, subject=[4] * 4 + [3] * 4)
     assert found.overlapping([0, 1, 2, 3], [4, 5, 6, 7]) == {}, "other subjects"
@@ -201,7 +207,7 @@ def read(folder, seed: int, share: float) -> tuple[dict, dict, dict]:
     real = {"a": ItemScores(1.0 * hit[None], np.full(len(hit), 1 / 8), 1 / 8, np.arange(len(hit)))}
     tables = score_table(real, {name: {"a": item} for name, item in items.items()}, "trial")
     facts = test.info["split"]
-    trusting = verdict("a", *tables, ("random", "so"), 1e-4)
+    trusting = verdict("a", *tables, ("random", "so"), 1e-4, CLEAN)
     return verdict("a", *tables, design_from(label, onset, tape), 1e-4, facts), trusting, facts
 
 
@@ -221,6 +227,15 @@ def test_noise_whose_test_trials_are_copies_is_leaking_and_says_nothing(tmp_path
     else:
         assert found["design"] != "leaking" and not any("hold EEG" in reason for reason in found["reasons"])
         assert "0 of 40 test trials hold EEG" in describe_splits(facts)
+
+
+def test_copies_are_counted_among_the_scored_trials(tmp_path):
+    eeg, label = leaky_noise(11, 0.5)
+    onset, tape = [2.0 * i for i in range(N)], ["a"] * N
+    trials = open_trials(*write(tmp_path, eeg, label=label, onset=onset, recording=tape), splits=("train", "test"))
+    for rows, repeated in ((range(40), 20), (range(10), 10), (range(20, 40), 0)):
+        told = about_trials(trials | {"test": trials["test"].select(rows)}, "now")["split"]["same_eeg"]["test"]
+        assert (told["trials"], told["repeated"], told["alike"]) == (len(rows), repeated, repeated)
 
 
 @pytest.mark.full

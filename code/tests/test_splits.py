@@ -123,7 +123,7 @@ def test_what_was_held_out_reaches_the_run(tmp_path, monkeypatch, capsys):
     assert facts["made_by"]["held_out"] == {"test": [2], "val": [3]} and len(facts["eeg_sha256"]) == 64
     assert facts["shared"]["train/test"] == {"pictures": 40, "recordings": 0, "identical": 0, "neighbours": 0}
     assert set(parts["train"].subject.tolist()) == {1} and set(parts["val"].subject.tolist()) == {3}
-    nothing = {"identical": 0, "alike": 0, "repeated": 0, "overlapping": 0, "examples": []}
+    nothing = {"identical": 0, "alike": 0, "repeated": 0, "overlapping": 0, "examples": [], "pairs": []}
     assert facts["same_eeg"] == {"val": {"trials": 40, **nothing}, "test": {"trials": 40, **nothing}}
     assert facts["made_by"]["same_eeg"] == facts["same_eeg"]
     assert "0 of 40 test trials hold EEG of a training or validation trial" in said

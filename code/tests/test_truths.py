@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_eval import CLEAN
 
 from dataset import open_trials
 from evaluation.baselines import clock
@@ -103,7 +104,7 @@ class World:
         p = max(found[SCORE]["p_real_above"] for found in controls.values()), within_class_p(self.parts)
         single = np.concatenate([matrix[range(len(own)), own] for matrix, own in self.parts])
         values = scores[SCORE]["value"], single.mean()
-        return verdict(SCORE, scores, controls, design, p[1], split) | {"p": p, "values": values}
+        return verdict(SCORE, scores, controls, design, p[1], CLEAN | (split or {})) | {"p": p, "values": values}
 
     def weakened(self, nothing: "World", share: float) -> "World":
         """A share of this world's trials, and of its classes' retrieval; the others are those of a world of noise."""

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from made_up_eval import CLEAN
 
 from evaluation.block_design import design_from
 from evaluation.statistics import EEG_CONTROLS, ItemScores, entry, score_table
@@ -41,19 +42,19 @@ def tables(hit: float, n: int = 160, controls: tuple = EEG_CONTROLS, control_hit
     ],
 )
 def test_verdict_reads_known_truths(hit, design, instance_p, about_class, about_instance):
-    found = verdict("50_way_top1", *tables(hit), design, instance_p)
+    found = verdict("50_way_top1", *tables(hit), design, instance_p, CLEAN)
     assert (found["class"], found["instance"], found["design"]) == (about_class, about_instance, design[0])
     assert any(design[1] in reason for reason in found["reasons"])
 
 
 def test_verdict_claims_nothing_without_every_control_or_without_a_classifier():
-    assert verdict("50_way_top1", *tables(0.9, controls=()), RANDOM)["class"] == "nothing"
-    assert verdict("50_way_top1", *tables(0.9, controls=EEG_CONTROLS[:1]), RANDOM)["class"] == "nothing"
-    assert verdict(None, *tables(0.9), RANDOM)["class"] == "nothing"
+    assert verdict("50_way_top1", *tables(0.9, controls=()), RANDOM, split=CLEAN)["class"] == "nothing"
+    assert verdict("50_way_top1", *tables(0.9, controls=EEG_CONTROLS[:1]), RANDOM, split=CLEAN)["class"] == "nothing"
+    assert verdict(None, *tables(0.9), RANDOM, split=CLEAN)["class"] == "nothing"
 
 
 def test_verdict_claims_nothing_when_a_control_does_as_well():
-    assert verdict("50_way_top1", *tables(0.5, control_hit=0.5), RANDOM)["class"] == "nothing"
+    assert verdict("50_way_top1", *tables(0.5, control_hit=0.5), RANDOM, split=CLEAN)["class"] == "nothing"
 
 
 def test_verdict_needs_the_real_run_above_the_class_prior():
@@ -63,7 +64,7 @@ def test_verdict_needs_the_real_run_above_the_class_prior():
     common = ItemScores(value[None], value, 0.02, np.arange(n))
     low = ItemScores(np.zeros((1, n)), np.zeros(n), 0.02, np.arange(n))
     scores, controls = score_table({"a": common}, {name: {"a": low} for name in EEG_CONTROLS}, "image")
-    assert verdict("a", scores, controls, RANDOM)["class"] == "nothing"
+    assert verdict("a", scores, controls, RANDOM, split=CLEAN)["class"] == "nothing"
 
 
 def labels(kinds: int, each: int) -> np.ndarray:
@@ -151,14 +152,30 @@ def test_copies_and_shared_pictures_claim_nothing():
     beaten = {"value": 0.02, "p_real_above": 1e-4}
     controls = {name: {"50_way_top1": beaten} for name in ("gaussian_eeg", "other_trials_eeg", "class_prior")}
     given = ("50_way_top1", scores, controls)
-    shared = {"shared": {"train/test": {"identical": 0, "pictures": 3}}}
+    shared = CLEAN | {"shared": {"train/test": {"pictures": 3}}}
     assert verdict(*given, ("random", "so"), 1e-4, shared)["instance"] == "supported"
     assert verdict(*given, ("block", "so"), 1e-4, shared)["instance"] == "nothing"
-    older = {"sizes": {"test": 160}, "shared": {"train/test": {"identical": 2, "pictures": 0}}}  # equal bits alone
     repeats = {"trials": 160, "identical": 0, "alike": 2, "overlapping": 1, "repeated": 3, "examples": ["a", "b"]}
-    for kind, split in itertools.product(("random", "block", "unknown"), (older, {"same_eeg": {"test": repeats}})):
-        found = verdict(*given, (kind, "so"), 1e-4, split)
+    for kind, more in itertools.product(("random", "block", "unknown"), ({}, {"untold": "it does not say"})):
+        found = verdict(*given, (kind, "so"), 1e-4, CLEAN | {"same_eeg": {"test": repeats}} | more)
         assert (found["class"], found["instance"], found["design"]) == ("nothing", "nothing", "leaking")
         assert f"its order is {kind}: so." in found["reasons"][-1] and any("of 160 test" in r for r in found["reasons"])
-    few = verdict(*given, ("random", "so"), 1e-4, {"same_eeg": {"test": repeats | {"trials": 9000}}})
+    few = verdict(*given, ("random", "so"), 1e-4, CLEAN | {"same_eeg": {"test": repeats | {"trials": 9000}}})
     assert (few["class"], few["design"]) == ("supported", "random") and any("3 of 9000" in r for r in few["reasons"])
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "unknown"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        None,
+        {},
+        CLEAN | {"same_eeg": {}},
+        CLEAN | {"shared": {}},
+        CLEAN | {"untold": "nothing says what was trained on"},
+    ],
+)
+def test_without_word_of_what_was_trained_on_nothing_is_supported(kind, split):
+    found = verdict("50_way_top1", *tables(1.0), (kind, "so"), 1e-4, split)
+    assert (found["class"], found["instance"], found["design"]) == ("explained_by_time", "nothing", "unknown")
+    assert "nothing says what was trained on" in found["reasons"][-1] and f"order is {kind}: so" in found["reasons"][-1]

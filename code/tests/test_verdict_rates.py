@@ -8,6 +8,7 @@ logits, ridge regression on the pictures' codes for the embedding. 160 test tria
 import numpy as np
 import pytest
 import torch
+from made_up_eval import CLEAN
 from scipy.stats import binom, rankdata
 from sklearn.linear_model import RidgeCV
 
@@ -63,7 +64,7 @@ def read(design: str, signal: float, drift: float, instance: float, seed: int) -
     parts = within_class(cosine(embedding, codes[test])[None], np.arange(test.sum()), label[test])
     two_way = [((rankdata(alike[0], axis=1) - 1) / (alike.shape[2] - 1), own) for _, alike, own in parts]
     p = within_class_p(two_way)
-    found = verdict(SCORE, scores, controls, design_from(label, onset, tape.astype(str)), p)
+    found = verdict(SCORE, scores, controls, design_from(label, onset, tape.astype(str)), p, CLEAN)
     return found["class"], found["instance"], [*(c[SCORE]["p_real_above"] for c in controls.values()), p]
 
 
