@@ -14,9 +14,9 @@ from config import FinetuneConfig, from_cli
 from dc_ldm import weights
 from dc_ldm.generator import EEGImageGenerator
 from dc_ldm.ldm_for_eeg import CONTEXT_LENGTH, reciprocal_rank, validation_losses
-from evaluation.inputs import files_of_model
+from evaluation.inputs import clip_hashes
 from evaluation.validation import Validation
-from runtime import digests, ranks
+from runtime import ranks
 from runtime.devices import compile_in_place, pick_device, pick_dtype
 from runtime.draws import steps_per_epoch
 from runtime.loop import Schedule, fit
@@ -78,9 +78,7 @@ def train(cfg: FinetuneConfig, run: Run, inputs: FinetuningInputs) -> Trained | 
             module.state = {"score": figures[criterion], "epoch": epoch, "model": module.training_state()}
         return figures
 
-    # A CLIP from the hub may have been fetched just now
-    read = {f"CLIP {path.name}": digests.sha256(path) for path in files_of_model(file_or_name(cfg.root_path, cfg.clip))}
-    run.sources.begin(read | {"EEG": trials["train"].info["split"]["eeg_sha256"]})
+    run.sources.begin(clip_hashes(cfg) | {"EEG": trials["train"].info["split"]["eeg_sha256"]})
     kept = {"score": float, "epoch": int, "model": dict[str, Any]}
     fit(module, items["train"], run, Schedule.of(cfg, cfg.accumulate_grad), validate, kept)
     if not ranks.lead():

@@ -11,7 +11,16 @@ import time
 from config import GenerateConfig, from_cli
 from evaluation.baselines import baselines
 from evaluation.controls import look_ahead
-from evaluation.inputs import begin, evaluation_files, find_paths, identity, input_hashes, open_inputs, paths_of
+from evaluation.inputs import (
+    begin,
+    clip_hashes,
+    evaluation_files,
+    find_paths,
+    identity,
+    input_hashes,
+    open_inputs,
+    paths_of,
+)
 from evaluation.page.page import write_page
 from evaluation.page.tables import table
 from evaluation.record import score
@@ -20,19 +29,20 @@ from generate import check_request, load_generator
 from runtime import ranks
 from runtime.findings import Findings
 from runtime.paths import under_root
-from runtime.runs import look_at_folder, open_for_all
+from runtime.runs import look_at_folder, open_for_all, remember_hashes
 from runtime.sampling import Sampling
 
 
 def main() -> None:
     cfg, started = from_cli(GenerateConfig), time.time()
+    remember_hashes(cfg, writes=ranks.lead() and not cfg.dry_run)
     if cfg.dry_run:
         dry_run(cfg)
 
     # The run: other files behind the same names make another one
     paths = find_paths(cfg)
     check_request(paths.model, paths.stable_diffusion, Sampling.of(cfg))  # no folder is made for what none can do
-    hashes = input_hashes(paths)
+    hashes = ranks.from_lead(lambda: input_hashes(paths))
     folder = under_root(cfg.root_path, f"results/eval/{cfg.name}")
     run = open_for_all(cfg, folder, identity(cfg) | hashes, evaluation_files)
     if run.finished:
@@ -42,7 +52,7 @@ def main() -> None:
     # Inputs; the baselines come before hours of sampling, because they may refuse the trials
     run.sources.note()
     inputs = open_inputs(cfg, paths, load_generator, Findings())
-    run.sources.begin({"EEG": hashes["eeg_sha256"]})
+    run.sources.begin(clip_hashes(cfg) | {"EEG": hashes["eeg_sha256"]})
     decoders = baselines(inputs.trials["train"], inputs.test)
     ranks.from_lead(lambda: begin(run.folder, inputs.test))
 

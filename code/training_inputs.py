@@ -27,10 +27,11 @@ from evaluation.inputs import files_read
 from evaluation.validation import Judge, load_judge
 from runtime import checkpoints, digests, ranks
 from runtime.devices import about_device, pick_device, pick_dtype
+from runtime.draws import steps_per_epoch
 from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.memory import MemoryPlan, check_fits, local_batch
-from runtime.paths import file_or_name, in_place, under_root
+from runtime.paths import cache_of, file_or_name, in_place, under_root
 from sc_mbm.mae_for_eeg import EEGEncoder, encoder_state
 from sc_mbm.trainer import plan_pretraining
 from vision.cache import clip_embeddings, latent_moments
@@ -83,7 +84,14 @@ def open_pretraining(
         "recordings", lambda: EEGWindows(folder, *how),
         lambda w: f"{w.n_recordings} files, {len(w)} training windows an epoch", [folder],
     )  # fmt: skip
+    if windows:
+        open_steps(findings, len(windows), cfg.batch_size, cfg.accum_iter)
     return PretrainingInputs(plan, windows)
+
+
+def open_steps(findings: Findings, *sizes: int) -> None:
+    """That an epoch holds a step at least; sizes: as `steps_per_epoch` takes them. Raises UserError."""
+    findings.open("steps", lambda: steps_per_epoch(*sizes), lambda count: f"{count} an epoch")
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,8 @@ def open_finetuning(
     trials = findings.open(
         "pictures", lambda: readable_trials(cfg, trials, imagenet), lambda kept: about_pictures(kept, imagenet)
     )
+    if trials:
+        open_steps(findings, len(trials["train"]), cfg.batch_size, cfg.accumulate_grad)
     if judge and trials:  # refuses, before any work, what it does not know
         findings.open("classifier", lambda: judge.classes(trials["val"]), lambda _: "knows the trials' classes")
     return FinetuningInputs(stage_a, trials, judge, plan)
@@ -235,7 +245,8 @@ def plan_run(cfg: FinetuneConfig, encoder: dict[str, Any], base: BaseSizes, clip
 
 def read_trials(cfg: FinetuneConfig, files: tuple[Path, Path], encoder: dict[str, Any], scale: float) -> dict:
     """Training and validation trials of (EEG, splits), as the encoder takes them. Raises UserError."""
-    trials = open_trials(*files, cfg.subject, ("train", "val"), encoder["n_chans"], encoder["n_times"], scale)
+    shape = encoder["n_chans"], encoder["n_times"], scale
+    trials = open_trials(*files, cfg.subject, ("train", "val"), *shape, cache_of(cfg))
     print(describe_splits(trials["train"].info["split"]))
     return trials
 

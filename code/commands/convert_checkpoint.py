@@ -44,7 +44,7 @@ class ConvertConfig:
 
 def main() -> None:
     cfg = from_cli(ConvertConfig)
-    if not cfg.checkpoint or not cfg.out or "\0" in cfg.out:
+    if not cfg.checkpoint or not cfg.out:
         raise UserError("checkpoint= and out= must be given, as paths; see --help")
     written = [Path(cfg.out)] + ([Path(cfg.out).with_suffix(".json")] if cfg.to == "safetensors" else [])
     if there := [path for path in written if path.exists()]:

@@ -108,7 +108,7 @@ def read_trials(cfg: StudyConfig, paths: Paths, generator: System) -> tuple[Tria
     """
     wanted = generator.input
     shape = wanted.n_chans, wanted.n_times, wanted.scale
-    trials = open_trials(paths.eeg, paths.splits, cfg.subject, (cfg.split,), *shape)
+    trials = open_trials(paths.eeg, paths.splits, cfg.subject, (cfg.split,), *shape, paths.eeg_cache)
     if not trials[cfg.split].info["image_known"]:
         raise UserError(f"{paths.eeg}: says of no trial which image was shown; the study needs it")
     notes = unseen(trials[cfg.split], cfg.split, generator.about(), paths)

@@ -128,7 +128,8 @@ def _open(path: Path, samples: Path) -> TrialFile:
         except UserError as error:
             if not isinstance(error.__cause__, OSError):  # then it is about the EEG
                 raise
-            raise UserError(f"{error}; or name a folder for it that can be written: cache=") from error
+            if about.get("sha256") != digest:  # else only what it was seen as is not written down
+                raise UserError(f"{error}; or name a folder for it that can be written: cache=") from error
     size = np.array(about["trials"]["shape"], dtype=np.int64).reshape(-1, 2).prod(1)
     return TrialFile(path, samples, np.load(samples, mmap_mode="r").offset, np.cumsum(size) - size, about)
 

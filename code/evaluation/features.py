@@ -39,7 +39,7 @@ def truth_arrays(folder: Path, image: Sequence[str], look: Callable) -> dict[str
 
 
 def network_arrays(
-    root: str | Path, folders: dict[str, Path], image: Sequence[str], device: str = "cpu"
+    root: str | Path, folders: dict[str, Path], image: Sequence[str], device: str = "cpu", store: Path | None = None
 ) -> dict[str, Tensor]:
     """What all networks whose weights are at hand say of an evaluation's pictures, for arrays.safetensors.
 
@@ -49,6 +49,7 @@ def network_arrays(
         root: folder that holds `pretrains/features` and `datasets/cache`.
         folders: run ("real" and controls) -> folder of its test<i>-<k>.png; truths lie in that of "real".
         image: (N,) name of the image that each trial showed.
+        store: another folder than `datasets/cache`.
 
     Returns:
         `<run>.alike_<name>` (N, S, U); `<run>.fid` (N, S, 2048) and `truth.fid` (N, 2048), float32.
@@ -57,7 +58,7 @@ def network_arrays(
     Raises:
         UserError: a weights file is damaged or of another network, or a picture is missing.
     """
-    store = Path(root) / "datasets/cache"
+    store = store or Path(root) / "datasets/cache"
     _, first, row = np.unique(image, return_index=True, return_inverse=True)
     truths = [picture_path(folders["real"], i, 0) for i in first.tolist()]
     pixels = sha256(b"".join(sha256(read_pictures([path]).numpy().tobytes()).digest() for path in truths)).hexdigest()

@@ -23,7 +23,7 @@ from runtime import checkpoints, digests, ranks
 from runtime.devices import about_device, pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.findings import Findings
-from runtime.paths import all_there, file_or_name, under_root
+from runtime.paths import all_there, cache_of, file_or_name, under_root
 from runtime.plain import read_json
 from runtime.runs import run_config
 from runtime.sampling import Sampling
@@ -47,6 +47,7 @@ class Paths:
     cache: Path
     clip: Path | str  # a folder, or a name known elsewhere
     classifier: Path | str
+    eeg_cache: Path | None = None  # beside the EEG
 
 
 @dataclass
@@ -92,6 +93,7 @@ def paths_of(cfg: GenerateConfig) -> Paths:
         cache=under_root(cfg.root_path, cfg.cache or "datasets/cache"),
         clip=file_or_name(cfg.root_path, cfg.clip),
         classifier=file_or_name(cfg.root_path, cfg.classifier),
+        eeg_cache=cache_of(cfg),
     )
 
 
@@ -120,7 +122,7 @@ def input_hashes(paths: Paths) -> dict[str, str]:
     return {
         "model_sha256": digests.sha256(paths.model),
         "splits_sha256": digests.sha256(paths.splits),
-        "eeg_sha256": ranks.lead_first(lambda: open_trial_file(paths.eeg)).about["sha256"],
+        "eeg_sha256": open_trial_file(paths.eeg, paths.eeg_cache).about["sha256"],
     }
 
 
@@ -142,7 +144,7 @@ def files_read(
         files |= {f"{name} {path.name}": path for path in files_of_model(file_or_name(cfg.root_path, value))}
     yield files
     if eeg.is_file() and splits.is_file() and read_manifest(eeg.with_suffix(".json")).get("image_known", True):
-        about, root = open_trial_file(eeg).about, under_root(cfg.root_path, cfg.imagenet_path)
+        about, root = open_trial_file(eeg, cache_of(cfg)).about, under_root(cfg.root_path, cfg.imagenet_path)
         rows, _ = read_splits(splits, about["trials"]["subject"], cfg.subject, str(eeg))
         images = sorted({about["trials"]["image"][i] for part in parts for i in rows[part]})
         yield {f"picture {name}": image_path(root, name) for name in (about["images"][i] for i in images)}
@@ -153,12 +155,17 @@ def evaluation_files(cfg: GenerateConfig) -> Iterator[dict[str, Path]]:
     return files_read(cfg, ("train", "test"), True, {})
 
 
+def clip_hashes(cfg: FinetuneConfig | GenerateConfig) -> dict[str, str]:
+    """sha256 of CLIP's files, by what messages call them, once it is loaded: a hub's may have been fetched just now."""
+    return {f"CLIP {path.name}": digests.sha256(path) for path in files_of_model(file_or_name(cfg.root_path, cfg.clip))}
+
+
 def files_of_model(where: Path | str) -> list[Path]:
     """What a CLIP or a classifier is read from: a folder, a file, or what is at hand of a name."""
     if where == "vit_h_14":
         return sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("vit_h_14_swag-*.pth"))
     if isinstance(where, Path):
-        return [where] if where.is_file() else [path for path in files_of(where) if path.suffix in READ]
+        return [where] if where.is_file() else sorted(path for path in where.glob("*") if path.suffix in READ)
     try:
         return [Path(file) for file in where.split(":")[2:]] if where.startswith(OPEN_CLIP) else clip_files(where)
     except ValueError:  # no name that the hub could know, as the loader will say
@@ -182,7 +189,7 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
         clip = load_clip(paths.clip, device)
     judge = findings.open(
         "classifier", lambda: load_classifier(str(paths.classifier), str(device)),
-        lambda pair: pair[1] or pair[0].name, files_of(paths.classifier),
+        lambda pair: pair[1] or pair[0].name, files_of_model(paths.classifier),
     )  # fmt: skip
     classifier, absent = judge or (None, "")
 
@@ -211,11 +218,6 @@ def open_inputs(cfg: GenerateConfig, paths: Paths, load_generator: Callable[...,
     return Inputs(cfg, paths, device, generator, trials | kept, opened_at, clip, classifier, notes)
 
 
-def files_of(where: Path | str) -> list[Path]:
-    """The files of a model's folder; none of a name known elsewhere."""
-    return sorted(path for path in Path(where).glob("*") if path.is_file()) if isinstance(where, Path) else []
-
-
 def read_trials(cfg: GenerateConfig, paths: Paths, generator: System | None) -> tuple[dict[str, Trials], list[str]]:
     """Test and training trials, scaled as the system's training was, and notes on what its training may know of them.
 
@@ -223,7 +225,7 @@ def read_trials(cfg: GenerateConfig, paths: Paths, generator: System | None) -> 
     """
     wanted = generator.input if generator else EEGInput(n_chans=128, n_times=512)
     shape = wanted.n_chans, wanted.n_times, wanted.scale
-    trials = open_trials(paths.eeg, paths.splits, cfg.subject, ("train", "test"), *shape)
+    trials = open_trials(paths.eeg, paths.splits, cfg.subject, ("train", "test"), *shape, paths.eeg_cache)
     for key in ("sfreq", "window", "ch_names"):
         there, trained = trials["test"].info[key], getattr(wanted, key)
         if None not in (there, trained) and there != trained:

@@ -134,5 +134,6 @@ def sample_and_look(inputs: Inputs, folder: Path) -> Sampled | None:
         return None
     if inputs.image_known:
         arrays |= write_truths(inputs, folder / "samples", look)
-        arrays |= network_arrays(cfg.root_path, run_folders(folder, controls), test.names, str(inputs.device))
+        where = run_folders(folder, controls), test.names, str(inputs.device), inputs.paths.cache
+        arrays |= network_arrays(cfg.root_path, *where)
     return Sampled(seeds, arrays, notes, price, seconds)

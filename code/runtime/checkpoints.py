@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from runtime import digests, pickles
-from runtime.errors import UserError, as_sentence
+from runtime.errors import UserError, as_sentence, machine_failed
 from runtime.plain import check_extent, short
 
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}  # of networks
+NUMBERS |= {torch.int8, torch.int16, torch.int32, torch.int64}
 NEVER = "which is neither a tensor nor a plain value and is never loaded"
 
 
@@ -107,6 +109,10 @@ def read_plain(path: str | Path, what: str) -> dict:
             raise UserError(f"{path}: holds {named[1]}, {NEVER}; expected a {what}") from error
         raise UserError(f"{path}: is not a {what}: its content cannot be read (truncated or another kind)") from error
     except Exception as error:  # on a damaged file the unpickler fails in any way
+        if machine_failed(error):
+            if isinstance(error, OSError):
+                error.filename = str(path)
+            raise
         raise UserError(f"{path}: is truncated or not a torch file; expected a {what}") from error
     check_extent(content, found.n_bytes, str(path))
     if not isinstance(content, dict):
@@ -134,8 +140,8 @@ def check_tensors(state: Any, what: str) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise UserError(f"{what} is {short(state)}, expected tensors by name; is it another file?")
     for name, value in state.items():
-        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-        if not isinstance(name, str) or not dense or value.is_complex():
+        dense = isinstance(value, Tensor) and value.layout == torch.strided
+        if not isinstance(name, str) or not dense or value.dtype not in NUMBERS:
             found = f"a {value.layout} tensor of {value.dtype}" if isinstance(value, Tensor) else short(value)
             raise UserError(f"{what}: {short(name)} is {found}, expected a dense tensor of real numbers under a name")
     return state

@@ -11,6 +11,7 @@ from runtime.errors import UserError
 from runtime.plain import checked, read_json
 
 BLOCK, BLOCKS = 1 << 16, 256  # a fingerprint reads 16 MB at most; a file up to that size is read whole
+LARGE = 1 << 28  # bytes; only of files above it hashes are remembered, which takes a fingerprint
 SETTLED = 2_000_000_000  # ns; a file that changed later may change again within one tick of its disk's clock
 
 
@@ -20,11 +21,32 @@ class _Known:
     here: dict[tuple, str] = {}  # in this process, by path and status: a change of content cannot hide its time there
     kept: Path | None = None  # a JSON file in which those of large files outlive the process
     writes = False
+    there: dict[str, dict] = {}  # what it held
+    new: dict[str, dict] = {}  # what it is to hold besides
 
 
-def remember_in(path: Path, writes: bool = True) -> None:
-    """From now on, know the sha256 of large files by their fingerprint from this JSON file, and add what is new."""
-    _Known.kept, _Known.writes = path, writes
+def remember_in(path: Path, writes: bool) -> None:
+    """From now on, know the sha256 of large files by their fingerprint from this JSON file.
+
+    writes: `write_down` adds what is new.
+    """
+    _Known.kept, _Known.writes, _Known.there = path, writes, _read(path)
+
+
+def write_down() -> None:
+    """Add to the file of `remember_in` what was hashed since, beside what other processes have added."""
+    if _Known.new and _Known.writes:
+        from runtime import checkpoints  # it loads torch
+
+        with contextlib.suppress(UserError):  # not writable: the next run hashes it again
+            checkpoints.write_text(_Known.kept, json.dumps(_read(_Known.kept) | _Known.new, indent=1))
+        _Known.new = {}
+
+
+def _read(memory: Path) -> dict[str, dict]:
+    with contextlib.suppress(UserError):  # missing or damaged: the files are hashed again
+        return checked(dict[str, dict[str, int | str]], read_json(memory, "memory of hashes"), str(memory))
+    return {}
 
 
 def sha256(path: str | Path) -> str:
@@ -32,8 +54,8 @@ def sha256(path: str | Path) -> str:
     path, status = os.path.abspath(path), os.stat(path)
     key = path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     if key not in _Known.here or time.time_ns() - status.st_ctime_ns < SETTLED:
-        large = _Known.kept and status.st_size > BLOCK * BLOCKS
-        _Known.here[key] = _remembered(path, _Known.kept) if large else _hashed(path)
+        large = _Known.kept and status.st_size > LARGE
+        _Known.here[key] = _remembered(path) if large else _hashed(path)
     return _Known.here[key]
 
 
@@ -42,20 +64,14 @@ def _hashed(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remembered(path: str, memory: Path) -> str:
+def _remembered(path: str) -> str:
     """A large file's sha256, by its fingerprint where an earlier run has hashed it."""
-    seen, known = fingerprint(path), {}
-    with contextlib.suppress(UserError):  # missing or damaged: the file is hashed again
-        known = checked(dict[str, dict[str, int | str]], read_json(memory, "memory of hashes"), str(memory))
-    before = known.get(path, {})
+    seen, before = fingerprint(path), _Known.there.get(path, {})
     if before == seen | {"sha256": str(before.get("sha256"))}:
         return before["sha256"]
     digest = _hashed(path)
-    if _Known.writes and fingerprint(path) == seen:
-        from runtime import checkpoints  # it loads torch
-
-        with contextlib.suppress(UserError):  # not writable: the next run hashes it again
-            checkpoints.write_text(memory, json.dumps(known | {path: seen | {"sha256": digest}}, indent=1))
+    if fingerprint(path) == seen:
+        _Known.new[path] = seen | {"sha256": digest}
     return digest
 
 

@@ -1,5 +1,6 @@
 """Errors that a user can act on: one sentence, no traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,15 +26,30 @@ def memory_ended(error: Exception) -> bool:
     return said or isinstance(error, MemoryError)
 
 
+def machine_failed(error: Exception) -> bool:
+    """Whether an error while a file is read is none of its content: memory ended, or a disk or the system failed."""
+    # a damaged zip file has Python seek to where no file goes, which is an invalid argument
+    return memory_ended(error) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL))
+
+
+def sentence(error: Exception) -> str | None:
+    """What the user can do about memory that ended, or what the system refuses of a file that it names; else None."""
+    if memory_ended(error):
+        return f"not enough memory ({first_line(error)}): {LESS}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; make it usable, or name another"
+    return None
+
+
 @contextmanager
-def within_memory() -> Iterator[None]:
-    """Memory that ends in the block is a UserError."""
+def in_words() -> Iterator[None]:
+    """What `sentence` has words for is a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        if not memory_ended(error):
+        if not (said := sentence(error)):
             raise
-        raise UserError(f"not enough memory ({first_line(error)}): {LESS}") from error
+        raise UserError(said) from error
 
 
 @contextmanager
@@ -51,20 +67,12 @@ def as_sentence(problem: str, advice: str = "") -> Iterator[None]:
 
 
 def cli(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C one and status 130.
-
-    So does what the system refuses of a file that it names: one that cannot be read, a folder in a file's place.
-    """
+    """Run a script's `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C one and status 130."""
     try:
-        with within_memory():
+        with in_words():
             main()
-    except (UserError, OSError) as error:
-        message = str(error)
-        if isinstance(error, OSError):
-            if not error.filename or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # `ranks` ends several processes at once
-                raise
-            message = f"{os.fsdecode(error.filename)}: {error.strerror}; make it usable, or name another"
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.errors import UserError, within_memory
+from runtime.errors import UserError, in_words
 
 T = TypeVar("T")
 OK, NOTE, LATER, WRONG = "ok", "note", "later", "WRONG"  # `later`: an earlier stage makes it
@@ -58,7 +58,7 @@ class Findings:
         if not self.keep_going:
             return opener()
         try:
-            with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings(action="ignore"), within_memory():
+            with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings(action="ignore"), in_words():
                 value = opener()
                 message = "; ".join(filter(None, [describe(value), *printed.getvalue().splitlines()]))
         except UserError as error:

@@ -134,8 +134,7 @@ def fit(
             ranks.LoneError); the resume point is damaged.
         SystemExit: SIGTERM or SIGINT came; the resume point is written.
     """
-    accumulate = min(schedule.accumulate, len(items))  # of more batches than items some would be empty
-    epoch_steps = steps_per_epoch(len(items), schedule.batch_size, accumulate)
+    epoch_steps = steps_per_epoch(len(items), schedule.batch_size, schedule.accumulate)
     last_step, optimizer = schedule.num_epoch * epoch_steps, module.configure_optimizers()
     saved = resume.read(run.last, module, optimizer, last_step, kept) if run.last.exists() else {}
     done = {name: saved[name] for name in ("step", "rows", "losses") if saved}
@@ -146,11 +145,13 @@ def fit(
     if saved:
         module.load_training_state(saved["module"])
         module.state = saved["state"]
-    portions = len(items), schedule.batch_size, schedule.seed, progress.step, last_step, accumulate
+    portions = len(items), schedule.batch_size, schedule.seed, progress.step, last_step, schedule.accumulate
     shares = map(progress.read, StepBatches(*portions, ranks.rank(), ranks.world()))
-    advice = advise(schedule.batch_size, accumulate, schedule.device)
+    advice = advise(schedule.batch_size, schedule.accumulate, schedule.device)
     with ranks.signals_to(progress.note_signal), advice:  # the set-up, too, is to end on all at once
-        trainer = Trainer(module, optimizer, schedule.device, schedule.precision, accumulate, schedule.clip_grad)
+        trainer = Trainer(
+            module, optimizer, schedule.device, schedule.precision, schedule.accumulate, schedule.clip_grad
+        )
         progress.optimizer = trainer.optimizer
         if saved:
             trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | saved["optimizer"])

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from runtime import ranks
 from runtime.devices import free_memory, pick_device
-from runtime.errors import UserError, memory_ended
+from runtime.errors import UserError, memory_ended, sentence
 
 ESTIMATED = "activations (estimate)"
 SURELY = 1.25  # plans of full size lay at most 9 % above the peaks measured on a CPU, so beyond this nothing runs
@@ -81,8 +81,10 @@ def advise(batch_size: int, accumulate: int, device: str) -> Iterator[None]:
     """Where memory ends in the block, one sentence that says which batch should fit: UserError or ranks.LoneError."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not memory_ended(error):
+            if ranks.world() > 1 and (said := sentence(error)):
+                raise ranks.LoneError(said) from error
             raise
         half, advice = max(1, batch_size // 2), "smaller pictures or networks, or another GPU may"
         if batch_size > 1:

@@ -13,6 +13,7 @@ from runtime.plain import read_json, short
 ELSEWHERE = {"auto_map", "custom_pipeline", "custom_pipelines", "custom_generate", "trust_remote_code"}
 ELSEWHERE |= {"quantization_config", "kernel_config", "use_kernels", "base_model_name_or_path"}
 LARGEST = 1 << 20  # of any size or number of labels; what a tokenizer says of its longest text means no limit
+ATTENTION = ("attn_implementation", "attn_implementation_internal")
 OWN_ATTENTION = (None, "eager", "sdpa")  # others are compiled kernels, from the hub where they are not installed
 
 
@@ -22,7 +23,8 @@ def check_local(folder: Path) -> None:
         content = read_json(path, "part of a model")
         described = path.name.endswith(("config.json", "model_index.json"))  # others: vocabularies, of any words
         for key, value in _entries(content) if described else ():
-            if (key in ELSEWHERE and value) or ("attn_implementation" in key and value not in OWN_ATTENTION):
+            foreign = key.lstrip("_") in ATTENTION and value not in OWN_ATTENTION
+            if foreign or (key in ELSEWHERE and value):
                 raise UserError(f"{path}: {key} asks for code or files from elsewhere ({short(value)}): remove it")
             if isinstance(value, int) and value > LARGEST and key != "model_max_length":
                 raise UserError(f"{path}: {key} is {short(value)}, more than any network has")

@@ -27,6 +27,11 @@ def under_root(root_path: str, path: str) -> Path:
         raise UserError(f"{path} (root_path={root_path}): ~ there names no user of this machine") from error
 
 
+def cache_of(cfg: Any) -> Path | None:
+    """The folder that `cache=` names; None: none, so that what is made of data lies beside them."""
+    return under_root(cfg.root_path, cfg.cache) if cfg.cache else None
+
+
 def nearest_folder(path: Path) -> Path:
     """`path`, or the first folder above it that is there. Raises UserError where something else is there."""
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))

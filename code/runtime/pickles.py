@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
+from runtime.errors import machine_failed
 from runtime.plain import LARGEST_INTEGER, short
 
 OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number before 1.6, behind two bytes of protocol
@@ -89,6 +90,8 @@ def survey(path: str | Path) -> Survey:
     except Refused:
         raise
     except Exception as error:  # on a damaged file pickletools and the readers of zip files fail in any way
+        if machine_failed(error):
+            raise
         if "unknown" in str(error):  # a byte that is no opcode; other complaints are about a missing rest
             raise Refused(f"cannot be read: {error}") from error
         raise EOFError(str(error)) from error

@@ -146,7 +146,7 @@ def cli(main: Callable[[], None]) -> None:
     the run is an error of one line, too; exit status 128 + its number.
     """
     if world() > 1:
-        errors.cli(functools.partial(_on_all, errors.within_memory()(main)))
+        errors.cli(functools.partial(_on_all, errors.in_words()(main)))
         return
     try:
         with signals_to(_stopped):

@@ -54,7 +54,7 @@ def read(
         if any(given[name] != own[name] for name in given if name.startswith("step")):
             raise UserError(f"{path}: the optimizer is not at step {saved['step']}")
     except UserError as error:
-        raise UserError(f"{error}; delete it and the run begins anew, or overwrite=true to move it aside") from error
+        raise UserError(f"{error}; move it aside and the run begins anew, or use overwrite=true") from error
     return saved | {"optimizer": {"state": moments}}
 
 

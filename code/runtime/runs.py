@@ -62,8 +62,12 @@ def begun(folder: Path, config: dict) -> bool:
     Raises:
         UserError: the folder holds a run of another config, or files of no run at all.
     """
-    if (before := saved_config(folder)) is None or not _in(folder, "config.yaml", RECORD, "wandb"):
-        return False  # new, or never begun: its data were missing, say
+    if (before := saved_config(folder)) is None:
+        return False
+    if not _in(folder, "config.yaml", RECORD, "wandb"):  # never begun: its data were missing, say
+        if before.keys() | LATER.keys() != config.keys() | LATER.keys():
+            raise UserError(f"{folder}: holds a config.yaml that is no run's: choose another name=, or move it away")
+        return False
     before = {k: v for k, v in LATER.items() if k in config} | before
     differ = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
     if differ:
@@ -99,7 +103,7 @@ def _in(folder: Path, *without: str) -> list[Path]:
 
 def _finished(folder: Path) -> bool:
     """Whether a run's folder holds the record of its end. Raises UserError where that is damaged."""
-    record, remedy = folder / "finished.json", "delete it, and the same command goes on"
+    record, remedy = folder / "finished.json", "move it aside, and the same command goes on"
     if record.exists():
         checked(dict[str, Any], read_json(record, "record of a finished run", remedy), f"{record}", remedy)
     return record.exists()
@@ -151,15 +155,16 @@ def open_for_all(cfg: Any, folder: Path, config: dict, files: Files) -> Run:
         UserError: as `open_run`, or the processes differ.
     """
     ranks.agree(asdict(cfg) | config)  # the latter holds what precision=auto means here, and hashes of files
-    sources = _sources(cfg, folder, files)
+    remember_hashes(cfg, ranks.lead())
+    sources = Sources(folder, partial(files, cfg))
     finished = ranks.from_lead(lambda: open_run(folder, config, cfg.overwrite, sources).finished)
     ranks.agree({f"whether {folder} is there": folder.is_dir()})
     return Run(folder, finished, sources)
 
 
-def _sources(cfg: Any, folder: Path, files: Files) -> Sources:
-    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", ranks.lead())
-    return Sources(folder, partial(files, cfg))
+def remember_hashes(cfg: Any, writes: bool) -> None:
+    """From now on, know large files by the hashes.json in the cache; writes: add to it what is new."""
+    digests.remember_in(under_root(cfg.root_path, cfg.cache or "datasets/cache") / "hashes.json", writes)
 
 
 def check_hand_on(target: Path, run: Run) -> None:
@@ -169,9 +174,11 @@ def check_hand_on(target: Path, run: Run) -> None:
         UserError: `target` exists and was not written by this run folder, or its folder cannot be made.
     """
     nearest_folder(target.parent)
-    if target.exists() and (owner := _owner(target)) != run.folder.resolve():
+    there = [path for path in (target, target.with_suffix(".json")) if path.exists()]
+    if there and (owner := _owner(target)) != run.folder.resolve() and (target in there or not owner):
         raise UserError(
-            f"{target}: comes from {owner or 'elsewhere'}, not from {run.folder}: move it away or choose another name="
+            f"{there[0]}: comes from {owner or 'elsewhere'}, not from {run.folder}: "
+            "move it away or choose another name="
         )
 
 
@@ -244,9 +251,7 @@ def train_stage(
         wandb_log.call("teardown")
 
 
-def look_at_folder(
-    cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | None, files: Files | None = None
-) -> str:
+def look_at_folder(cfg: Any, kind: str, config: dict | None, plan: MemoryPlan | None, files: Files) -> str:
     """Whether a run may begin or go on in results/<kind>/<name>, in words; writes nothing.
 
     config: as `open_run`'s; None: not known yet, so that only the disk is looked at. plan: of training, if it trains.
@@ -259,8 +264,9 @@ def look_at_folder(
     folder = under_root(cfg.root_path, f"results/{kind}/{cfg.name}")
     there, run = saved_config(folder) is not None, Run(folder, _finished(folder))
     goes_on = config is not None and not cfg.overwrite and begun(folder, config)
-    if goes_on and files:
-        _sources(cfg, folder, files).compare()
+    if goes_on:
+        remember_hashes(cfg, writes=False)
+        Sources(folder, partial(files, cfg)).compare()
     check_hand_on(under_root(cfg.root_path, f"pretrains/{kind}/{cfg.name}.pth"), run)
     above = nearest_folder(folder)
     try:

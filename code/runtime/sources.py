@@ -14,6 +14,7 @@ from runtime.plain import checked, read_json
 
 Files = Callable[[Any], Iterable[dict[str, Path]]]  # settings -> what is read, by what messages call it, in groups
 RECORD = "inputs.json"
+MEND = "choose another name=, or overwrite=true to move it aside"
 WORK = ("last.pth", "begun.json", "finished.json")  # what a folder holds in which something was made
 
 
@@ -27,10 +28,10 @@ class Sources:
         self.is_new = True  # what it reads is still to be written down
 
     def compare(self) -> None:
-        """Refuse, for a run that is there, files that are not those it began with; a finished one may have lost some.
+        """Refuse, for a run that is there, files that are not those it began with; of missing ones `begin` says so.
 
         Raises:
-            UserError: names those that are new, missing or other; or the record is damaged.
+            UserError: names those that are new or other; or the record is damaged.
         """
         done = [name for name in WORK if (self.folder / name).exists()]
         if not self.record.exists():
@@ -38,12 +39,10 @@ class Sources:
             if done:
                 print(f"note: {self.folder}: an earlier version began it, and recorded no hashes of what it read then")
             return
-        self.is_new, mend = False, "choose another name=, or overwrite=true to move it aside"
-        self.sha256 = checked(dict[str, str], read_json(self.record, "record of inputs"), str(self.record), mend)
-        changed = f"{self.folder}: holds a run that began with other data", f"put it back, {mend}"
+        self.is_new = False
+        self.sha256 = checked(dict[str, str], read_json(self.record, "record of inputs"), str(self.record), MEND)
         for now in self._hashed():
-            self._refuse(now, *changed)
-        self._refuse(now, *changed, whole="finished.json" not in done)
+            self._refuse(now)
 
     def note(self) -> None:
         """Hash the files before they are read, unless the run's record says what it began with. Raises UserError."""
@@ -61,8 +60,7 @@ class Sources:
         if ranks.lead():
             now = [*self._hashed()][-1] | read
             known = {name: value for name, value in now.items() if name in self.sha256 or name not in read}
-            changed = f"{self.folder}: what it reads changed meanwhile", "give the same command again when it is whole"
-            self._refuse(known, *changed, whole=True)
+            self._refuse(known, whole=True)
             if self.is_new:
                 checkpoints.write_text(self.record, json.dumps(now, indent=1))
 
@@ -74,13 +72,17 @@ class Sources:
                 now |= {name: digests.sha256(path) for name, path in group.items() if path.is_file()}
             except OSError as error:
                 raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+            digests.write_down()
             yield now
 
-    def _refuse(self, now: dict[str, str], what: str, mend: str, whole: bool = False) -> None:
+    def _refuse(self, now: dict[str, str], whole: bool = False) -> None:
         """UserError where a file is not as it was; whole: nothing is to come, so that none may be missing."""
         was = self.sha256
         differ = [f"{name} ({'changed' if name in was else 'new'})" for name in now if now[name] != was.get(name)]
         differ += [f"{name} (missing)" for name in was if whole and name not in now]
         if differ:
             more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-            raise UserError(f"{what}: {', '.join(differ[:4])}{more}; {mend}")
+            what, mend = "what it reads changed meanwhile", "give the same command again when it is whole"
+            if self.record.exists():
+                what, mend = "holds a run that began with other data", f"put it back, {MEND}"
+            raise UserError(f"{self.folder}: {what}: {', '.join(differ[:4])}{more}; {mend}")

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 
 
 class _Log:
@@ -18,7 +18,7 @@ def start(folder: Path) -> None:
         wandb.init(dir=folder, name=folder.name, settings=wandb.Settings(finish_timeout=60))
     except Exception as error:  # which of its many, and of its libraries', wandb does not promise
         mend = "run `wandb login`, set WANDB_MODE=offline in the environment, or use wandb=false"
-        raise UserError(f"wandb=true, but wandb cannot begin ({_line(error)}): {mend}") from error
+        raise UserError(f"wandb=true, but wandb cannot begin ({first_line(error)}): {mend}") from error
     _Log.works = True
 
 
@@ -31,10 +31,8 @@ def call(method: str, *arguments: object) -> None:
             getattr(wandb, method)(*arguments)
         except Exception as error:  # as above
             _Log.works = False
-            print(f"note: wandb failed ({_line(error)}) and is left out from here on; metrics.csv holds all figures")
+            print(
+                f"note: wandb failed ({first_line(error)}) and is left out from here on; metrics.csv holds all figures"
+            )
             with contextlib.suppress(Exception):  # else it fails once more, as the process ends
                 wandb.teardown()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,6 +1,7 @@
 """CLIP from transformers or open_clip behind one face; what cannot be loaded is said in a sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,13 +48,23 @@ def test_open_clip_model_from_a_weight_file(tiny_open_clip):
         clip.text_start(77)
 
 
+def test_a_weight_file_for_open_clip_is_never_unpickled(tiny_open_clip, tmp_path):
+    model, _ = tiny_open_clip
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    assert load_clip(f"open_clip:tiny-for-tests:{tmp_path}/weights.pt").dim == 12
+    torch.save({"state_dict": model.state_dict(), "by": Path("x")}, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match="bad.pt: holds pathlib.*is never loaded"):
+        load_clip(f"open_clip:tiny-for-tests:{tmp_path}/bad.pt")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("open_clip:ViT-B-32", "names no weights"),
         ("open_clip:ViT-B-32/no-such-tag", "open_clip can load"),
         ("open_clip:no-such-model/openai", "open_clip can load"),
-        ("open_clip:ViT-B-32:/no/such/file.safetensors", "open_clip can load"),
+        ("open_clip:ViT-B-32:/no/such/file.safetensors", "file.safetensors: no such file"),
+        ("open_clip:ViT-B-32:/no/such/file.npz", "no weight file of a kind that is read"),
         ("no/such/folder", "no such folder"),
     ],
 )

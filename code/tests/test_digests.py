@@ -43,15 +43,16 @@ def test_an_empty_file(tmp_path):
 def test_a_large_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     path, memory, hashed, whole = tmp_path / "large", tmp_path / "cache/hashes.json", [], digests._hashed
     monkeypatch.setattr(digests, "_hashed", lambda path: hashed.append(path) or whole(path))
-    monkeypatch.setattr(digests, "BLOCK", 64)  # of 256 blocks: a file above 16 kB is large
-    monkeypatch.setattr(digests._Known, "kept", None)
-    monkeypatch.setattr(digests._Known, "writes", False)
+    monkeypatch.setattr(digests, "LARGE", 16_000)
+    for name, value in {"kept": None, "writes": False, "there": {}, "new": {}}.items():
+        monkeypatch.setattr(digests._Known, name, value)
     path.write_bytes(bytes(100_000))
-    digests.remember_in(memory)
 
     def sha256() -> int:
         digests._Known.here.clear()  # as in another process
+        digests.remember_in(memory, writes=True)
         assert digests.sha256(path) == whole(path)
+        digests.write_down()
         return len(hashed)
 
     assert [sha256(), sha256()] == [1, 1] and memory.is_file()
@@ -72,3 +73,23 @@ def test_a_large_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
 
 def json_of(path, more) -> str:
     return json.dumps({str(path): digests.fingerprint(path) | more})
+
+
+def test_hashes_of_many_files_are_read_and_written_once_beside_those_of_others(tmp_path, monkeypatch):
+    memory, reads, read = tmp_path / "hashes.json", [], digests._read
+    monkeypatch.setattr(digests, "_read", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(digests, "LARGE", 10)
+    for name in ("here", "there", "new"):
+        monkeypatch.setattr(digests._Known, name, {})
+    monkeypatch.setattr(digests._Known, "kept", None)
+    monkeypatch.setattr(digests._Known, "writes", False)
+    for writes in (False, True):
+        digests._Known.here.clear()
+        digests.remember_in(memory, writes)
+        for i in range(5):
+            (tmp_path / str(i)).write_bytes(bytes(100 + i))
+            digests.sha256(tmp_path / str(i))
+        memory.write_text('{"/another": {"sha256": "of another process"}}')
+        digests.write_down()
+        assert len(json.loads(memory.read_text())) == (6 if writes else 1)
+    assert len(reads) == 3

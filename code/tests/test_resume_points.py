@@ -1,5 +1,6 @@
 """Resume points: written before validation and repeated from there to the bit; refused where they cannot be."""
 
+import errno
 import math
 import sys
 from types import SimpleNamespace
@@ -8,9 +9,8 @@ import pytest
 import torch
 from test_stage_b import Interrupted, some_trials, tiny_module
 
-from dc_ldm.ldm_for_eeg import LatentTrials
-from runtime import checkpoints, wandb_log
-from runtime.errors import UserError
+from runtime import checkpoints, lock, pickles, wandb_log
+from runtime.errors import UserError, in_words
 from runtime.loop import Schedule, fit
 from runtime.runs import open_run
 
@@ -140,7 +140,7 @@ def test_a_resume_point_that_cannot_be_is_refused_in_one_sentence(stopped, tmp_p
     with pytest.raises(UserError, match=said) as refused:
         train(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path}/last.pth") and "\n" not in str(refused.value)
-    assert str(refused.value).endswith("delete it and the run begins anew, or overwrite=true to move it aside")
+    assert str(refused.value).endswith("move it aside and the run begins anew, or use overwrite=true")
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
@@ -199,12 +199,25 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
     assert last_of(tmp_path)["step"] == 5
 
 
-def test_more_batches_in_a_step_than_items_make_no_empty_ones(tmp_path, monkeypatch):
-    seen, whole = [], LatentTrials.__getitem__
-    monkeypatch.setattr(LatentTrials, "__getitem__", lambda self, batch: seen.append(batch) or whole(self, batch))
-    train(tmp_path, num_epoch=1, accumulate=10**9)
-    assert len(seen) == 24 and sorted(int(batch.index) for batch in seen) == list(range(24))
-    assert sum(batch.weight for batch in seen) == pytest.approx(24)
+def test_more_batches_in_a_step_than_an_epoch_holds_are_refused(tmp_path):
+    with pytest.raises(UserError, match="accumulate_grad= 1000000000: an epoch holds .* batches; lower it"):
+        train(tmp_path, num_epoch=1, accumulate=10**9)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_disk_or_memory_that_fails_is_no_damage_of_a_resume_point(stopped, tmp_path, monkeypatch, error):
+    lock.release(open_run(tmp_path, {}).folder)
+    checkpoints.save(tmp_path / "last.pth", stopped)
+
+    def load(*_, **__):
+        raise error
+
+    for name, place in {"load": torch, "_survey": pickles}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, load)
+            with pytest.raises(UserError) as failed, in_words():
+                train(tmp_path)
+        assert "move it aside" not in str(failed.value) and "truncated" not in str(failed.value)
 
 
 class Wandb(SimpleNamespace):

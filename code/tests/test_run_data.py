@@ -1,11 +1,13 @@
 """A run is its settings and its data: what was exchanged between stop and resume, or while it trained, is named."""
 
+import errno
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -281,3 +283,41 @@ def test_a_dry_run_names_exchanged_data_too(copy, capsys):
         run("B", copy, "dry_run=true")
     printed = capsys.readouterr().out
     assert end.value.code == 1 and "WRONG  run folder: " in printed and "splits (changed)" in printed
+
+
+@pytest.mark.parametrize("letter", "BC")
+def test_data_that_cannot_be_written_are_read_with_a_cache_elsewhere(world, tmp_path, monkeypatch, letter):
+    copy = shutil.copytree(world, tmp_path / "copy", ignore=shutil.ignore_patterns("results", "cache"))
+    whole = checkpoints.replace_atomically
+
+    def write(path: Path, content) -> None:
+        if copy / "datasets" in Path(path).parents:
+            raise UserError(f"{path}: could not be written") from OSError(errno.EROFS, "Read-only file system")
+        whole(path, content)
+
+    monkeypatch.setattr(checkpoints, "replace_atomically", write)
+    run(letter, copy, f"cache={tmp_path / 'elsewhere'}")
+    kept = [path.name for path in (tmp_path / "elsewhere").rglob("*.trials.npy")]
+    assert len(kept) == 1 and not (copy / "datasets/cache").exists()
+
+
+def test_a_clip_from_the_hub_may_be_fetched_again_and_is_not_asked_for_while_it_is_there(world, tmp_path, monkeypatch):
+    hub, fetched = tmp_path / "hub", []
+    copy = shutil.copytree(world, tmp_path / "copy", ignore=shutil.ignore_patterns("results"))
+
+    def fetch(name, **_) -> str:
+        fetched.append(name)
+        return str(shutil.copytree(copy / "pretrains/clip", hub))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: str(hub / file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gen_eval_eeg, "score", lambda *_: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                run("C", copy, "clip=some/clip")
+    assert len(fetched) == 1, "asked for while it was there"
+    assert "CLIP model.safetensors" in json.loads((copy / FOLDERS["C"] / "inputs.json").read_text())
+    shutil.rmtree(hub)
+    run("C", copy, "clip=some/clip")
+    assert (copy / FOLDERS["C"] / "finished.json").exists() and len(fetched) == 2

@@ -14,9 +14,11 @@ from omegaconf import OmegaConf
 
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
 from runtime import checkpoints, lock
-from runtime.errors import UserError, cli
+from runtime.errors import UserError, cli, in_words
+from runtime.memory import advise
 from runtime.paths import file_or_name, under_root
 from runtime.plain import read_yaml
+from runtime.ranks import LoneError
 from runtime.runs import begun, check_hand_on, hand_on, look_at_folder, open_run, run_config
 
 CONFIG = {"lr": 1.0, "name": "${oc.env:HOME}"}
@@ -135,7 +137,7 @@ def test_another_cache_is_no_other_run():
 def test_a_damaged_record_of_the_end_is_named(tmp_path, content):
     folder = begin(tmp_path / "run")
     (folder / "finished.json").write_text(content)
-    with pytest.raises(UserError, match="run/finished.json: .*delete it, and the same command goes on"):
+    with pytest.raises(UserError, match="run/finished.json: .*move it aside, and the same command goes on"):
         open_run(folder, CONFIG)
     (folder / "finished.json").unlink()
     run = open_run(folder, CONFIG)
@@ -164,18 +166,18 @@ def test_a_place_to_hand_on_that_is_none_is_named_before_the_work(tmp_path):
 
 def test_a_look_at_the_folder_writes_nothing(tmp_path):
     cfg = from_cli(PretrainConfig, [f"root_path={tmp_path}", "name=a"])
-    assert "free" in look_at_folder(cfg, "eeg_pretrain", run_config(cfg), None)
+    assert "free" in look_at_folder(cfg, "eeg_pretrain", run_config(cfg), None, lambda _: [])
     assert not names(tmp_path)
     folder = begin(tmp_path / "results" / "eeg_pretrain" / "a", run_config(cfg))
-    assert "goes on" in look_at_folder(cfg, "eeg_pretrain", run_config(cfg), None)
+    assert "goes on" in look_at_folder(cfg, "eeg_pretrain", run_config(cfg), None, lambda _: [])
     moves = replace(cfg, overwrite=True)
-    assert "will be moved aside" in look_at_folder(moves, "eeg_pretrain", run_config(cfg), None)
+    assert "will be moved aside" in look_at_folder(moves, "eeg_pretrain", run_config(cfg), None, lambda _: [])
     (folder / lock.NAME).write_text("{}")
     with pytest.raises(UserError, match="is at work here"):
-        look_at_folder(cfg, "eeg_pretrain", run_config(cfg), None)
+        look_at_folder(cfg, "eeg_pretrain", run_config(cfg), None, lambda _: [])
     (folder / "config.yaml").unlink()
     with pytest.raises(UserError, match="holds no config.yaml"):
-        look_at_folder(moves, "eeg_pretrain", run_config(cfg), None)
+        look_at_folder(moves, "eeg_pretrain", run_config(cfg), None, lambda _: [])
 
 
 def test_plain_yaml_is_read(tmp_path):
@@ -213,5 +215,25 @@ def test_other_errors_of_the_system_stay_what_they_are(monkeypatch):
     with pytest.raises(BrokenPipeError):
         cli(main)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FileNotFoundError):
-        cli(lambda: Path("none").read_text())
+    with pytest.raises(UserError, match="none: No such file"), in_words():  # which `ranks` says once, for all
+        Path("none").read_text()
+    with pytest.raises(LoneError, match="none: No such file"), advise(2, 1, "cpu"):  # others wait in a sum of gradients
+        Path("none").read_text()
+
+
+def test_a_users_own_files_are_not_written_over(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("batch: 4\n")
+    with pytest.raises(UserError, match="run: holds a config.yaml that is no run's"):
+        open_run(tmp_path / "run", CONFIG)
+    assert names(tmp_path / "run") == ["config.yaml"]
+    run, target = open_run(tmp_path / "other", CONFIG), tmp_path / "pretrains/a.pth"
+    checkpoints.write_text(target.with_suffix(".json"), '{"about": "mine"}')
+    with pytest.raises(UserError, match="pretrains/a.json: comes from elsewhere"):
+        check_hand_on(target, run)
+    checkpoints.save(run.checkpoint, {"format": "x-1"})
+    target.with_suffix(".json").unlink()
+    hand_on(run, target)
+    target.unlink()  # killed before it was there: the record is ours
+    check_hand_on(target, run)
+    lock.release(run.folder)

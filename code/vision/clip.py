@@ -10,8 +10,9 @@ import torch
 from PIL.Image import Image, new
 from torch import Tensor
 
-from runtime.checkpoints import check_finite, loaded
+from runtime.checkpoints import check_finite, loaded, read_plain
 from runtime.errors import UserError, as_sentence
+from runtime.model_files import read_tensors
 from vision.clip_files import OPEN_CLIP, clip_files, fetch_clip, read_facts
 
 
@@ -102,8 +103,8 @@ class OpenCLIP:
         if not weights:
             raise UserError(f"{name}: names no weights; write {OPEN_CLIP}<model>/<tag> or {OPEN_CLIP}<model>:<file>")
         with as_sentence(f"{name} is not a CLIP model that open_clip can load"):
-            if ":" in known and not Path(weights).is_file():
-                raise FileNotFoundError(f"{weights} is no plain file")
+            if ":" in known:
+                look_at_weights(Path(weights))
             self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
         self.model.eval().requires_grad_(False)
         _loaded(self.model, f"{name}: CLIP")
@@ -122,6 +123,16 @@ class OpenCLIP:
     def fingerprint_parts(self) -> tuple[torch.nn.Module, str]:
         """As FrozenCLIP's."""
         return self.model.visual, str(self.preprocess)
+
+
+def look_at_weights(path: Path) -> None:
+    """Refuse a weight file that open_clip would unpickle, or read in ways that are not checked. Raises UserError."""
+    if path.suffix == ".safetensors":
+        read_tensors(path, "CLIP")
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        read_plain(path, "weight file of CLIP")
+    else:
+        raise UserError(f"{path}: is no weight file of a kind that is read: .safetensors, .pt, .pth or .bin")
 
 
 def _loaded(model: torch.nn.Module, what: str) -> None:

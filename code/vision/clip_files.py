@@ -55,12 +55,16 @@ def clip_files(name: str | Path) -> list[Path]:
 def fetch_clip(name: str | Path) -> Path:
     """The folder `name`, or the hub's model of that name, of which the files that are read are downloaded.
 
-    Nothing is downloaded for a folder. Raises UserError.
+    Nothing is downloaded for a folder, or for what is in the hub's cache. Raises UserError.
     """
     if Path(name).is_dir():
         return Path(name)
     if str(name).count("/") != 1:
         raise UserError(f"{name}: no such folder; name one, or a hub model such as openai/clip-vit-large-patch14")
+    if len(there := clip_files(name)) == len(FILES):
+        words = {path.name for path in there[0].parent.iterdir()}
+        if "tokenizer.json" in words or {"vocab.json", "merges.txt"} <= words:
+            return there[0].parent
     from huggingface_hub import snapshot_download
 
     with as_sentence(f"{name} is not a CLIP model that transformers can load"):
