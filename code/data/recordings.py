@@ -213,7 +213,7 @@ def _check_edf(path: Path, width: int) -> list[int]:
         raise UserError(f"{path}: its header is not one of an EDF or BDF file ({error})") from error
     whole = math.floor(held)
     expected = whole if records == -1 else records  # -1: not yet known when the header was written
-    if whole < 1 or expected - whole not in (0, 1):
+    if begin < 256 or whole < 1 or expected - whole not in (0, 1):
         raise UserError(f"{path}: holds {held:.6g} data records, {records} by its header; export it again, whole")
     if held != expected:
         print(f"note: {path}: holds {held:.6g} data records, {records} by its header: {whole} whole ones are read")

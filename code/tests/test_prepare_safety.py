@@ -181,10 +181,10 @@ def test_senseless_settings_are_one_sentence(place, monkeypatch, setting, value)
     assert not list(place.glob("*out*"))
 
 
-def edf(records=10, held=10, seconds="1", low=-200, high=200, one=None, least=-32768, most=32767, bdf=False):
+def edf(records=10, held=10, seconds="1", low=-200, high=200, one=None, begin=768, least=-32768, most=32767, bdf=False):
     """An EDF file of two channels, 64 samples a record; its header says what it is told."""
     fields = [("Fp1", 16), ("", 80), ("uV", 8), (low, 8), (high, 8), (least, 8), (most, 8), ("", 80), (64, 8), ("", 32)]
-    head = [("0", 8), ("X", 80), ("X", 80), ("01.01.26", 8), ("00.00.00", 8), (768, 8), ("", 44), (records, 8)]
+    head = [("0", 8), ("X", 80), ("X", 80), ("01.01.26", 8), ("00.00.00", 8), (begin, 8), ("", 44), (records, 8)]
     head = b"".join(str(text).encode().ljust(n) for text, n in [*head, (seconds, 8), (2, 4)])
     signals = b"".join(str(text).encode().ljust(n) * 2 for text, n in fields).replace(b"Fp1", b"Fp2", 1)
     if one is not None:  # the first channel's maximum
@@ -218,7 +218,7 @@ def test_a_channel_without_a_range_is_dropped(tmp_path):
     + [({"records": -7}, "-7 by"), ({"records": 0}, "0 by"), ({"records": 7}, "holds 10 data records, 7 by")]
     + [({"seconds": "0"}, "no length"), ({"seconds": "nan"}, "no length"), ({"low": 0, "high": 0}, "no range")]
     + [({"least": 0, "most": 0}, "no range"), ({"least": 9, "most": -9}, "no range"), ({"low": "nan"}, "NaN")]
-    + [({"low": "x"}, "header is not"), ({"bdf": True}, "data records")],
+    + [({"low": "x"}, "header is not"), ({"bdf": True}, "data records"), ({"begin": -5}, "data records")],
 )  # fmt: skip
 def test_an_edf_that_promises_other_data_is_refused(tmp_path, change, words):
     path = tmp_path / ("x.bdf" if change.get("bdf") else "x.edf")
