@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 from torch import Tensor
 
-from evaluation.folder import Outcome, count_samples, is_bare, picture_path, read_folder
+from evaluation.folder import PAIRS, Outcome, count_samples, is_bare, picture_path, read_folder, stored
 from evaluation.similarity import pearson, pixel_mse
 from runtime import digests
 from runtime.checkpoints import write_bytes
@@ -52,7 +52,7 @@ def network_arrays(
 
     Returns:
         `<run>.alike_<name>` (N, S, U); `<run>.fid` (N, S, 2048) and `truth.fid` (N, 2048), float32.
-        Nothing of a network without weights: `never_looked` says so.
+        Nothing of a network without weights: `never_looked` says so. Beyond PAIRS trials times images, `fid` alone.
 
     Raises:
         UserError: a weights file is damaged or of another network, or a picture is missing.
@@ -63,13 +63,14 @@ def network_arrays(
     pixels = sha256(b"".join(sha256(read_pictures([path]).numpy().tobytes()).digest() for path in truths)).hexdigest()
     arrays = {}
     for network in NETWORKS:
-        if (path := network.weights(root)) is None:
+        names = [name for name in network.names if name == "fid" or len(first) * len(image) <= PAIRS]
+        if not names or (path := network.weights(root)) is None:
             continue
         see = partial(_features, network.load(path, device), device)
         seen = cache(partial(see_files, truths, see))
         known = {
             name: cached(store, name, [], [PREPARED, pixels, digests.sha256(path)], lambda n=name, s=seen: s()[n])
-            for name in network.names
+            for name in names
         }
         arrays |= {"truth.fid": known["fid"][row]} if "fid" in known else {}
         look = partial(see_files, see=lambda pictures, see=see, known=known: _compared(see(pictures), known))
@@ -87,8 +88,8 @@ def _features(see: See, device: str, pictures: Tensor) -> dict[str, Tensor]:
 def _compared(features: dict[str, Tensor], truths: dict[str, Tensor]) -> dict[str, Tensor]:
     """Features (n, D) of pictures and (U, D) of truths -> what is kept of the pictures (n, ...), float32."""
     kept = {}
-    for name, values in features.items():
-        a, b = values.numpy(), truths[name].numpy()
+    for name in truths:
+        values, a, b = features[name], features[name].numpy(), truths[name].numpy()
         if name == "fid":  # compares sets
             kept[name] = values
         else:
@@ -97,10 +98,17 @@ def _compared(features: dict[str, Tensor], truths: dict[str, Tensor]) -> dict[st
     return kept
 
 
-def never_looked(real: Outcome, root: str | Path) -> list[str]:
-    """A sentence for each network whose scores a run lacks. root: folder that holds `pretrains/features`."""
+def never_looked(real: Outcome, root: str | Path, pairs: bool = True) -> list[str]:
+    """A sentence for each network whose scores a run lacks; without `pairs`, of those that compare sets.
+
+    root: folder that holds `pretrains/features`.
+    """
     known = {*real.alike, *(["fid"] if real.fid is not None else [])}
-    return [network.left_out(root) for network in NETWORKS if not known.issuperset(network.names)]
+    return [
+        network.left_out(root)
+        for network in NETWORKS
+        if (pairs or "fid" in network.names) and not known.issuperset(network.names)
+    ]
 
 
 def look(
@@ -145,5 +153,5 @@ def look(
 def keep(folder: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Add arrays to the folder's arrays.safetensors."""
     path = Path(folder) / "arrays.safetensors"
-    content = load_file(path) | arrays
+    content = stored(path) | arrays
     write_bytes(path, save({name: np.ascontiguousarray(values) for name, values in content.items()}))

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+import torch
 
 from evaluation.plain_files import read_trials, refuse
 from runtime.errors import UserError
+from runtime.model_files import read_tensors
 from runtime.pictures import read_picture
 
 PICTURE_FIELDS = ("logits", "features", "clip", "fid")  # of pictures and of truths
@@ -133,21 +133,19 @@ def is_bare(folder: str | Path) -> bool:
 
 def _bare_trials(samples: Path) -> dict[str, Any]:
     n = len(list(samples.glob("test*-0.png")))
-    if not 2 <= n <= PAIRS**0.5:
-        can = f"two-way scores need 2 to {PAIRS**0.5:.0f} trials"
-        raise UserError(f"{samples}: holds {n} truths (test<trial>-0.png), but {can}")
+    if n < 2:
+        raise UserError(f"{samples}: holds {n} truths (test<trial>-0.png), but two-way scores need 2 trials or more")
     unknown = dict.fromkeys(("label", "class_index"), np.full(n, -1)) | {"onset": np.full(n, np.nan)}
     return dict.fromkeys(("subject", "recording"), [""] * n) | unknown
 
 
-def _stored(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; expected a folder written by gen_eval_eeg.py")
-    try:
-        return load_file(path)
-    except (SafetensorError, KeyError, TypeError) as error:  # numpy has no bfloat16
-        problem = f"is truncated, no safetensors file, or in half precision ({error!r})"
-        raise UserError(f"{path}: {problem}; run the evaluation again") from error
+def stored(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file. Raises UserError: missing, damaged, or of numbers that stage C does not write."""
+    arrays = read_tensors(path, "the arrays of an evaluation; run it again")
+    for key, array in arrays.items():
+        of = array.dtype
+        refuse(path, (of not in (torch.float32, torch.float64), f"{key} is of {of}, expected float32 or float64"))
+    return {key: array.numpy() for key, array in arrays.items()}
 
 
 def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, dict[str, np.ndarray]]:
@@ -158,11 +156,11 @@ def _by_run(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, d
         run, _, field = key.partition(".")
         dimensions = DIMENSIONS.get(field, 3 if field.startswith("alike_") else -1) - (run == "truth")
         known = array.ndim == (1 if run == "baseline" else dimensions) and KEY.fullmatch(key)
+        known = known and (run != "truth" or field in PICTURE_FIELDS)
         refuse(
             path,
             (not known, f"holds {key[:99]!r} of shape {array.shape}, which this version does not know"),
             (array.shape[:1] != (n,), f"{key} is of shape {array.shape}, trials.csv has {n} rows"),
-            (array.dtype not in (np.float32, np.float64), f"{key} is of {array.dtype}, expected float32 or float64"),
             (not array.size or not np.isfinite(array).all(), f"{key} is empty or not finite"),
             (run == "baseline" and ((array < 0) | (array > 1)).any(), f"{key} holds what is no share of 0 to 1"),
         )
@@ -208,7 +206,7 @@ def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None
     samples = folder if bare and not samples.is_dir() else samples
     trials = _bare_trials(samples) if bare else read_trials(folder)
     n, notes = len(trials["label"]), []
-    parts = _by_run(path, ({} if bare else _stored(path)) | dict(more or {}), n)
+    parts = _by_run(path, ({} if bare else stored(path)) | dict(more or {}), n)
     if "real" not in parts and not bare:
         raise UserError(f"{path}: holds no array of the real run (real.logits and so on)")
     parts.setdefault("real", {})
@@ -218,17 +216,18 @@ def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None
         truth = truth._replace(image=np.array(trials["image"]))
     if not bare:
         _check_together(folder, truth, parts["real"])
-    if bare or (shown and len(set(truth.image)) * n <= PAIRS):
+    if bare:
+        each = (read_picture(picture_path(samples, i, 0))[0] for i in range(n))  # all may not fit in memory
+        truth = truth._replace(image=np.array([sha256(pixels.tobytes()).hexdigest() for pixels in each]))
+    if truth.image is not None and len(set(truth.image)) * n <= PAIRS:
         pixels, notes = pictures(samples, n, range(1))
         truth = truth._replace(pixels=pixels[:, 0])
-    if bare:
-        truth = truth._replace(image=np.array([sha256(p.tobytes()).hexdigest() for p in truth.pixels]))
     if bare and truth.logits is not None:  # nobody else says what class a picture is of
         truth = truth._replace(label=truth.logits.argmax(1))
     outcomes = {}
     for run, arrays in parts.items():
         alike = {key.removeprefix("alike_"): array for key, array in arrays.items() if key.startswith("alike_")}
-        where = None if truth.pixels is None else samples if run == "real" else run_folder(folder, run)
+        where = None if truth.image is None else samples if run == "real" else run_folder(folder, run)
         fields = {key: arrays.get(key) for key in (*PICTURE_FIELDS, "embedding")}
         outcomes[run] = Outcome(alike=alike, folder=where, **fields)
     return Contents(truth, outcomes, baselines, trials, notes, bare)
@@ -236,7 +235,7 @@ def read_folder(folder: str | Path, more: Mapping[str, np.ndarray] | None = None
 
 def with_pixels(outcome: Outcome, truth: Truth) -> tuple[Outcome, list[str]]:
     """The outcome with its pictures, which are of the truths' size, and sentences about those that were converted."""
-    if outcome.folder is None:
+    if truth.pixels is None:
         return outcome, []
     samples = count_samples(outcome.folder)
     arrays = (outcome.logits, outcome.features, outcome.clip, outcome.fid, *outcome.alike.values())

@@ -119,7 +119,7 @@ def left_out(truth: Truth, real: Outcome, root: str | Path) -> list[str]:
     elif not retrieves(real, truth):
         notes.append("Retrieval by EEG is left out: no embedding of the EEG is in the space of this CLIP.")
     few = [] if real.fid is None else too_few(real.fid[..., 0].size, images)
-    return notes + never_looked(real, root) + few
+    return notes + never_looked(real, root, images * trials <= PAIRS) + few
 
 
 def _read(contents: Contents, run: dict, real: Collection[str], scores: dict, controls: dict) -> dict:
@@ -162,8 +162,6 @@ def write_metrics(
         notes = notes + converted
     real = items.pop("real")
     notes = notes + left_out(truth, contents.outcomes["real"], root)
-    if not real:
-        raise UserError(f"{folder}: nothing can be scored. {' '.join(notes)}")
     n = len(truth.label)
     unit = "image" if truth.image is not None and len(set(truth.image)) == n else "trial"
     tapes = None if unit == "image" else recordings(trials)  # trials that are no separate images hang together
@@ -181,6 +179,8 @@ def write_metrics(
     turn_distances(metrics)
     for name, outcome in contents.outcomes.items():
         (scores if name == "real" else controls[name]).update(set_scores(outcome, truth))
+    if not scores:
+        raise UserError(f"{folder}: nothing can be scored. {' '.join(notes)}")
     write_item_scores(folder, n, real)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     return metrics
