@@ -88,13 +88,9 @@ class TrialFile:
                 self.samples.with_suffix(".json").unlink(missing_ok=True)
                 _open(self.path, self.samples)
             eeg = np.memmap(self.samples, "<f4", "c", offset, shape)
-            if _digest(eeg) == self.about["trials"]["digest"][trial]:
+            if digests.of_bytes(eeg) == self.about["trials"]["digest"][trial]:
                 return eeg
         raise UserError(f"{self.path}: changed while it was read; give the same command again when it is whole")
-
-
-def _digest(content: bytes | np.ndarray) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def open_trial_file(path: str | Path, cache: str | Path | None = None) -> TrialFile:
@@ -110,7 +106,7 @@ def open_trial_file(path: str | Path, cache: str | Path | None = None) -> TrialF
         raise UserError(f"{path}: no such file; expected a file of EEG trials (layout of eeg_5_95_std.pth)")
     samples = path.parent / "cache" / f"{path.stem}.trials.npy"
     if cache:  # which may hold those of other folders too
-        samples = Path(cache) / f"{path.stem}-{_digest(bytes(path.resolve()))[:8]}.trials.npy"
+        samples = Path(cache) / f"{path.stem}-{digests.of_bytes(bytes(path.resolve()))[:8]}.trials.npy"
     return _open(path, samples)
 
 
@@ -190,7 +186,7 @@ def _describe(path: Path, about: dict) -> dict:
     """Write, and give back, what `_described` reads: JSON that begins with the digest of the rest."""
     about = about | {"format": FORMAT, "content": _content(path)}
     rest = f", {json.dumps(about)[1:]}"
-    checkpoints.write_text(path.with_suffix(".json"), f'{{"digest": "{_digest(rest.encode())}"{rest}')
+    checkpoints.write_text(path.with_suffix(".json"), f'{{"digest": "{digests.of_bytes(rest.encode())}"{rest}')
     return about
 
 
@@ -201,7 +197,7 @@ def _described(path: Path) -> dict:
     try:
         text = index.read_bytes()
         about = json.loads(text)
-        if about.pop("digest") == _digest(text[text.index(b",") :]) and about["content"] == _content(path):
+        if about.pop("digest") == digests.of_bytes(text[text.index(b",") :]) and about["content"] == _content(path):
             return about
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
@@ -234,7 +230,7 @@ def _convert(path: Path, samples: Path) -> dict:
         sizes = []
         for number, trial in enumerate(trials):
             eeg = _samples_of(trial, f"{path}: trial {number}")
-            columns["digest"].append(_digest(eeg))
+            columns["digest"].append(digests.of_bytes(eeg))
             sizes.append(_sizes_of(eeg))
             yield eeg
         _check_sizes(path, *np.array(sizes).T)

@@ -12,6 +12,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from dataset import Trials
+from evaluation.block_design import tapes
 from evaluation.n_way import n_way_accuracy
 from runtime.errors import UserError
 
@@ -95,8 +96,7 @@ def nearest_in_time(
 def clock(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
     """(N,) seconds within the recording, or the place in the file without onsets; (N,) subject and recording."""
     time = trials.position if trials.onset is None else trials.onset
-    tapes = trials.recording or [""] * len(trials)
-    return time.double().numpy(), np.array([f"{s} {t}" for s, t in zip(trials.subject.tolist(), tapes, strict=True)])
+    return time.double().numpy(), tapes(trials.subject.tolist(), trials.recording or [""] * len(trials))
 
 
 @dataclass

@@ -14,6 +14,11 @@ from runtime.errors import UserError
 RANDOM = 0.05  # the order is called random from this p on; a smaller one may be chance, but is not trusted
 
 
+def tapes(subjects: Sequence, recordings: Sequence) -> np.ndarray:
+    """(N,) subject and recording of each trial, as one text: a recording's name may be used for two subjects."""
+    return np.array([f"{subject} {recording}" for subject, recording in zip(subjects, recordings, strict=True)])
+
+
 def _centred(n: int) -> np.ndarray:
     """Places in time (n,), -1/2 to 1/2."""
     return (np.arange(n) - (n - 1) / 2) / n
@@ -90,7 +95,7 @@ def design_from(labels: Sequence, onset: Sequence | None = None, recording: Sequ
 
 def design_of(trials: Mapping[str, Any]) -> tuple[str, str]:
     """`design_from` of the columns of trials.csv."""
-    tape = np.array([f"{a} {b}" for a, b in zip(trials["subject"], trials["recording"], strict=True)])
+    tape = tapes(trials["subject"], trials["recording"])
     if not np.isnan(trials["onset"]).any():
         return design_from(trials["label"], trials["onset"], tape)
     order = trials["position"].argsort()

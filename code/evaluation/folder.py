@@ -115,7 +115,7 @@ def pictures(folder: Path, n: int, samples: range) -> tuple[np.ndarray, list[str
     pixels, converted = [], []
     for name, i in wanted.items():
         if name not in names:
-            refuse(folder / name, (True, f"picture of trial {i} is missing"))
+            raise UserError(f"{folder / name}: picture of trial {i} is missing; run the evaluation again")
         picture, mode = read_picture(folder / name)
         pixels.append(picture)
         converted += [f"{name}, {mode}"] if mode != "RGB" else []

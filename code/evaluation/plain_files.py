@@ -15,6 +15,7 @@ from annotated_types import Ge, Len
 from typing_extensions import TypedDict
 
 from data.signals import Control, check_design
+from evaluation.block_design import tapes
 from evaluation.statistics import ItemScores
 from runtime.checkpoints import write_text
 from runtime.errors import UserError
@@ -108,7 +109,8 @@ def _columns(path: Path) -> dict[str, list[str]]:
         refuse(path, ("\0" in text or len(columns) < len(head), "holds a zero byte, or two columns of one name"))
         for row in rows:
             if row and len(row) != len(head):
-                refuse(path, (True, f"line {rows.line_num} has {len(row)} fields, the header {len(head)}"))
+                fields = f"line {rows.line_num} has {len(row)} fields, the header {len(head)}"
+                raise UserError(f"{path}: {fields}; run the evaluation again")
             for column, value in zip(columns.values(), row, strict=False):  # an empty line has none
                 column.append(value)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -121,7 +123,9 @@ def _checked(path: Path, name: str, texts: list[str], kind: tuple) -> np.ndarray
     pattern, wanted, read, unknown = kind
     for i, text in enumerate(texts):
         if not pattern.fullmatch(text):
-            refuse(path, (True, f"{name} of trial {i} is {short(text)}, expected {wanted}"))
+            raise UserError(
+                f"{path}: {name} of trial {i} is {short(text)}, expected {wanted}; run the evaluation again"
+            )
     return texts if read is str else np.array([read(text or unknown) for text in texts])
 
 
@@ -152,8 +156,8 @@ def read_trials(folder: str | Path) -> dict[str, Any]:
 
 def recordings(trials: Mapping[str, Any]) -> np.ndarray | None:
     """(N,) number of the subject and recording of each trial; None where those of a trial are unknown."""
-    names = list(zip(trials["subject"], trials["recording"], strict=True))
-    return np.unique([f"{a} {b}" for a, b in names], return_inverse=True)[1] if all(map(all, names)) else None
+    known = all([*trials["subject"], *trials["recording"]])
+    return np.unique(tapes(trials["subject"], trials["recording"]), return_inverse=True)[1] if known else None
 
 
 def write_columns(path: Path, columns: Mapping[str, Iterable]) -> None:

@@ -202,6 +202,6 @@ def load_strictly(module: nn.Module, state: Any, what: str) -> None:
 
 
 def loaded(*modules: nn.Module) -> str:
-    """How many tensors networks have that were loaded, as all are here, strictly: n of n."""
-    count = sum(len(module.state_dict()) for module in modules)
-    return f"{count} of {count}"
+    """How many of their tensors networks have: none that lies on the meta device was assigned."""
+    tensors = [value for module in modules for value in module.state_dict().values()]
+    return f"{sum(not value.is_meta for value in tensors)} of {len(tensors)}"

@@ -59,6 +59,14 @@ def sha256(path: str | Path) -> str:
     return _Known.here[key]
 
 
+def of_bytes(*parts: bytes | memoryview) -> str:
+    """Hex digest of bytes, or of arrays that lie in one piece: of what a cache holds, to tell damage."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def _hashed(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,7 @@
-"""Pages from the templates beside this file. Whatever these are given is escaped, and control characters in it are
-written out; a name they lack is an error."""
+"""Pages from the templates beside this file.
+
+Whatever these are given is escaped, and control characters in it are written out; a name they lack is an error.
+"""
 
 from functools import lru_cache
 from inspect import getmembers, isfunction
