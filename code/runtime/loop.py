@@ -149,9 +149,8 @@ def fit(
     shares = map(progress.read, StepBatches(*portions, ranks.rank(), ranks.world()))
     advice = advise(schedule.batch_size, schedule.accumulate, schedule.device)
     with ranks.signals_to(progress.note_signal), advice:  # the set-up, too, is to end on all at once
-        trainer = Trainer(
-            module, optimizer, schedule.device, schedule.precision, schedule.accumulate, schedule.clip_grad
-        )
+        how = schedule.device, schedule.precision, schedule.accumulate, schedule.clip_grad
+        trainer = Trainer(module, optimizer, *how)
         progress.optimizer = trainer.optimizer
         if saved:
             trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | saved["optimizer"])
