@@ -94,7 +94,7 @@ ELSEWHERE = json.dumps({"machine": "another", "host": "b", "process": 7, "since"
 def test_another_machines_lock_and_a_damaged_one_count_by_their_age(tmp_path, content):
     path = tmp_path / lock.NAME
     path.write_text(content)
-    with pytest.raises(UserError, match=f"is at work here .*delete {path}; without a sign of life it counts for 10"):
+    with pytest.raises(UserError, match=f"is at work here .*delete {path}; without a sign of life it counts 10"):
         lock.hold(tmp_path)
     os.utime(path, (time.time() - lock.GONE - 1,) * 2)
     lock.check(tmp_path)
