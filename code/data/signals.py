@@ -113,7 +113,7 @@ def read_manifest(path: Path) -> dict:
         near = difflib.get_close_matches(key.lower(), DECISIVE, 1, 0.75)
         if near and near[0] not in content:
             raise UserError(f"{path}: has the key {short(key)}; is {near[0]} meant? rename it")
-    check_design(content.get("control", {}).get("design"), f"{path}: control.design")
+    check_design((content.get("control") or {}).get("design"), f"{path}: control.design")
     for key in ("window", "length_limits"):
         first, last = content.get(key, (0, 1))
         if first + (key == "window") > last:
