@@ -80,7 +80,7 @@ def kill_and_finish(world: Path, tmp_path: Path, letter: str, n_kills: int, n_pr
 
 @pytest.mark.parametrize("letter", ["A", "B", "C"])
 def test_a_killed_stage_ends_as_if_nothing_was(world, tmp_path, letter):
-    kill_and_finish(world, tmp_path, letter, 2)
+    kill_and_finish(world, tmp_path, letter, 1)
 
 
 @pytest.mark.full
