@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def write_windows(cfg: PrepareConfig, cleaned: Iterator[Recording], copies: list
 def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], copies: list[dict], out: Path) -> list[dict]:
     """Stages B and C: one folder a recording left out, and the photographs."""
     kinds, folders = named(cfg.markers, "markers", last=True), named(cfg.images, "images", last=False)
-    window, report, epochs = pair(cfg.epoch, "epoch"), [], []
+    window, report, epochs, markers = pair(cfg.epoch, "epoch"), [], [], Counter()
     if odd := sorted(set(kinds.values()) ^ folders.keys()):
         lacking = "marker" if odd[0] in folders else "folder of photographs"
         raise UserError(f"markers={cfg.markers} images={cfg.images}: names no {lacking} for the kind '{odd[0]}'")
@@ -137,11 +138,12 @@ def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], copies: list[
         raise UserError(f"images={cfg.images}: the name of a kind is a word or a few, not {odd[0]!a}")
     for recording in cleaned:
         trials = cut.cut_epochs(recording, kinds, window, cfg.reject, cfg.clip)
+        markers.update(recording.raw.annotations.description.tolist())
         report.append(describe(recording) | {"trials": trials.counts})
         print(f"{recording.name}: " + ", ".join(f"{n} trials {outcome}" for outcome, n in trials.counts.items()))
         epochs += [trials] if trials.kind else []
         sfreq = recording.raw.info["sfreq"]
-    ch_names, eeg = cut.same_channels(epochs, [copy["file"] for copy in copies])
+    ch_names, eeg = cut.same_channels(epochs, [copy["file"] for copy in copies], markers)
     order = {kind: Path(folders[kind]) for kind in dict.fromkeys(kinds.values())}
     photographs = cut.place_photographs(order, out / "imageNet_images", cfg.seed)
     n_times = eeg.shape[2]

@@ -87,17 +87,23 @@ def _once(events: list[list[int]], kind: dict[int, str], near: float) -> list[li
     return kept
 
 
-def same_channels(epochs: Sequence[Epochs], copies: Sequence[str] = ()) -> tuple[list[str], np.ndarray]:
+def same_channels(
+    epochs: Sequence[Epochs], copies: Sequence[str], markers: Counter[str]
+) -> tuple[list[str], np.ndarray]:
     """The channels that all recordings have, and all trials' EEG (N, C, T) reduced to them, in one order.
 
-    copies: files that were left out, for the message.
+    copies: files that were left out; markers: of all recordings, how often each is there; both for the message.
 
     Raises:
         UserError: fewer than two recordings, or no channel in common.
     """
     if len(epochs) < 2:
         without = f", without {len(copies)} copies ({', '.join(copies[:3])})" if copies else ""
-        raise UserError(f"{len(epochs)} recording(s) have accepted trials{without}; leaving one out needs two at least")
+        there = ", ".join(f"{name} ({count})" for name, count in markers.most_common(8)) or "none"
+        raise UserError(
+            f"{len(epochs)} recording(s) have accepted trials{without}; leaving one out needs two at least; "
+            f"the markers in them are: {there}"
+        )
     names = [name for name in epochs[0].ch_names if all(name in e.ch_names for e in epochs)]
     if not names:
         raise UserError(f"{epochs[0].recording}, {epochs[1].recording}, ...: have no channel in common")

@@ -74,7 +74,8 @@ def cli(main: Callable[[], None]) -> None:
         with in_words():
             main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        lines = map(str.strip, str(error).splitlines())  # within one, two spaces may belong to a name
+        print(f"error: {' '.join(lines)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -3,6 +3,7 @@
 import gzip
 import os
 import signal
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from test_lock import child, end
 
 from commands import prepare_eeg
 from data import recordings
+from data.epochs import same_channels
 from runtime.errors import UserError
 
 SFREQ = 128
@@ -273,3 +275,8 @@ def test_what_is_no_recording_is_not_opened(tmp_path, capsys):
         with pytest.raises(UserError, match="too long to name a file, or cannot be printed"):
             recordings.find_recordings(tmp_path)
         (tmp_path / name).unlink()
+
+
+def test_markers_that_are_not_there_are_answered_by_those_that_are():
+    with pytest.raises(UserError, match=r"the markers in them are: Stimulus/S  1 \(60\), 9 \(2\)$"):
+        same_channels([], [], Counter({"9": 2, "Stimulus/S  1": 60}))
