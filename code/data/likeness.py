@@ -63,7 +63,7 @@ def trace(data: np.ndarray, sfreq: float, names: Sequence[str]) -> Trace:
     spread = np.median(np.abs(rows - centre), axis=0)
     signals = [(label, "as recorded", row) for label, row in zip(labels, rows, strict=True)]
     if len(chosen) > 1:
-        few = zip(labels[:REFERENCED], rows[:REFERENCED] - centre, strict=False)
+        few = zip(labels[:REFERENCED], rows[:REFERENCED] - centre, strict=True)
         signals += [(label, "re-referenced", row) for label, row in few]
         signals += [("", "spread", spread - spread.mean())]
     kept: Trace = {}

@@ -108,10 +108,12 @@ def _columns(path: Path) -> dict[str, list[str]]:
         columns: dict[str, list[str]] = {name: [] for name in head}
         refuse(path, ("\0" in text or len(columns) < len(head), "holds a zero byte, or two columns of one name"))
         for row in rows:
-            if row and len(row) != len(head):
+            if not row:  # an empty line
+                continue
+            if len(row) != len(head):
                 fields = f"line {rows.line_num} has {len(row)} fields, the header {len(head)}"
                 raise UserError(f"{path}: {fields}; run the evaluation again")
-            for column, value in zip(columns.values(), row, strict=False):  # an empty line has none
+            for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV in UTF-8 ({error}); run the evaluation again") from error
