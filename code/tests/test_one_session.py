@@ -9,6 +9,10 @@ from PIL import Image
 
 from commands import prepare_eeg
 from data import epochs, recordings
+from dataset import open_trials
+from evaluation.block_design import design_from
+from evaluation.statistics import EEG_CONTROLS, ItemScores, score_table
+from evaluation.verdict import verdict
 from runtime.errors import UserError
 
 SFREQ, NAMES, TRIALS = 100, ["Fp1", "C3", "O1", "O2"], 24
@@ -84,8 +88,14 @@ def marked(raw):
 LEAKS = [two_formats, derivatives, cleaned_beside, trimmed, held]
 
 
-def right_answers(monkeypatch, tmp_path, leak, seed):
-    """Run the command on three sessions; trials of 1-NN that are right, and all. No session is on both sides."""
+def nearest(train, test, eeg):
+    """(N,) the class of the training trial nearest to each trial of `eeg` (N, C, T), in means over 0.07 s."""
+    known, asked = (x[:, :, :70].unflatten(2, (10, 7)).mean(3).flatten(1) for x in (train.eeg, eeg))
+    return train.label[torch.cdist(asked, known).argmin(1)]
+
+
+def prepared(monkeypatch, tmp_path, leak, seed):
+    """Three sessions of noise, each lying there as `leak` writes it, and what the command makes of them."""
     folder, out = tmp_path / f"in{seed}", tmp_path / f"out{seed}"
     for n in range(3):
         leak(folder, n, *session(100 * seed + n))
@@ -97,26 +107,57 @@ def right_answers(monkeypatch, tmp_path, leak, seed):
     words.append(f"images=house:{tmp_path}/house,face:{tmp_path}/face")
     monkeypatch.setattr("sys.argv", ["prepare_eeg", *words])
     prepare_eeg.main()
-    right = total = 0
+    return out
+
+
+def right_answers(monkeypatch, tmp_path, leak, seed):
+    """Of the sessions' trials, those that 1-NN names rightly when theirs is left out (N,), and the verdict on them."""
+    out = prepared(monkeypatch, tmp_path, leak, seed)
     assert len(list(out.glob("fold*"))) == 3
-    for fold in out.glob("fold*"):
-        trials = torch.load(fold / "eeg.pth", weights_only=True)["dataset"]
-        parts = torch.load(fold / "splits_all.pth", weights_only=True)["splits"][0]
-        assert len(trials) == 3 * TRIALS, "each event is one trial"
-        origin = [re.search(r"s(?:ession|_)?(\d)", trial["recording"])[1] for trial in trials]
-        of = {part: {origin[i] for i in parts[part]} for part in parts}
+    random, hits, folds = torch.Generator().manual_seed(seed), {name: [] for name in ("real", *EEG_CONTROLS)}, []
+    for fold in sorted(out.glob("fold*")):
+        parts = open_trials(fold / "eeg.pth", fold / "splits_all.pth", 0, ("train", "val", "test"), 4, 70)
+        assert sum(map(len, parts.values())) == 3 * TRIALS, "each event is one trial"
+        of = {
+            part: {re.search(r"s(?:ession|_)?(\d)", name)[1] for name in trials.recording}
+            for part, trials in parts.items()
+        }
         assert len(of["test"]) == 1 and not of["test"] & (of["train"] | of["val"])
-        eeg = torch.stack([trial["eeg"] for trial in trials])[:, :, :70].unflatten(2, (10, 7)).mean(3).flatten(1)
-        label = torch.tensor([trial["label"] for trial in trials])
-        nearest = torch.cdist(eeg[parts["test"]], eeg[parts["train"]]).argmin(1)
-        right += (label[parts["train"]][nearest] == label[parts["test"]]).sum().item()
-        total += len(parts["test"])
-    return right, total
+        train, test = parts["train"], parts["test"]
+        shown = {"real": test.eeg, "gaussian_eeg": torch.randn(test.eeg.shape, generator=random)}
+        shown["other_trials_eeg"] = test.eeg[torch.randperm(len(test), generator=random)]
+        for name, eeg in shown.items():
+            hits[name].append((nearest(train, test, eeg) == test.label).numpy())
+        folds.append(test)
+    items = {}
+    for name, found in hits.items():
+        values = np.concatenate(found) * 1.0
+        items[name] = {"two_way": ItemScores(values[None], np.full(len(values), 0.5), 0.5, np.arange(len(values)))}
+    real = items.pop("real")
+    order = [np.concatenate([np.asarray(getattr(t, name)) for t in folds]) for name in ("label", "onset", "recording")]
+    tables = score_table(real, items, "trial")
+    said = verdict("two_way", *tables, design_from(*order), None, folds[0].info["split"])
+    return real["two_way"].value, said
 
 
 def check_leak(monkeypatch, tmp_path, leak, seeds):
-    right, total = np.sum([right_answers(monkeypatch, tmp_path, leak, seed) for seed in seeds], axis=0)
-    assert abs(right / total - 0.5) < 2.6 * 0.5 / total**0.5, "chance, within its 99 % interval"
+    answers = []
+    for seed in seeds:
+        right, said = right_answers(monkeypatch, tmp_path, leak, seed)
+        assert (said["class"], said["instance"]) == ("nothing", "nothing") and said["design"] != "leaking", said
+        answers.append(right)
+    total = np.concatenate(answers)
+    assert abs(total.mean() - 0.5) < 2.6 * 0.5 / len(total) ** 0.5, "chance, within its 99 % interval"
+
+
+def test_without_the_comparison_such_noise_would_be_leaking(tmp_path, monkeypatch):
+    """The second line of defence: sessions that pass for two are found among the trials."""
+    monkeypatch.setattr(recordings.likeness, "sessions", lambda traces: ([], np.arange(len(traces))))
+    fold = prepared(monkeypatch, tmp_path, two_formats, 0) / "fold1"
+    train, test = open_trials(fold / "eeg.pth", fold / "splits_all.pth", 0, ("train", "test"), 4, 70).values()
+    assert (nearest(train, test, test.eeg) == test.label).float().mean() > 0.9, "memory looks like reading"
+    same = test.info["split"]["same_eeg"]["test"]
+    assert same["repeated"] > 0.9 * len(test)
 
 
 @pytest.mark.parametrize("leak", LEAKS)
