@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from commands.bench.rows import ONLY_IF_ASKED, ROWS
 from commands.bench.sizes import SIZES, Machine, Row
 from config import from_cli, setting
-from runtime import checkpoints
+from runtime import atomic
 from runtime.devices import pick_device
 from runtime.errors import UserError
 
@@ -78,7 +78,7 @@ def main() -> None:
         print(*map(line, cells(name, sides, unit, peaks[cfg.precision])), sep="\n", flush=True)
     if cfg.json:
         content = {"config": asdict(cfg), "machine": about_machine(machine), "matmul_flops": peaks, "rows": figures}
-        checkpoints.write_text(cfg.json, json.dumps(content, indent=1) + "\n")
+        atomic.write_text(cfg.json, json.dumps(content, indent=1) + "\n")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from config import from_cli, setting
 from dc_ldm import weights
 from dc_ldm.published import FORMATS, check_content, load_base_of, read_stage_a, read_stage_b
 from generate import find_base
-from runtime import checkpoints, digests, file_kinds
+from runtime import atomic, checkpoints, digests, file_kinds
 from runtime.checkpoints import check_tensors
 from runtime.errors import UserError, as_sentence
 from runtime.model_files import read_tensors
@@ -94,7 +94,7 @@ def write_safetensors(content: dict, cfg: ConvertConfig) -> None:
     with as_sentence(f"{cfg.checkpoint}: holds what JSON cannot", "convert it to another format"):
         description = json.dumps(rest, indent=1)
     save_tensors(tensors, Path(cfg.out))
-    checkpoints.write_text(Path(cfg.out).with_suffix(".json"), description)
+    atomic.write_text(Path(cfg.out).with_suffix(".json"), description)
 
 
 def read_safetensors(path: Path) -> dict:
@@ -148,7 +148,7 @@ def write_diffusers(content: dict, cfg: ConvertConfig) -> None:
     for name, (description, tensors) in (parts | {"eeg_conditioner": (about, beside)}).items():
         file = "model" if name == "eeg_conditioner" else "diffusion_pytorch_model"
         save_tensors(tensors, out / name / f"{file}.safetensors")
-        checkpoints.write_text(out / name / "config.json", json.dumps(description, indent=1))
+        atomic.write_text(out / name / "config.json", json.dumps(description, indent=1))
 
 
 def in_diffusers(
@@ -195,7 +195,7 @@ def base_of(content: dict, cfg: ConvertConfig) -> weights.Base:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file and its folder."""
-    checkpoints.write_bytes(path, save({name: value.contiguous() for name, value in tensors.items()}))
+    atomic.write_bytes(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
 WRITERS = {"ours": write_ours, "safetensors": write_safetensors, "v1": write_v1, "diffusers": write_diffusers}

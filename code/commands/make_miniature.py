@@ -31,7 +31,7 @@ from miniature.diffusion import UNET_SIZES, VAE_SIZES
 from miniature.photographs import divide, find_photographs, photographs
 from miniature.renderer import TRAINING_SEEDS, UNSEEN_SEEDS
 from miniature.training import Pictures, rendered
-from runtime import checkpoints, draws
+from runtime import atomic, draws
 from runtime.errors import UserError
 
 PARTS = ("classifier", "clip", "vae", "unet")
@@ -199,12 +199,12 @@ def main() -> None:
     for part in (p for p in PARTS if p in chosen):
         figures = getattr(maker, part)(cfg.steps or STEPS[part][bool(cfg.images)])
         record["parts"][part] = [*earlier.get(part, []), {**figures, "command": command}]
-        checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
+        atomic.write_text(record_path, json.dumps(record, indent=1) + "\n")
     if missing := [part for part in PARTS if part not in record["parts"]]:
         print(f"not measured: {cfg.out} still lacks {', '.join(missing)}")
         return
     record["figures"] = maker.check(unseen)
-    checkpoints.write_text(record_path, json.dumps(record, indent=1) + "\n")
+    atomic.write_text(record_path, json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["figures"], indent=1))
     if not cfg.images:
         print("\n".join(check.shortfalls(record["figures"])) or "every floor is reached")

@@ -27,7 +27,7 @@ from data import recordings
 from data.recordings import Recording
 from data.signals import write_manifest
 from data.trials_file import write_trial_file
-from runtime import checkpoints, digests, lock, plain
+from runtime import atomic, digests, lock, plain
 from runtime.errors import UserError
 from runtime.runs import run_config
 
@@ -162,7 +162,7 @@ def write_trials(cfg: PrepareConfig, cleaned: Iterator[Recording], copies: list[
         sizes = ", ".join(f"{part} {len(rows)}" for part, rows in parts.items())
         print(f"fold{fold}: {sizes} (test: {epochs[fold - 1].recording})")
     stems = [stem for group in photographs["train"].values() for stem in group]
-    checkpoints.write_text(out / "train_stems.txt", "\n".join(stems) + "\n")
+    atomic.write_text(out / "train_stems.txt", "\n".join(stems) + "\n")
     return report
 
 

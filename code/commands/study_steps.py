@@ -32,7 +32,7 @@ from evaluation.sampling import draw, picture_seeds
 from evaluation.seam import System
 from evaluation.statistics import bootstrap_interval, entry, sign_flip_p
 from generate import load_generator
-from runtime import checkpoints
+from runtime import atomic
 from runtime.devices import pick_device
 from runtime.errors import UserError
 from runtime.paths import under_root
@@ -190,7 +190,7 @@ def write_study(folder: Path, cfg: StudyConfig, trials: Trials, about: dict, row
     simulated, n = trials.info["simulated"], len(trials)
     about |= {"split": cfg.split, "n": n, "simulated": simulated, "guidance": cfg.guidance, "seed": cfg.seed}
     content = about | {"precision": identity(cfg)["precision"], "conclusion": conclusion(rows), "rows": rows}
-    checkpoints.write_text(folder / "study.json", json.dumps(content, indent=1) + "\n")
+    atomic.write_text(folder / "study.json", json.dumps(content, indent=1) + "\n")
     text = io.StringIO()
     columns = ["value", "ci95", "chance", "change", "change_ci95", "p_lower"]
     table = csv.writer(text)
@@ -201,8 +201,8 @@ def write_study(folder: Path, cfg: StudyConfig, trials: Trials, about: dict, row
         values = [row[name][c] for name in ("n_way", "class_accuracy") for c in columns]
         shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in values]
         table.writerow([row["sampler"], row["steps"], row["forwards"], *shown])
-    checkpoints.write_text(folder / "study.csv", text.getvalue())
-    checkpoints.write_text(folder / "index.html", page(content))
+    atomic.write_text(folder / "study.csv", text.getvalue())
+    atomic.write_text(folder / "index.html", page(content))
 
 
 def page(content: dict) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Interval, Len
 from typing_extensions import TypedDict
 
-from runtime import checkpoints
+from runtime import atomic
 from runtime.errors import UserError
 from runtime.plain import checked, read_json, short
 
@@ -129,7 +129,7 @@ def check_names(names: list[str] | None, n_chans: int, where: str) -> None:
 
 def write_manifest(path: Path, content: dict) -> None:
     """The JSON object that `read_manifest` reads."""
-    checkpoints.write_text(path, json.dumps(content, indent=1))
+    atomic.write_text(path, json.dumps(content, indent=1))
 
 
 class Span(NamedTuple):

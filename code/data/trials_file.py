@@ -31,7 +31,7 @@ from typing_extensions import TypedDict
 
 from data.signals import odd_one, write_manifest
 from data.stimuli import image_path
-from runtime import checkpoints, digests
+from runtime import atomic, checkpoints, digests
 from runtime.errors import UserError
 from runtime.plain import checked, short
 
@@ -167,14 +167,14 @@ def cached_windows(
 
 def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
     """A float32 .npy file of this shape, written part after part, in place of what killed writers left of it."""
-    checkpoints.sweep(path)
+    atomic.sweep(path)
 
     def write(file) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for part in parts:
             file.write(np.ascontiguousarray(part, dtype="<f4"))
 
-    checkpoints.replace_atomically(path, write)
+    atomic.replace_atomically(path, write)
 
 
 def _content(path: Path) -> dict:
@@ -186,7 +186,7 @@ def _describe(path: Path, about: dict) -> dict:
     """Write, and give back, what `_described` reads: JSON that begins with the digest of the rest."""
     about = about | {"format": FORMAT, "content": _content(path)}
     rest = f", {json.dumps(about)[1:]}"
-    checkpoints.write_text(path.with_suffix(".json"), f'{{"digest": "{digests.of_bytes(rest.encode())}"{rest}')
+    atomic.write_text(path.with_suffix(".json"), f'{{"digest": "{digests.of_bytes(rest.encode())}"{rest}')
     return about
 
 

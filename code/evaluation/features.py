@@ -16,7 +16,7 @@ from torch import Tensor
 from evaluation.folder import PAIRS, Outcome, count_samples, is_bare, picture_path, read_folder, stored
 from evaluation.similarity import pearson, pixel_mse
 from runtime import digests
-from runtime.checkpoints import write_bytes
+from runtime.atomic import write_bytes
 from runtime.errors import UserError
 from runtime.pictures import read_pictures
 from vision.cache import cached

@@ -19,7 +19,7 @@ from data.stimuli import image_path, leave_out_missing
 from data.trials_file import open_trial_file
 from dataset import Trials, open_trials
 from evaluation.seam import System
-from runtime import checkpoints, digests, ranks
+from runtime import atomic, digests, ranks
 from runtime.devices import about_device, pick_device, pick_dtype
 from runtime.errors import UserError
 from runtime.findings import Findings
@@ -289,4 +289,4 @@ def same_trials(folder: Path, test: Trials) -> dict:
 
 def begin(folder: Path, test: Trials) -> None:
     """Write down which trials the pictures in the folder are of. Raises UserError as `same_trials`."""
-    checkpoints.write_text(folder / "begun.json", json.dumps(same_trials(folder, test)))
+    atomic.write_text(folder / "begun.json", json.dumps(same_trials(folder, test)))

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from data.signals import Control, check_design
 from evaluation.block_design import tapes
 from evaluation.statistics import ItemScores
-from runtime.checkpoints import write_text
+from runtime.atomic import write_text
 from runtime.errors import UserError
 from runtime.plain import checked, read_json, short
 

@@ -26,7 +26,7 @@ from evaluation.inputs import Inputs, identity, untold
 from evaluation.plain_files import write_columns
 from evaluation.sampling import Sampled
 from evaluation.scores import write_metrics
-from runtime import checkpoints
+from runtime import atomic
 from runtime.checkpoints import loaded
 from runtime.runs import run_config
 from vision.cache import fingerprint
@@ -161,6 +161,6 @@ def score(folder: Path, inputs: Inputs, sampled: Sampled, baselines: Baselines, 
     """The third call of stage C: trials.csv and arrays.safetensors, then all scores; returns metrics.json."""
     write_columns(folder / "trials.csv", trial_columns(inputs, sampled, baselines.gap))
     arrays = {name: values.contiguous() for name, values in (sampled.arrays | baselines.arrays).items()}
-    checkpoints.write_bytes(folder / "arrays.safetensors", save(arrays))
+    atomic.write_bytes(folder / "arrays.safetensors", save(arrays))
     run = about_run(inputs, sampled, hashes) | {"seconds": round(time.time() - started, 1)}
     return write_metrics(folder, run, run["device"], root=inputs.cfg.root_path)

@@ -18,7 +18,7 @@ from evaluation.plain_files import recordings, write_item_scores
 from evaluation.similarity import cosine, likeness
 from evaluation.statistics import ItemScores, baseline_table, score_table, subject_table, within_class, within_class_p
 from evaluation.verdict import verdict
-from runtime.checkpoints import write_text
+from runtime.atomic import write_text
 from runtime.errors import UserError
 
 

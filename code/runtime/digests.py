@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from runtime import atomic
 from runtime.errors import UserError
 from runtime.plain import checked, read_json
 
@@ -36,10 +37,8 @@ def remember_in(path: Path, writes: bool) -> None:
 def write_down() -> None:
     """Add to the file of `remember_in` what was hashed since, beside what other processes have added."""
     if _Known.new and _Known.writes:
-        from runtime import checkpoints  # it loads torch
-
         with contextlib.suppress(UserError):  # not writable: the next run hashes it again
-            checkpoints.write_text(_Known.kept, json.dumps(_read(_Known.kept) | _Known.new, indent=1))
+            atomic.write_text(_Known.kept, json.dumps(_read(_Known.kept) | _Known.new, indent=1))
         _Known.new = {}
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from runtime import checkpoints, ranks, resume, wandb_log
+from runtime import atomic, checkpoints, ranks, resume, wandb_log
 from runtime.devices import pick_device, pick_dtype
 from runtime.draws import Batch, StepBatches, steps_per_epoch
 from runtime.errors import UserError
@@ -243,7 +243,7 @@ class Progress:
         self.rows.append(row)
         text = io.StringIO()
         csv.writer(text).writerows([list(row), *(earlier.values() for earlier in self.rows)])
-        checkpoints.write_text(self.run.folder / "metrics.csv", text.getvalue())
+        atomic.write_text(self.run.folder / "metrics.csv", text.getvalue())
         values = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in ("epoch", "step", "lr"))
         tqdm.write(f"epoch {epoch:4d}  {values}", file=sys.stdout)
         sys.stdout.flush()

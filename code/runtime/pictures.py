@@ -18,7 +18,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from runtime import checkpoints
+from runtime import atomic
 from runtime.errors import UserError, as_sentence
 
 # PIL would try some forty, and start Ghostscript for one of them; what a file is called says nothing
@@ -136,7 +136,7 @@ def write_picture(path: Path, picture: Tensor) -> None:
     """Write (H, W, 3) uint8 as PNG, whole or not at all."""
     content = io.BytesIO()
     Image.fromarray(picture.numpy()).save(content, "PNG", compress_level=1)
-    checkpoints.write_bytes(path, content.getvalue())
+    atomic.write_bytes(path, content.getvalue())
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -153,4 +153,4 @@ def save_grid(path: Path, truth: Tensor, samples: Tensor, caption: str) -> None:
     ImageDraw.Draw(grid).text((2, 1), caption, fill="black")
     content = io.BytesIO()
     grid.save(content, "PNG")
-    checkpoints.write_bytes(path, content.getvalue())
+    atomic.write_bytes(path, content.getvalue())

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from runtime import checkpoints, digests, lock, ranks, wandb_log
+from runtime import atomic, checkpoints, digests, lock, ranks, wandb_log
 from runtime.errors import UserError
 from runtime.findings import Findings
 from runtime.memory import MemoryPlan
@@ -43,7 +43,7 @@ class Run:
 
     def finish(self, **facts: object) -> None:
         """Mark the run as finished, with plain facts such as seconds and hashes, and let others at its folder."""
-        checkpoints.write_text(self.folder / "finished.json", json.dumps(facts, indent=1))
+        atomic.write_text(self.folder / "finished.json", json.dumps(facts, indent=1))
         lock.release(self.folder)
 
 
@@ -127,7 +127,7 @@ def open_run(folder: Path, config: dict, overwrite: bool = False, sources: Sourc
     if overwrite and there:
         _move_aside(folder)
     if not begun(folder, config):
-        checkpoints.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        atomic.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     elif sources and not there:  # another process was quicker
         sources.compare()
     return Run(folder, _finished(folder))
@@ -188,9 +188,9 @@ def hand_on(run: Run, target: Path) -> str:
     digest = digests.sha256(run.checkpoint)
     origin = os.path.relpath(run.folder.resolve(), target.parent.resolve())  # so that the tree may be moved
     # the record first: a run killed between the two is then still known as the file's owner
-    checkpoints.write_text(target.with_suffix(".json"), json.dumps({"origin": origin, "sha256": digest}))
+    atomic.write_text(target.with_suffix(".json"), json.dumps({"origin": origin, "sha256": digest}))
     with open(run.checkpoint, "rb") as source:
-        checkpoints.replace_atomically(target, lambda file: shutil.copyfileobj(source, file))
+        atomic.replace_atomically(target, lambda file: shutil.copyfileobj(source, file))
     return digest
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime import checkpoints, digests, ranks
+from runtime import atomic, digests, ranks
 from runtime.errors import UserError
 from runtime.plain import checked, read_json
 
@@ -62,7 +62,7 @@ class Sources:
             known = {name: value for name, value in now.items() if name in self.sha256 or name not in read}
             self._refuse(known, whole=True)
             if self.is_new:
-                checkpoints.write_text(self.record, json.dumps(now, indent=1))
+                atomic.write_text(self.record, json.dumps(now, indent=1))
 
     def _hashed(self) -> Iterator[dict[str, str]]:
         """sha256 of each file that is there, after each group. Raises UserError."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime import checkpoints
+from runtime import atomic
 from runtime.draws import rand
 from sc_mbm.linear_reference import linear_share
 
@@ -119,5 +119,5 @@ def draw_reconstruction(path: Path, mae: nn.Module, eeg: Tensor, mask: Tensor, l
         axis.set_xlabel("time (ms)" if labels.sfreq else "time (samples)")
     figure.suptitle(labels.title, fontsize=10)
     figure.tight_layout()
-    checkpoints.replace_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    atomic.replace_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
     plt.close(figure)

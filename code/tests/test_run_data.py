@@ -23,7 +23,7 @@ import stageA1_eeg_pretrain as stage_a
 from data import stimuli
 from dataset import EEGWindows
 from dc_ldm.ldm_for_eeg import LatentTrials
-from runtime import checkpoints, digests
+from runtime import atomic, checkpoints, digests
 from runtime.errors import UserError
 
 FOLDERS = {"A": "results/eeg_pretrain/a", "B": "results/generation/b", "C": "results/eval/c"}
@@ -286,14 +286,14 @@ def test_a_dry_run_names_exchanged_data_too(copy, capsys):
 @pytest.mark.parametrize("letter", "BC")
 def test_data_that_cannot_be_written_are_read_with_a_cache_elsewhere(world, tmp_path, monkeypatch, letter):
     copy = shutil.copytree(world, tmp_path / "copy", ignore=shutil.ignore_patterns("results", "cache"))
-    whole = checkpoints.replace_atomically
+    whole = atomic.replace_atomically
 
     def write(path: Path, content) -> None:
         if copy / "datasets" in Path(path).parents:
             raise UserError(f"{path}: could not be written") from OSError(errno.EROFS, "Read-only file system")
         whole(path, content)
 
-    monkeypatch.setattr(checkpoints, "replace_atomically", write)
+    monkeypatch.setattr(atomic, "replace_atomically", write)
     run(letter, copy, f"cache={tmp_path / 'elsewhere'}")
     kept = [path.name for path in (tmp_path / "elsewhere").rglob("*.trials.npy")]
     assert len(kept) == 1 and not (copy / "datasets/cache").exists()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from config import FinetuneConfig, GenerateConfig, PretrainConfig, from_cli
-from runtime import checkpoints, lock
+from runtime import atomic, checkpoints, lock
 from runtime.errors import UserError, cli, in_words
 from runtime.memory import advise
 from runtime.paths import file_or_name, under_root
@@ -228,7 +228,7 @@ def test_a_users_own_files_are_not_written_over(tmp_path):
         open_run(tmp_path / "run", CONFIG)
     assert names(tmp_path / "run") == ["config.yaml"]
     run, target = open_run(tmp_path / "other", CONFIG), tmp_path / "pretrains/a.pth"
-    checkpoints.write_text(target.with_suffix(".json"), '{"about": "mine"}')
+    atomic.write_text(target.with_suffix(".json"), '{"about": "mine"}')
     with pytest.raises(UserError, match="pretrains/a.json: comes from elsewhere"):
         check_hand_on(target, run)
     checkpoints.save(run.checkpoint, {"format": "x-1"})

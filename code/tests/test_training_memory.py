@@ -17,7 +17,7 @@ import runtime.memory as memory_plan
 import stageA1_eeg_pretrain as stage_a
 import training_inputs
 from config import PretrainConfig, from_cli
-from runtime import checkpoints
+from runtime import atomic
 from runtime.devices import adamw
 from runtime.errors import UserError
 from runtime.loop import Schedule, fit
@@ -107,7 +107,7 @@ def test_a_cache_of_pictures_is_whole_or_not_there(tmp_path, monkeypatch):
     assert not folder.exists() or not list(folder.iterdir())
     first = cached()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.os, "fsync", full)
+        patch.setattr(atomic.os, "fsync", full)
         with pytest.raises(UserError, match="latents-.*could not be written .*No space left"):
             cached(depends="another")
     assert len(list(folder.iterdir())) == 1 and torch.equal(cached(interrupted), first), "the earlier one is whole"

@@ -11,7 +11,7 @@ import torch
 
 import data.trials_file as trial_cache
 from data.trials_file import cached_windows, open_trial_file
-from runtime import checkpoints, digests
+from runtime import atomic, checkpoints, digests
 from runtime.errors import UserError
 from runtime.file_kinds import UNKNOWN, file_kind
 
@@ -88,7 +88,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_could_be_taken_for_a_cach
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        target = (trial_cache, "_samples_of") if moment == "samples" else (checkpoints, "write_text")
+        target = (trial_cache, "_samples_of") if moment == "samples" else (atomic, "write_text")
         patch.setattr(*target, interrupt)
         with pytest.raises(KeyboardInterrupt):
             open_trial_file(path)
@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.os, "fsync", full)
+        patch.setattr(atomic.os, "fsync", full)
         with pytest.raises(UserError, match=r"eeg.trials.npy: could not be written .*No space left"):
             open_trial_file(path)
     assert not list((tmp_path / "cache").iterdir())
@@ -347,7 +347,7 @@ def test_windows_that_cannot_be_kept_are_made_in_memory_and_a_line_says_so(tmp_p
     def full(path, write):
         raise UserError("no room") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "replace_atomically", full)
+    monkeypatch.setattr(atomic, "replace_atomically", full)
     capsys.readouterr()
     assert np.array_equal(windows(file, ["b"], made), kept)
     assert "could not be kept" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import data.trials_file as trial_cache
 from data.signals import mapped, read_manifest
 from data.trials_file import open_trial_file
 from dataset import EEGWindows, open_trials
-from runtime import checkpoints
+from runtime import atomic
 from runtime.draws import Batch
 from runtime.errors import UserError
 
@@ -126,7 +126,7 @@ def test_the_place_of_the_cache_is_named_where_none_can_be_written(tmp_path, mon
     def refuse(*_):
         raise UserError("eeg.trials.npy: could not be written") from PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoints, "replace_atomically", refuse)
+    monkeypatch.setattr(atomic, "replace_atomically", refuse)
     with pytest.raises(UserError, match="could not be written; or name a folder .*cache="):
         open_trial_file(path)
 

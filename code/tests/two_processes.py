@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch.distributed import TCPStore
 
 from dc_ldm.generator import EEGImageGenerator
-from runtime import checkpoints, loop, ranks
+from runtime import atomic, loop, ranks
 from runtime.errors import UserError
 
 STAGES = {"stageA1_eeg_pretrain": ("dataset", "EEGWindows"), "eeg_ldm": ("dc_ldm.ldm_for_eeg", "LatentTrials")}
@@ -124,13 +124,13 @@ def _process(rank: int, world: int, port: int, script: str, words: list[str], lo
     }  # fmt: skip
     write_to(logs / f"{rank}.log")
     if rank:
-        whole = checkpoints.replace_atomically
+        whole = atomic.replace_atomically
 
         def pictures_only(path: Path, write) -> None:
             assert path.suffix == ".png" and script == "gen_eval_eeg", f"the second process writes {path}"
             whole(path, write)
 
-        checkpoints.replace_atomically = pictures_only
+        atomic.replace_atomically = pictures_only
     sys.argv = [script, *words]
     if rank == min(1, world - 1):
         torch.optim.AdamW.step = keep_gradients(logs / "gradients.pth")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from runtime import checkpoints, digests, draws
+from runtime import atomic, digests, draws
 from runtime.pictures import image_tensor, load_image
 from vision.clip import FrozenCLIP, OpenCLIP
 
@@ -42,9 +42,9 @@ def cached(
         if (stored := _read(file, kind)) is not None:
             return stored
         print(f"{file} is damaged, or from before caches held a digest; computing it again")
-    checkpoints.sweep(file)
+    atomic.sweep(file)
     result = compute().contiguous()
-    checkpoints.write_bytes(file, save({kind: result}, {DIGEST: _digest(result)}))
+    atomic.write_bytes(file, save({kind: result}, {DIGEST: _digest(result)}))
     return result
 
 

@@ -11,7 +11,7 @@ from commands.ablation.table import Table
 from evaluation.page.tables import Plot, score_name, words
 from evaluation.page.templates import render
 from evaluation.page.text import percent
-from runtime.checkpoints import write_text
+from runtime.atomic import write_text
 from sc_mbm.mae_for_eeg import EEGEncoder
 from training_inputs import ENCODER_SIZES
 

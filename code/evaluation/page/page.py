@@ -17,7 +17,7 @@ from evaluation.folder import count_samples, run_folder
 from evaluation.page.tables import read_metrics, scores, words
 from evaluation.page.templates import macro, render
 from evaluation.plain_files import read_item_scores, read_trials
-from runtime.checkpoints import write_bytes, write_text
+from runtime.atomic import write_bytes, write_text
 from runtime.errors import UserError
 from runtime.pictures import load_image
 from runtime.plain import visible
