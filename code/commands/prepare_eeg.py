@@ -216,13 +216,15 @@ def already_there(out: Path, settings: dict, overwrite: bool) -> bool:
 def work_folder(out: Path) -> Iterator[Path]:
     """A new folder near `out`, to be filled and renamed; removed where that does not come to be.
 
-    What a killed run has left there is removed.
+    What a killed run has left there is removed; its lock beside it tells that it is one's.
 
     Raises:
-        UserError: another process is at work on `out`.
+        UserError: another process is at work on `out`, or something else lies where this is to be.
     """
     work = out.with_name(f".{out.name}.prepare_eeg")
     part = work / "part"
+    if part.exists() and not (work / lock.NAME).exists():
+        raise UserError(f"{part}: was not left by this command, which works there; move it away")
     lock.hold(work)
     try:
         if part.exists():

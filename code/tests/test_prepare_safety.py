@@ -1,6 +1,7 @@
 """prepare_eeg touches nothing but its own, whenever it is killed; broken recordings and settings are one sentence."""
 
 import gzip
+import json
 import os
 import signal
 from collections import Counter
@@ -12,6 +13,7 @@ from test_lock import child, end
 from commands import prepare_eeg
 from data import recordings
 from data.epochs import same_channels
+from runtime import lock
 from runtime.errors import UserError
 
 SFREQ = 128
@@ -64,7 +66,10 @@ def test_what_is_not_its_own_is_refused_and_untouched(place, monkeypatch, out, o
 
 
 def test_leftovers_are_cleared_only_where_they_are_its_own(place, monkeypatch):
-    (place / ".out.prepare_eeg/part/eeg_train").mkdir(parents=True)  # of a run that was killed
+    (place / ".out.prepare_eeg/part/eeg_train").mkdir(parents=True)
+    with pytest.raises(UserError, match="part: was not left by this command"):
+        prepare(monkeypatch)
+    (place / ".out.prepare_eeg" / lock.NAME).write_text(json.dumps({"machine": lock.MACHINE}))  # of a killed run
     mine = ["out.part", ".out.part", ".out.prepare_eeg"]
     for name in mine:
         (place / name).mkdir(exist_ok=True)
